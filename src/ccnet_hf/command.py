@@ -1,0 +1,41 @@
+"""How every command of the package meets its user: arguments from one dataclass, one line when something is wrong."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import HfArgumentParser
+
+
+class _OneLineParser(HfArgumentParser):
+    """`HfArgumentParser` whose complaint is a single line; argparse would print the whole usage first."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def run_command(
+    arguments_class: type, command: Callable[[Any], None], argv: Sequence[str] | None = None, prog: str | None = None
+) -> int:
+    """Parse `argv` into `arguments_class` and run `command` on it.
+
+    Args:
+        arguments_class: dataclass with one field per option, as `HfArgumentParser` reads them.
+        command: the function that does the work. What the user can mend it raises as `ValueError` or `OSError`.
+        argv: command line without the program's name; `None` takes `sys.argv[1:]`.
+        prog: program name shown by `--help`.
+
+    Returns:
+        Exit status: 0, or 1 after one line on stderr when the input was bad. A wrong argument exits with status 2.
+    """
+    parser = _OneLineParser(arguments_class, prog=prog, description=command.__doc__)
+    try:
+        (arguments,) = parser.parse_args_into_dataclasses(args=argv)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        command(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
