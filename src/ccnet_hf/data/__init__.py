@@ -1,0 +1,20 @@
+"""The benchmarks: classes, colours, splits and the way from their archives to a Hugging Face dataset."""
+
+from ccnet_hf.data.ade20k import ADE20K
+from ccnet_hf.data.benchmark import Benchmark
+from ccnet_hf.data.camvid import CAMVID
+from ccnet_hf.data.cityscapes import CITYSCAPES
+from ccnet_hf.data.voc12aug import VOC12AUG
+
+
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (CITYSCAPES, ADE20K, VOC12AUG, CAMVID)}
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """Return the benchmark called `name`; `ValueError` with the known names if there is none."""
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+__all__ = ["ADE20K", "BENCHMARKS", "CAMVID", "CITYSCAPES", "VOC12AUG", "Benchmark", "get_benchmark"]

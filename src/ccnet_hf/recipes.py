@@ -1,0 +1,271 @@
+"""How every published CCNet is built, fed, trained and tested: the one table the rest of the package reads.
+
+The 16 zoo variants are mmsegmentation's `configs/ccnet`, resolved. What they share is the defaults of the dataclasses and
+of `CCNetConfig`; what differs by benchmark stands in `_PROTOCOLS`; what differs by variant in `_ZOO`.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ccnet_hf.data import Benchmark, get_benchmark
+
+
+if TYPE_CHECKING:
+    from ccnet_hf.configuration_ccnet import CCNetConfig
+    from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """Everything of a training that decides its result. Defaults: mmsegmentation's schedule for CCNet.
+
+    Attributes:
+        crop_size: (height, width) of the random crop.
+        scale: (long, short) of the keep-ratio resize that a random ratio multiplies before the crop.
+        ratio_range: that ratio is uniform in this range.
+        cat_max_ratio: a crop is redrawn, up to ten times, while one class covers more than this share of it.
+        photometric_distortion: brightness, contrast, saturation and hue, each with probability 1/2.
+        pad_before_normalization: pad small crops with black (VOC12Aug) instead of the mean colour.
+        batch_size: pictures per step, over all processes.
+        max_train_steps: length of the schedule, and of the training.
+        eval_steps: steps between two evaluations.
+        optimizer: `"sgd"` or `"adamw"`; weight decay applies to every parameter.
+        learning_rate: of the first step, or of the end of the warm-up.
+        min_learning_rate: floor of the polynomial schedule.
+        power: lr(t) = min + (lr - min) * (1 - t / max_train_steps) ** power.
+        momentum: of SGD.
+        weight_decay: L2 for SGD, decoupled for AdamW.
+        warmup_steps: steps of linear warm-up.
+        max_grad_norm: gradients are clipped to this norm; `None` leaves them.
+        backbone_learning_rate_factor: the backbone learns at `learning_rate` times this.
+    """
+
+    crop_size: tuple[int, int]
+    scale: tuple[int, int]
+    batch_size: int
+    max_train_steps: int
+    eval_steps: int
+    ratio_range: tuple[float, float] = (0.5, 2.0)
+    cat_max_ratio: float = 0.75
+    photometric_distortion: bool = True
+    pad_before_normalization: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.01
+    min_learning_rate: float = 1e-4
+    power: float = 0.9
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_steps: int = 0
+    max_grad_norm: float | None = None
+    backbone_learning_rate_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One checkpoint: its model, its input, its training and its test.
+
+    Attributes:
+        name: e.g. `"ccnet-r101-cityscapes-769x769-80k"`; also the folder and the Hub repository.
+        benchmark: name of the benchmark it is trained and scored on.
+        model: keyword arguments of `CCNetConfig`, the backbone's as a dict with its `model_type`.
+        size: `shortest_edge` and `longest_edge` of the keep-ratio resize at test time.
+        image_mean: of the RGB channels, for pixels scaled to 0..1.
+        image_std: likewise.
+        training: how it is trained.
+        tta_ratios: scales of the multi-scale test, each with and without flip.
+        reported: scores and costs as the zoo reports them (never measured here), or `None` for our own checkpoints.
+        checkpoint_file: the zoo's file; the end of its name is the start of its sha256.
+        checkpoint_url: where the zoo publishes it.
+        mmseg_config: name of the mmsegmentation config.
+    """
+
+    name: str
+    benchmark: str
+    model: dict[str, Any]
+    size: dict[str, int]
+    training: TrainingRecipe
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    tta_ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    reported: dict[str, float | None] | None = None
+    checkpoint_file: str | None = None
+    checkpoint_url: str | None = None
+    mmseg_config: str | None = None
+
+    def config(self, **changes: Any) -> CCNetConfig:
+        """Build the model's config with the benchmark's class names; `changes` are further `CCNetConfig` arguments."""
+        from ccnet_hf.configuration_ccnet import CCNetConfig  # here, so that the table is read without torch
+
+        id2label = get_benchmark(self.benchmark).id2label
+        names = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+        return CCNetConfig(**({} if "num_labels" in changes else names) | deepcopy(self.model) | changes)
+
+    def image_processor(self) -> CCNetImageProcessor:
+        """Build the image processor of the single-scale test."""
+        from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
+
+        benchmark: Benchmark = get_benchmark(self.benchmark)
+        return CCNetImageProcessor(
+            size=dict(self.size),
+            image_mean=list(self.image_mean),
+            image_std=list(self.image_std),
+            do_reduce_labels=benchmark.reduce_labels,
+            align_corners=self.model.get("align_corners", False),
+            palette=[list(colour) for colour in benchmark.palette],
+        )
+
+
+# benchmark: (long, short) of the resize in training and test, pictures per GPU, pad before normalisation
+_PROTOCOLS = {
+    "cityscapes": ((2048, 1024), 2, False),
+    "ade20k": ((2048, 512), 4, False),
+    "voc12aug": ((2048, 512), 4, True),
+}
+_GPUS = 4
+_DEPTHS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
+
+# benchmark, depth, crop (h, w), thousands of steps, date and hash of the checkpoint, then as reported: mIoU, mIoU with
+# multi-scale and flip, GB of memory in training, frames/s on a V100 (the last two for the shorter schedule only)
+_ZOO = (
+    ("cityscapes", 50, (512, 1024), 40, "20200616_142517-4123f401", 77.76, 78.87, 6.0, 3.32),
+    ("cityscapes", 101, (512, 1024), 40, "20200616_142540-a3b84ba6", 76.35, 78.19, 9.5, 2.31),
+    ("cityscapes", 50, (769, 769), 40, "20200616_145125-76d11884", 78.46, 79.93, 6.8, 1.43),
+    ("cityscapes", 101, (769, 769), 40, "20200617_101428-4f57c8d0", 76.94, 78.62, 10.7, 1.01),
+    ("cityscapes", 50, (512, 1024), 80, "20200617_010421-869a3423", 79.03, 80.16, None, None),
+    ("cityscapes", 101, (512, 1024), 80, "20200617_203935-ffae8917", 78.87, 79.90, None, None),
+    ("cityscapes", 50, (769, 769), 80, "20200617_010421-73eed8ca", 79.29, 81.08, None, None),
+    ("cityscapes", 101, (769, 769), 80, "20200618_011502-ad3cd481", 79.45, 80.66, None, None),
+    ("ade20k", 50, (512, 512), 80, "20200615_014848-aa37f61e", 41.78, 42.98, 8.8, 20.89),
+    ("ade20k", 101, (512, 512), 80, "20200615_014848-1f4929a3", 43.97, 45.13, 12.2, 14.11),
+    ("ade20k", 50, (512, 512), 160, "20200616_084435-7c97193b", 42.08, 43.13, None, None),
+    ("ade20k", 101, (512, 512), 160, "20200616_000644-e849e007", 43.71, 45.04, None, None),
+    ("voc12aug", 50, (512, 512), 20, "20200617_193212-fad81784", 76.17, 77.51, 6.0, 20.45),
+    ("voc12aug", 101, (512, 512), 20, "20200617_193212-0007b61d", 77.27, 79.02, 9.5, 13.64),
+    ("voc12aug", 50, (512, 512), 40, "20200613_232127-c2a15f02", 75.96, 77.04, None, None),
+    ("voc12aug", 101, (512, 512), 40, "20200613_232127-c30da577", 77.87, 78.90, None, None),
+)
+
+
+def _zoo_recipe(
+    benchmark: str,
+    depth: int,
+    crop_size: tuple[int, int],
+    kilosteps: int,
+    stamp: str,
+    mean_iou: float,
+    mean_iou_multi_scale_flip: float,
+    training_memory_gb: float | None,
+    frames_per_second_v100: float | None,
+) -> Recipe:
+    (long, short), batch_per_gpu, pad_before_normalization = _PROTOCOLS[benchmark]
+    height, width = crop_size
+    crop = f"{height}x{width}"
+    # With an odd crop the corners of map and picture fall together: odd test size, aligned corners, sliding windows.
+    odd = height % 2 == 1
+    if odd:
+        long, short = long + 1, short + 1
+    # mmsegmentation divides the loss by all pixels, ignored ones included.
+    model = {
+        "backbone_config": {
+            "model_type": "ccnet_resnet",
+            "depths": _DEPTHS[depth],
+            "out_features": ["stage3", "stage4"],
+        },
+        "align_corners": odd,
+        "loss_reduction": "all",
+        "inference": {"mode": "slide", "crop_size": list(crop_size), "stride": [513, 513]}
+        if odd
+        else {"mode": "whole"},
+    }
+    published = f"ccnet_r{depth}-d8_{crop}_{kilosteps}k_{benchmark}"
+    checkpoint_file = f"{published}_{stamp}.pth"
+    return Recipe(
+        name=f"ccnet-r{depth}-{benchmark}-{crop}-{kilosteps}k",
+        benchmark=benchmark,
+        model=model,
+        size={"shortest_edge": short, "longest_edge": long},
+        training=TrainingRecipe(
+            crop_size=crop_size,
+            scale=(long, short),
+            batch_size=_GPUS * batch_per_gpu,
+            max_train_steps=1000 * kilosteps,
+            eval_steps=100 * kilosteps,
+            pad_before_normalization=pad_before_normalization,
+        ),
+        reported={
+            "mean_iou": mean_iou,
+            "mean_iou_multi_scale_flip": mean_iou_multi_scale_flip,
+            "training_memory_gb": training_memory_gb,
+            "frames_per_second_v100": frames_per_second_v100,
+        },
+        checkpoint_file=checkpoint_file,
+        checkpoint_url=f"https://download.openmmlab.com/mmsegmentation/v0.5/ccnet/{published}/{checkpoint_file}",
+        mmseg_config=f"ccnet_r{depth}-d8_{_GPUS}xb{batch_per_gpu}-{kilosteps}k_{benchmark}-{crop}",
+    )
+
+
+def _camvid_recipe(name: str, recurrence: int) -> Recipe:
+    """The small checkpoint that the demo uses; with `recurrence=0` its control without attention."""
+    return Recipe(
+        name=name,
+        benchmark="camvid",
+        model={
+            "backbone_config": {
+                "model_type": "timm_backbone",
+                "backbone": "mobilenetv2_100",
+                "out_indices": [3, 4],
+                "output_stride": 8,
+            },
+            "hidden_size": 128,
+            "recurrence": recurrence,
+        },
+        size={"shortest_edge": 540, "longest_edge": 720},
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+        training=TrainingRecipe(
+            crop_size=(480, 640),
+            scale=(720, 540),
+            ratio_range=(0.75, 2.0),
+            batch_size=8,
+            max_train_steps=6000,
+            eval_steps=500,
+            optimizer="adamw",
+            learning_rate=1e-3,
+            min_learning_rate=0.0,
+            weight_decay=0.01,
+            warmup_steps=60,
+            max_grad_norm=5.0,
+            backbone_learning_rate_factor=0.3,
+        ),
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        *(_zoo_recipe(*row) for row in _ZOO),
+        _camvid_recipe("ccnet-mobilenetv2-camvid", recurrence=2),
+        _camvid_recipe("ccnet-mobilenetv2-camvid-r0", recurrence=0),
+    )
+}
+
+# The best single-scale variant of every backbone and benchmark.
+SHORT_NAMES: dict[str, str] = {
+    "ccnet-r50-cityscapes": "ccnet-r50-cityscapes-769x769-80k",
+    "ccnet-r101-cityscapes": "ccnet-r101-cityscapes-769x769-80k",
+    "ccnet-r50-ade20k": "ccnet-r50-ade20k-512x512-160k",
+    "ccnet-r101-ade20k": "ccnet-r101-ade20k-512x512-80k",
+    "ccnet-r50-voc12aug": "ccnet-r50-voc12aug-512x512-20k",
+    "ccnet-r101-voc12aug": "ccnet-r101-voc12aug-512x512-40k",
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return the recipe with this name or short name; `ValueError` with the known names if there is none."""
+    full_name = SHORT_NAMES.get(name, name)
+    if full_name not in RECIPES:
+        raise ValueError(f"unknown variant {name!r}; known are {', '.join([*RECIPES, *SHORT_NAMES])}")
+    return RECIPES[full_name]
