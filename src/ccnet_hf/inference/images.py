@@ -1,0 +1,110 @@
+"""Pictures in and out: finding them, reading any kind as RGB, naming the results."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+# What a folder is searched for. A file named by the user, or matched by a pattern, is read whatever its suffix.
+SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any PIL mode as 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Transparency is dropped, not blended, as OpenCV and transformers do. 16-bit grey is divided by 256, whatever part of
+    its range is used.
+
+    Raises:
+        ValueError: for modes whose range is not known (floating point, 32-bit integers above 65535).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating point pixels have no known range; save the picture with 8 or 16 bits per channel")
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.size and not 0 <= pixels.min() <= pixels.max() < 2**16:
+            raise ValueError(f"grey values {pixels.min()}..{pixels.max()} exceed 16 bits")
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info:  # straight to RGB, Pillow warns about palettes with transparent entries
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read a picture of any kind (palette, grey, 16-bit, RGBA, CMYK, rotated by EXIF) as upright 8-bit RGB.
+
+    Raises:
+        ValueError: the file is missing, is no picture, is truncated or has too many pixels; the message names it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large (decompression bomb) pictures and odd metadata are no concern here
+            with Image.open(path) as image:
+                return to_rgb(image)
+    except FileNotFoundError:
+        raise ValueError(f"no such picture: {path}") from None
+    except Exception as error:  # Pillow's readers raise whatever the broken bytes led to, struct.error included
+        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise ValueError(f"cannot read {path}: {reason}") from error
+
+
+def find_images(inputs: Sequence[str], exclude: Path | None = None) -> list[Path]:
+    """The pictures that `inputs` name, in the order given, each once.
+
+    Args:
+        inputs: files, folders (the pictures directly inside, sorted by name) and patterns (`**` reaches into subfolders).
+        exclude: a folder that must not be among `inputs`, because results are written to it.
+
+    Raises:
+        ValueError: an input does not exist, or a folder or pattern has no picture; the message names it.
+    """
+    found: dict[Path, Path] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            if exclude is not None and path.resolve() == exclude.resolve():
+                raise ValueError(f"{name} is both input and output folder: a second run would read its own results")
+            paths = sorted(p for p in path.iterdir() if _is_picture(p))
+            if not paths:
+                raise ValueError(f"no pictures in folder {name}")
+        elif path.exists():
+            paths = [path]
+        elif any(character in name for character in "*?["):
+            paths = sorted(p for p in map(Path, glob(name, recursive=True)) if p.is_file())
+            if not paths:
+                raise ValueError(f"no file matches {name}")
+        else:
+            raise ValueError(f"no such file or folder: {name}")
+        for path in paths:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def unique_stems(paths: Iterable[Path]) -> list[str]:
+    """One name per path to call its results by: the file's stem, numbered where several files share it.
+
+    Upper and lower case count as the same, as they do on some file systems.
+    """
+    paths = list(paths)
+    taken = {path.stem.lower() for path in paths}
+    seen: set[str] = set()
+    stems = []
+    for path in paths:
+        stem, number = path.stem, 2
+        if stem.lower() in seen:
+            while f"{stem}_{number}".lower() in taken:
+                number += 1
+            stem = f"{stem}_{number}"
+        seen.add(stem.lower())
+        taken.add(stem.lower())
+        stems.append(stem)
+    return stems

@@ -1,0 +1,170 @@
+"""Label maps as people look at them: palette pictures, overlays with a legend."""
+
+import colorsys
+from collections.abc import Sequence
+from math import ceil
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+
+Color = tuple[int, int, int]
+LabelMap = np.ndarray | torch.Tensor
+
+_PAPER, _INK, _FAINT = (255, 255, 255), (32, 33, 36), (128, 134, 139)
+
+
+def generate_palette(num_labels: int) -> list[Color]:
+    """`num_labels` RGB colours that are easy to tell apart: hues by the golden angle, lightness in three steps."""
+    golden_angle = 0.618033988749895
+    lightness, saturation = (0.55, 0.40, 0.70), (0.75, 0.85, 0.65)
+    colors = []
+    for label in range(num_labels):
+        step = label % 3
+        red, green, blue = colorsys.hls_to_rgb((0.6 + label * golden_angle) % 1.0, lightness[step], saturation[step])
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colors
+
+
+def colorize(label_map: LabelMap, palette: Sequence[Color]) -> Image.Image:
+    """A label map (H, W) as a palette image (PIL mode P): pixel values are the labels, colours come from `palette`.
+
+    Labels without a colour (the ignored 255) are black. Raises ValueError if a label does not fit into 0..255.
+    """
+    labels = _to_numpy(label_map)
+    if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
+        raise ValueError(f"a palette image holds labels 0..255, got {labels.min()}..{labels.max()}")
+    image = Image.fromarray(labels.astype(np.uint8)).convert("P")
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[: len(palette)] = np.asarray(palette[:256], dtype=np.uint8).reshape(-1, 3)
+    image.putpalette(table.tobytes())
+    return image
+
+
+def class_shares(label_map: LabelMap, num_labels: int) -> np.ndarray:
+    """Share of the pixels of a label map (H, W) that each class has, float64 (num_labels,); other labels do not count."""
+    labels = _to_numpy(label_map).ravel()
+    counts = np.bincount(labels[(labels >= 0) & (labels < num_labels)], minlength=num_labels)
+    return counts / max(labels.size, 1)
+
+
+def blend(image: Image.Image, label_map: LabelMap, palette: Sequence[Color], alpha: float = 0.5) -> Image.Image:
+    """Tint an RGB image with the colours of its classes and draw a thin light line where classes meet.
+
+    Args:
+        image: picture of width W and height H.
+        label_map: (H, W) labels; those without a colour leave the picture as it is.
+        palette: RGB colour (0..255) per label.
+        alpha: strength of the colour, 0 (none) to 1 (nothing but colour).
+
+    Raises:
+        ValueError: picture and label map differ in size.
+    """
+    labels = _to_numpy(label_map)
+    if labels.shape != (image.height, image.width):
+        raise ValueError(f"picture is {image.height}x{image.width}, label map {'x'.join(map(str, labels.shape))}")
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    colors = np.asarray(palette, dtype=np.float32).reshape(-1, 3)
+    known = (labels >= 0) & (labels < len(colors))
+    tint = colors[np.where(known, labels, 0)]
+    strength = (alpha * known)[..., None]
+    border = (_borders(labels, width=max(1, round(min(labels.shape) / 700))) * 0.75)[..., None]
+    blended = pixels * (1 - strength) + tint * strength
+    blended = blended * (1 - border) + 255 * border
+    return Image.fromarray((blended + 0.5).clip(0, 255).astype(np.uint8))
+
+
+def _borders(labels: np.ndarray, width: int) -> np.ndarray:
+    """True on the pixels, `width` wide, before a change of label to the right or below."""
+    border = np.zeros(labels.shape, dtype=bool)
+    for step in range(1, width + 1):
+        border[:, :-step] |= labels[:, :-step] != labels[:, step:]
+        border[:-step] |= labels[:-step] != labels[step:]
+    return border
+
+
+def overlay(
+    image: Image.Image,
+    label_map: LabelMap,
+    palette: Sequence[Color],
+    class_names: Sequence[str],
+    alpha: float = 0.5,
+) -> Image.Image:
+    """A picture tinted by its classes, with a legend of the classes present, largest share first.
+
+    The legend stands below a wide picture and to the right of a tall one, and never covers it.
+
+    Args:
+        image: picture of width W and height H.
+        label_map: (H, W) labels; those outside the classes (255) are left untinted and out of the legend.
+        palette: RGB colour (0..255) per class.
+        class_names: name per class.
+        alpha: strength of the colour, 0..1.
+
+    Returns:
+        RGB image, larger than the picture by the legend.
+    """
+    blended = blend(image, label_map, palette, alpha)
+    shares = class_shares(label_map, len(class_names))
+    present = [label for label in np.argsort(-shares, kind="stable") if shares[label] > 0]
+    entries = [(palette[label], class_names[label], format_share(shares[label])) for label in present]
+    if not entries:
+        return blended
+    font_size = min(max(15, round(max(blended.size) / 48)), 60)
+    margin = font_size
+    if blended.width > blended.height:
+        panel = _legend(entries, font_size, width=blended.width)
+        canvas = Image.new("RGB", (max(blended.width, panel.width), blended.height + panel.height), _PAPER)
+        canvas.paste(panel, (0, blended.height))
+    else:
+        panel = _legend(entries, font_size, height=blended.height)
+        canvas = Image.new("RGB", (blended.width + panel.width, max(blended.height, panel.height)), _PAPER)
+        canvas.paste(panel, (blended.width, max(0, min(margin, canvas.height - panel.height))))
+    canvas.paste(blended, (0, 0))
+    return canvas
+
+
+def format_share(share: float) -> str:
+    """A share 0..1 as a percentage with one decimal; what would round to nothing is shown as `<0.1 %`."""
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def _legend(
+    entries: Sequence[tuple[Color, str, str]], font_size: int, width: int | None = None, height: int | None = None
+) -> Image.Image:
+    """Swatch, name and share per entry, filled column by column: as many columns as fit into `width`, or, where
+    `height` is given, as many as it takes not to be higher. One column at least."""
+    font = ImageFont.load_default(size=font_size)
+    swatch, gap, line = round(font_size * 1.1), round(font_size * 0.6), round(font_size * 1.75)
+    margin = font_size
+    name_width = max(ceil(font.getlength(name)) for _, name, _ in entries)
+    share_width = max(ceil(font.getlength(share)) for _, _, share in entries)
+    column = swatch + gap + name_width + 2 * gap + share_width
+    if height is not None:
+        rows = max(1, (height - 2 * margin) // line)
+        columns = ceil(len(entries) / rows)
+    else:
+        columns = max(1, min(len(entries), (width - 2 * margin + 3 * gap) // (column + 3 * gap)))
+    rows = ceil(len(entries) / columns)
+    columns = ceil(len(entries) / rows)
+    size = (2 * margin + columns * column + (columns - 1) * 3 * gap, 2 * margin + rows * line - (line - swatch))
+    panel = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(panel)
+    for index, (color, name, share) in enumerate(entries):
+        left = margin + (index // rows) * (column + 3 * gap)
+        top = margin + (index % rows) * line
+        middle = top + swatch / 2
+        draw.rounded_rectangle(
+            (left, top, left + swatch, top + swatch), radius=swatch // 5, fill=tuple(color), outline=_FAINT
+        )
+        draw.text((left + swatch + gap, middle), name, font=font, fill=_INK, anchor="lm")
+        draw.text((left + column, middle), share, font=font, fill=_FAINT, anchor="rm")
+    return panel
+
+
+def _to_numpy(label_map: LabelMap) -> np.ndarray:
+    labels = label_map.cpu().numpy() if isinstance(label_map, torch.Tensor) else np.asarray(label_map)
+    if labels.ndim != 2:
+        raise ValueError(f"a label map has two axes (height, width), got shape {labels.shape}")
+    return labels.astype(np.int64)
