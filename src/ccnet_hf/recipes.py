@@ -1,7 +1,7 @@
 """How every published CCNet is built, fed, trained and tested: the one table the rest of the package reads.
 
-The 16 zoo variants are mmsegmentation's `configs/ccnet`, resolved. What they share is the defaults of the dataclasses and
-of `CCNetConfig`; what differs by benchmark stands in `_PROTOCOLS`; what differs by variant in `_ZOO`.
+The 16 zoo variants are mmsegmentation's `configs/ccnet`, resolved. What they share is the defaults of the dataclasses
+and of `CCNetConfig`; what differs by benchmark stands in `_PROTOCOLS`; what differs by variant in `_ZOO`.
 """
 
 from __future__ import annotations

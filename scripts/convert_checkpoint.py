@@ -1,0 +1,7 @@
+"""Convert a mmsegmentation CCNet checkpoint: `--variant V --checkpoint F.pth --output DIR`."""
+
+from ccnet_hf.zoo.convert import main
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
