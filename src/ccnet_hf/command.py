@@ -8,7 +8,19 @@ from transformers import HfArgumentParser
 
 
 class _OneLineParser(HfArgumentParser):
-    """`HfArgumentParser` whose complaint is a single line; argparse would print the whole usage first."""
+    """`HfArgumentParser` whose complaint is a single line; argparse would print the whole usage first.
+
+    A field with `metadata={"positional": True}` becomes a positional argument, and a switch takes no value, so that it
+    cannot swallow the positional argument after it.
+    """
+
+    def add_argument(self, *names, positional: bool = False, **options):
+        if positional:
+            names = (names[0].lstrip("-"),)
+            options.pop("required", None)
+        if options.get("const") is True and options.get("default") is False:
+            options = {"action": "store_true", "help": options.get("help")}
+        return super().add_argument(*names, **options)
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (see --help)\n")

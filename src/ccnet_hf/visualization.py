@@ -43,7 +43,7 @@ def colorize(label_map: LabelMap, palette: Sequence[Color]) -> Image.Image:
 
 
 def class_shares(label_map: LabelMap, num_labels: int) -> np.ndarray:
-    """Share of the pixels of a label map (H, W) that each class has, float64 (num_labels,); other labels do not count."""
+    """Share of the pixels of a label map (H, W) that each class has: float64 (num_labels,), other labels left out."""
     labels = _to_numpy(label_map).ravel()
     counts = np.bincount(labels[(labels >= 0) & (labels < num_labels)], minlength=num_labels)
     return counts / max(labels.size, 1)

@@ -16,8 +16,8 @@ SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp"
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any PIL mode as 8-bit RGB, turned upright as its EXIF orientation says.
 
-    Transparency is dropped, not blended, as OpenCV and transformers do. 16-bit grey is divided by 256, whatever part of
-    its range is used.
+    Transparency is dropped, not blended, as OpenCV and transformers do. 16-bit grey is divided by 256, whatever part
+    of its range is used.
 
     Raises:
         ValueError: for modes whose range is not known (floating point, 32-bit integers above 65535).
@@ -57,7 +57,7 @@ def find_images(inputs: Sequence[str], exclude: Path | None = None) -> list[Path
     """The pictures that `inputs` name, in the order given, each once.
 
     Args:
-        inputs: files, folders (the pictures directly inside, sorted by name) and patterns (`**` reaches into subfolders).
+        inputs: files, folders (the pictures directly inside, by name) and patterns (`**` reaches into subfolders).
         exclude: a folder that must not be among `inputs`, because results are written to it.
 
     Raises:

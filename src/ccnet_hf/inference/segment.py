@@ -1,0 +1,136 @@
+"""The command that segments pictures: overlays and label maps out, a table of class shares at the end."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import huggingface_hub.utils.logging
+import numpy as np
+import torch
+import transformers.utils.logging
+from PIL import Image
+from tqdm import tqdm
+
+from ccnet_hf.command import run_command
+from ccnet_hf.inference.images import find_images, read_image, unique_stems
+from ccnet_hf.inference.loading import load_checkpoint
+from ccnet_hf.inference.predictor import Predictor
+from ccnet_hf.visualization import class_shares, colorize, format_share, generate_palette, overlay
+
+
+@dataclass
+class SegmentArguments:
+    images: list[str] = field(
+        metadata={"positional": True, "metavar": "IMAGE", "help": "pictures, folders of pictures, or patterns"}
+    )
+    model_name_or_path: str = field(metadata={"help": "folder of a CCNet checkpoint, or namespace/name on the Hub"})
+    output_dir: str = field(metadata={"help": "folder for NAME_overlay.png and NAME_labels.png of every picture"})
+    mode: Literal["whole", "slide"] | None = field(
+        default=None, metadata={"help": "whole picture or sliding window; default: what the checkpoint says"}
+    )
+    crop_size: list[int] | None = field(
+        default=None, metadata={"help": "height and width of the window; default: what the checkpoint says"}
+    )
+    stride: list[int] | None = field(
+        default=None, metadata={"help": "vertical and horizontal distance of windows; default: as above"}
+    )
+    scales: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={
+            "help": "average over these sizes; other than 1.0 alone, or with --flip, ratios of the picture itself"
+        },
+    )
+    flip: bool = field(default=False, metadata={"help": "average over the mirrored picture too"})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "auto: as the checkpoint is stored, but float32 on the CPU"}
+    )
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, mps, ...; auto: the fastest there is"})
+    compile: bool = field(default=False, metadata={"help": "compile the model; pays off with many pictures"})
+    skip_corrupt: bool = field(
+        default=False, metadata={"help": "go on after an unreadable picture, and count them at the end"}
+    )
+
+
+def segment(arguments: SegmentArguments) -> None:
+    """Segment pictures with a CCNet: an overlay with a legend and a label map (pixel = class id) for each."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
+
+    output_dir = Path(arguments.output_dir)
+    paths = find_images(arguments.images, exclude=output_dir)
+    model, image_processor = load_checkpoint(arguments.model_name_or_path, arguments.dtype, arguments.device)
+    predictor = Predictor(
+        model,
+        image_processor,
+        mode=arguments.mode,
+        crop_size=arguments.crop_size,
+        stride=arguments.stride,
+        scales=arguments.scales,
+        flip=arguments.flip,
+    )
+    if arguments.compile:
+        model.compile()
+    class_names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    palette = image_processor.palette or generate_palette(len(class_names))
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+    seconds, pixels, shares, skipped = [], [], [], []
+    stems = unique_stems(paths)
+    for path, stem in tqdm(list(zip(paths, stems, strict=True)), desc="segmenting", unit="picture", disable=None):
+        try:
+            image = read_image(path)
+        except ValueError as error:
+            if not arguments.skip_corrupt:
+                raise
+            skipped.append(str(error))
+            continue
+        start = time.perf_counter()
+        label_map = _label_map(predictor, image, path)
+        seconds.append(time.perf_counter() - start)
+        pixels.append(label_map.size)
+        shares.append(class_shares(label_map, len(class_names)))
+        overlay(image, label_map, palette, class_names).save(output_dir / f"{stem}_overlay.png")
+        colorize(label_map, palette).save(output_dir / f"{stem}_labels.png")
+
+    if seconds:
+        print(share_table(class_names, np.average(shares, axis=0, weights=pixels)))
+        print(f"\n{_counted(len(seconds))} segmented, {median(seconds):.2f} s each, results in {output_dir}")
+    for path, stem in zip(paths, stems, strict=True):
+        if stem != path.stem:
+            print(f"{path} is called {stem} there, because another picture has its name")
+    if skipped:
+        print(f"{_counted(len(skipped))} skipped:", *skipped, sep="\n  ")
+    if not seconds:
+        raise ValueError("no picture could be read")
+
+
+def share_table(class_names: Sequence[str], shares: Sequence[float]) -> str:
+    """Classes present and their share of the pixels, largest first, in aligned columns."""
+    rows = sorted(((share, name) for share, name in zip(shares, class_names, strict=True) if share > 0), reverse=True)
+    width = max([len("class"), *(len(name) for _, name in rows)])
+    lines = [f"{'class':{width}}  {'share':>7}"]
+    lines += [f"{name:{width}}  {format_share(share):>7}" for share, name in rows]
+    return "\n".join(lines)
+
+
+def _label_map(predictor: Predictor, image: Image.Image, path: Path) -> np.ndarray:
+    try:
+        return predictor.label_map(image).cpu().numpy()
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise ValueError(
+            f"{path} ({image.width}x{image.height} pixels) needs more memory than there is; --mode slide needs less"
+        ) from error
+
+
+def _counted(number: int) -> str:
+    return f"{number} picture" if number == 1 else f"{number} pictures"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(SegmentArguments, segment, argv, prog="segment.py")
