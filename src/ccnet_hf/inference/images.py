@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ccnet_hf.image_transforms_ccnet import convert_to_rgb
+
 
 # What a folder is searched for. A file named by the user, or matched by a pattern, is read whatever its suffix.
 SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
@@ -15,9 +17,6 @@ SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp"
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any PIL mode as 8-bit RGB, turned upright as its EXIF orientation says.
-
-    Transparency is dropped, not blended, as OpenCV and transformers do. 16-bit grey is divided by 256, whatever part
-    of its range is used.
 
     Raises:
         ValueError: for modes whose range is not known (floating point, 32-bit integers above 65535).
@@ -29,10 +28,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         pixels = np.asarray(image).astype(np.int64)
         if pixels.size and not 0 <= pixels.min() <= pixels.max() < 2**16:
             raise ValueError(f"grey values {pixels.min()}..{pixels.max()} exceed 16 bits")
-        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info:  # straight to RGB, Pillow warns about palettes with transparent entries
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    return convert_to_rgb(image)
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from transformers.image_utils import get_image_size
 
-from ccnet_hf.image_processing_ccnet import argmax_of_resized_logits, rescale_output_size
+from ccnet_hf.image_processing_common_ccnet import argmax_of_resized_logits
+from ccnet_hf.image_transforms_ccnet import picture_to_array, rescale_output_size
 
 
 Size = Sequence[int]
@@ -144,9 +144,9 @@ class Predictor:
         return [
             argmax_of_resized_logits(
                 logits,
-                input_size=pixel_values.shape[-2:],
+                self.model.config.align_corners,
+                input_size=tuple(pixel_values.shape[-2:]),
                 target_size=_image_size(image),
-                align_corners=self.model.config.align_corners,
             )
             for image, pixel_values, logits in zip(images, inputs, self._predict(inputs), strict=True)
         ]
@@ -200,7 +200,7 @@ class Predictor:
         sizes: list[tuple[int, int]],
         flipped: bool = False,
     ) -> list[torch.Tensor]:
-        """Logits per picture: to the network input, mirrored back where the input was mirrored, to the picture's size."""
+        """Logits resized to their network input, mirrored back if that was mirrored, resized to the picture."""
         align_corners = self.model.config.align_corners
         resized = []
         for one, pixel_values, size in zip(logits, inputs, sizes, strict=True):
@@ -301,4 +301,6 @@ def _positive(name: str, value: int) -> int:
 
 
 def _image_size(image) -> tuple[int, int]:
-    return (image.height, image.width) if isinstance(image, Image.Image) else get_image_size(image)
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return tuple(picture_to_array(image, do_convert_rgb=False).shape[-2:])

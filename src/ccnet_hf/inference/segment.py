@@ -39,9 +39,7 @@ class SegmentArguments:
     )
     scales: list[float] = field(
         default_factory=lambda: [1.0],
-        metadata={
-            "help": "average over these sizes; other than 1.0 alone, or with --flip, ratios of the picture itself"
-        },
+        metadata={"help": "average over these ratios of the picture as loaded; 1.0 alone: the checkpoint's test size"},
     )
     flip: bool = field(default=False, metadata={"help": "average over the mirrored picture too"})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(

@@ -1,0 +1,306 @@
+"""Whole, sliding and augmented inference against the definitions, written out in the plainest loops."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
+from ccnet_hf.inference import Predictor, predict_logits
+from ccnet_hf.inference.predictor import window_positions
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def resize(logits: torch.Tensor, size: tuple[int, int], align_corners: bool = False) -> torch.Tensor:
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+
+@torch.no_grad()
+def whole_by_definition(model, pixel_values, align_corners=False):
+    return resize(model(pixel_values).logits, pixel_values.shape[-2:], align_corners)
+
+
+def axis_windows(side: int, crop: int, stride: int) -> list[tuple[int, int]]:
+    """Walk along the axis; the first window to touch the end is moved back to end there and is the last."""
+    windows, start = [], 0
+    while start + crop < side:
+        windows.append((start, start + crop))
+        start += stride
+    return [*windows, (max(side - crop, 0), side)]
+
+
+@torch.no_grad()
+def slide_by_definition(model, pixel_values, crop_size, stride, align_corners=False):
+    """One picture, one window and one pixel row at a time."""
+    height, width = pixel_values.shape[-2:]
+    pictures = []
+    for picture in pixel_values:
+        total = torch.zeros(model.config.num_labels, height, width)
+        count = torch.zeros(height, width)
+        for top, bottom in axis_windows(height, crop_size[0], stride[0]):
+            for left, right in axis_windows(width, crop_size[1], stride[1]):
+                crop = picture[None, :, top:bottom, left:right]
+                logits = resize(model(crop).logits, crop.shape[-2:], align_corners)[0]
+                for row in range(top, bottom):
+                    total[:, row, left:right] += logits[:, row - top]
+                    count[row, left:right] += 1
+        pictures.append(total / count)
+    return torch.stack(pictures)
+
+
+@pytest.mark.parametrize("crop, stride", [(1, 1), (8, 8), (8, 5), (13, 1), (13, 9), (769, 513), (512, 341)])
+def test_window_positions_walk_along_each_axis(crop, stride):
+    for side in [1, 2, 7, 8, 9, 12, 13, 14, 21, 22, 23, 64, 100, 512, 513, 769, 1024, 2048]:
+        expected = axis_windows(side, crop, stride)
+        windows = window_positions(side, 3, (crop, 4), (stride, 2))
+        assert windows == [(top, 0, bottom, 3) for top, bottom in expected]
+        assert window_positions(3, side, (4, crop), (2, stride)) == [(0, left, 3, right) for left, right in expected]
+        assert {bottom - top for top, _, bottom, _ in windows} == {min(crop, side)}
+        assert set().union(*(range(top, bottom) for top, _, bottom, _ in windows)) == set(range(side))
+
+
+def test_cityscapes_windows():
+    """Counted by hand: 1024x2048 with 769 windows a stride of 513 apart."""
+    windows = window_positions(1024, 2048, (769, 769), (513, 513))
+    assert windows == [
+        (top, left, top + 769, left + 769) for top, left in itertools.product((0, 255), (0, 513, 1026, 1279))
+    ]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(40, 56), (33, 47), (1, 1), (1, 30)])
+def test_whole(tiny_network, size, align_corners):
+    model = tiny_network(align_corners=align_corners)
+    pixel_values = noise(2, 3, *size)
+    logits = predict_logits(model, pixel_values)
+    assert logits.shape == (2, 5, *size) and logits.dtype == torch.float32
+    torch.testing.assert_close(logits, whole_by_definition(model, pixel_values, align_corners))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    "size, crop_size, stride",
+    [
+        ((40, 56), (24, 24), (16, 16)),
+        ((41, 55), (24, 17), (13, 11)),
+        ((33, 20), (24, 32), (16, 32)),  # wider than the picture
+        ((1, 30), (16, 16), (8, 8)),
+        ((24, 24), (24, 24), (24, 24)),
+    ],
+)
+def test_slide(tiny_network, size, crop_size, stride, align_corners):
+    model = tiny_network(mode="slide", crop_size=list(crop_size), stride=list(stride), align_corners=align_corners)
+    pixel_values = noise(2, 3, *size)
+    expected = slide_by_definition(model, pixel_values, crop_size, stride, align_corners)
+    torch.testing.assert_close(predict_logits(model, pixel_values), expected)
+    if min(size) > 1 and size != crop_size:
+        assert not torch.allclose(expected, whole_by_definition(model, pixel_values, align_corners), atol=1e-2)
+
+
+def test_a_window_larger_than_the_picture_is_the_whole_picture(tiny_network):
+    model = tiny_network()
+    pixel_values = noise(1, 3, 20, 30)
+    slide = predict_logits(model, pixel_values, mode="slide", crop_size=(64, 64), stride=(32, 32))
+    torch.testing.assert_close(slide, predict_logits(model, pixel_values, mode="whole"))
+
+
+def test_arguments_outrank_the_config(tiny_network):
+    model = tiny_network(mode="slide", crop_size=[24, 24], stride=[16, 16])
+    pixel_values = noise(1, 3, 40, 40)
+    torch.testing.assert_close(
+        predict_logits(model, pixel_values, mode="whole", align_corners=True),
+        whole_by_definition(model, pixel_values, align_corners=True),
+    )
+    torch.testing.assert_close(
+        predict_logits(model, pixel_values, crop_size=(32, 32)),
+        slide_by_definition(model, pixel_values, (32, 32), (16, 16)),
+    )
+
+
+@pytest.mark.parametrize("crop_batch_size, batch_sizes", [(1, [1] * 12), (5, [5, 5, 2]), (100, [12])])
+def test_windows_of_all_pictures_share_batches(tiny_network, crop_batch_size, batch_sizes):
+    model = tiny_network(mode="slide", crop_size=[24, 24], stride=[16, 16])
+    pixel_values = noise(2, 3, 40, 50)
+    expected = slide_by_definition(model, pixel_values, (24, 24), (16, 16))
+    model.batch_sizes.clear()
+    logits = predict_logits(model, pixel_values, crop_batch_size=crop_batch_size)
+    assert model.batch_sizes == batch_sizes
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_logits_are_resized_and_summed_in_float32_at_least(tiny_network, mode, dtype):
+    model = tiny_network(mode="slide", crop_size=[24, 24], stride=[8, 8]).to(dtype)
+    pixel_values = noise(1, 3, 41, 50)
+    logits = predict_logits(model, pixel_values, mode=mode)
+    assert logits.dtype == torch.promote_types(dtype, torch.float32)
+
+    class Upcast:  # the same half precision network, everything after it in float64
+        config = model.config
+
+        def __call__(self, crop):
+            output = model(crop.to(dtype))
+            output.logits = output.logits.double()
+            return output
+
+    if mode == "whole":
+        expected = whole_by_definition(Upcast(), pixel_values)
+    else:
+        expected = slide_by_definition(Upcast(), pixel_values, (24, 24), (8, 8))
+    torch.testing.assert_close(logits.double(), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_channels_last_input_stays_channels_last(tiny_network):
+    model = tiny_network(mode="slide", crop_size=[24, 24], stride=[16, 16])
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["pixel_values"].is_contiguous(memory_format=torch.channels_last)),
+        with_kwargs=True,
+    )
+    seen: list[bool] = []
+    predict_logits(model, noise(2, 3, 40, 40).to(memory_format=torch.channels_last))
+    assert seen and all(seen)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"mode": "sliding"}, "mode must be 'whole' or 'slide', got 'sliding'"),
+        ({"mode": "slide"}, "needs crop_size and stride, got None and None"),
+        ({"mode": "slide", "crop_size": (8, 8)}, r"needs crop_size and stride, got \(8, 8\) and None"),
+        (
+            {"mode": "slide", "crop_size": (8, 8), "stride": (4, 9)},
+            r"stride \(4, 9\) is larger than crop_size \(8, 8\)",
+        ),
+        ({"mode": "slide", "crop_size": (8, 8), "stride": (0, 4)}, r"two positive numbers each, got .* \(0, 4\)"),
+        ({"mode": "slide", "crop_size": (8,), "stride": (4, 4)}, r"two positive numbers each, got \(8,\)"),
+        ({"crop_size": (8, 8)}, r"crop_size \(8, 8\) and stride None belong to mode 'slide'"),
+        ({"crop_batch_size": 0}, "crop_batch_size must be at least 1, got 0"),
+    ],
+)
+def test_wrong_windows_are_refused(tiny_network, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        predict_logits(tiny_network(), noise(1, 3, 16, 16), **arguments)
+    with pytest.raises(ValueError, match=message):
+        Predictor(tiny_network(), None, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"scales": ()}, r"at least one, got \(\)"),
+        ({"scales": (1.0, 0.0)}, r"positive numbers, at least one, got \(1.0, 0.0\)"),
+        ({"scales": (float("nan"),)}, "positive numbers"),
+        ({"flip_label_pairs": [(3, 5)]}, r"\(3, 5\), labels are 0..4"),
+        ({"flip_label_pairs": [(1, 2), (2, 3)]}, "label 2 or 3 twice"),
+    ],
+)
+def test_wrong_views_are_refused(tiny_network, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Predictor(tiny_network(), None, **arguments)
+
+
+def test_wrong_input_shape_is_refused(tiny_network):
+    with pytest.raises(ValueError, match=r"got shape \(3, 16, 16\)"):
+        predict_logits(tiny_network(), noise(3, 16, 16))
+
+
+SIZE = {"shortest_edge": 40, "longest_edge": 72}
+
+
+@pytest.fixture
+def image_processor():
+    return CCNetImageProcessor(size=SIZE)
+
+
+def test_plain_protocol_goes_by_the_processors_size(tiny_network, image_processor, picture):
+    """Two resizes in a row: to the network input (40x60 by the keep-ratio rule), then to the picture."""
+    model, image = tiny_network(align_corners=True), picture(52, 78)
+    pixel_values = image_processor(image, return_tensors="pt").pixel_values
+    assert pixel_values.shape[-2:] == (40, 60)
+    expected = resize(whole_by_definition(model, pixel_values, True), (52, 78), align_corners=True)[0]
+    predictor = Predictor(model, image_processor)
+    torch.testing.assert_close(predictor.scores(image), expected)
+    label_map = predictor.label_map(image)
+    assert label_map.dtype == torch.int64 and label_map.shape == (52, 78)
+    assert (label_map == expected.argmax(dim=0)).float().mean() > 0.999
+
+
+def views_by_definition(model, image_processor, image, scales, flip, predict, swap=()):
+    """Mean softmax over the views; the size of a view by the words of the definition."""
+    height, width = image.height, image.width
+    order = list(range(model.config.num_labels))
+    for first, second in swap:
+        order[first], order[second] = second, first
+    views = []
+    for ratio in scales:
+        scale = int(height * ratio + 0.5), int(width * ratio + 0.5)
+        factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+        size = {"height": int(height * factor + 0.5), "width": int(width * factor + 0.5)}
+        pixel_values = image_processor(image, size=size, return_tensors="pt").pixel_values
+        for flipped in (False, True) if flip else (False,):
+            view = torch.from_numpy(np.ascontiguousarray(pixel_values.numpy()[..., ::-1])) if flipped else pixel_values
+            logits = predict(model, view)
+            if flipped:
+                logits = torch.from_numpy(np.ascontiguousarray(logits.numpy()[..., ::-1]))[:, order]
+            logits = resize(logits, (height, width), model.config.align_corners)[0].double()
+            views.append(logits.exp() / logits.exp().sum(dim=0, keepdim=True))
+    return sum(views) / len(views)
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize(
+    "scales, flip", [((1.0,), True), ((0.5, 1.0, 1.75), False), ((0.75, 1.25), True), ((0.5,), False)]
+)
+def test_augmentation(tiny_network, image_processor, picture, scales, flip, mode):
+    model = tiny_network(mode="slide", crop_size=[24, 24], stride=[16, 16], align_corners=True)
+    image = picture(45, 67)
+
+    def predict(model, view):
+        if mode == "whole":
+            return whole_by_definition(model, view, True)
+        return slide_by_definition(model, view, (24, 24), (16, 16), True)
+
+    expected = views_by_definition(model, image_processor, image, scales, flip, predict)
+    predictor = Predictor(model, image_processor, mode=mode, scales=scales, flip=flip)
+    scores = predictor.scores(image)
+    assert scores.shape == (5, 45, 67)
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-5)
+    assert (predictor.label_map(image) == expected.argmax(dim=0)).float().mean() > 0.999
+
+
+def test_mirroring_exchanges_left_and_right_labels(tiny_network, image_processor, picture):
+    model, image, pairs = tiny_network(), picture(40, 56), [(1, 3), (4, 0)]
+    expected = views_by_definition(model, image_processor, image, (1.0,), True, whole_by_definition, swap=pairs)
+    scores = Predictor(model, image_processor, flip=True, flip_label_pairs=pairs).scores(image)
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(scores, Predictor(model, image_processor, flip=True).scores(image), atol=1e-2)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"scales": (0.5, 1.0), "flip": True}])
+@pytest.mark.parametrize("inference", [{}, {"mode": "slide", "crop_size": [24, 24], "stride": [16, 16]}])
+def test_several_pictures_at_once_as_one_by_one(tiny_network, image_processor, picture, inference, arguments):
+    """Mixed sizes in mixed order; some have one network input size by the plain protocol, though not one own size."""
+    model = tiny_network(**inference)
+    images = [picture(*size, seed) for seed, size in enumerate([(40, 60), (30, 90), (40, 60), (80, 120), (1, 1)])]
+    predictor = Predictor(model, image_processor, **arguments)
+    together = predictor.label_maps(images)
+    for image, label_map in zip(images, together, strict=True):
+        assert label_map.shape == (image.height, image.width)
+        assert (label_map == predictor.label_map(image)).float().mean() > 0.999
+
+
+def test_pictures_of_equal_input_size_share_a_forward_pass(tiny_network, image_processor, picture):
+    model = tiny_network()
+    Predictor(model, image_processor).label_maps([picture(40, 60), picture(30, 90), picture(80, 120)])
+    assert model.batch_sizes == [2, 1]
+
+
+def test_arrays_are_taken_as_pil_images_are(tiny_network, image_processor, picture):
+    predictor, image = Predictor(tiny_network(), image_processor, scales=(0.5, 1.0)), picture(45, 67)
+    torch.testing.assert_close(predictor.scores(np.asarray(image)), predictor.scores(image))

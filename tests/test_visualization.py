@@ -1,0 +1,109 @@
+"""Overlays, legends and palette pictures."""
+
+import colorsys
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ccnet_hf.visualization import blend, class_shares, colorize, format_share, generate_palette, overlay
+
+
+PALETTE = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+NAMES = ["road", "a rather long class name", "sky"]
+
+
+@pytest.fixture
+def label_map() -> np.ndarray:
+    labels = np.zeros((40, 60), dtype=np.int64)
+    labels[:, 30:] = 2
+    labels[:10, :10] = 255
+    return labels
+
+
+def test_colorize_keeps_ids_and_colours(label_map, tmp_path):
+    colorize(torch.from_numpy(label_map), PALETTE).save(tmp_path / "labels.png")
+    image = Image.open(tmp_path / "labels.png")
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), label_map)
+    colors = np.asarray(image.convert("RGB"))
+    assert tuple(colors[20, 20]) == PALETTE[0] and tuple(colors[20, 40]) == PALETTE[2]
+    assert tuple(colors[0, 0]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("label", [-1, 256])
+def test_colorize_refuses_labels_that_do_not_fit(label):
+    with pytest.raises(ValueError, match=f"0..255, got .*{label}"):
+        colorize(np.array([[0, label]]) if label > 0 else np.array([[label, 0]]), PALETTE)
+
+
+def test_label_maps_have_two_axes():
+    with pytest.raises(ValueError, match=r"\(1, 4, 4\)"):
+        colorize(np.zeros((1, 4, 4), dtype=int), PALETTE)
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 19, 60])
+def test_generated_colours_are_distinct(num_labels):
+    palette = generate_palette(num_labels)
+    assert len(palette) == num_labels and palette == generate_palette(60)[:num_labels]
+    assert all(isinstance(value, int) and 0 <= value <= 255 for color in palette for value in color)
+    distances = [np.abs(np.subtract(a, b)).sum() for a, b in itertools.combinations(palette[:19], 2)]
+    assert min(distances, default=99) > 25
+    assert all(colorsys.rgb_to_hls(*(value / 255 for value in color))[2] > 0.5 for color in palette)
+
+
+def test_class_shares(label_map):
+    np.testing.assert_allclose(class_shares(label_map, 3), [1100 / 2400, 0, 1200 / 2400])
+    np.testing.assert_allclose(class_shares(torch.from_numpy(label_map), 3), class_shares(label_map, 3))
+
+
+@pytest.mark.parametrize(
+    "share, text", [(0, "0.0 %"), (1, "100.0 %"), (0.1234, "12.3 %"), (0.0004, "<0.1 %"), (0.0006, "0.1 %")]
+)
+def test_format_share(share, text):
+    assert format_share(share) == text
+
+
+def test_blend_tints_known_labels_only(label_map):
+    image = Image.new("RGB", (60, 40), (100, 100, 100))
+    pixels = np.asarray(blend(image, label_map, PALETTE, alpha=0.25)).astype(int)
+    assert tuple(pixels[30, 10]) == (125, 75, 75)
+    assert tuple(pixels[30, 50]) == (75, 75, 125)
+    assert tuple(pixels[5, 5]) == (100, 100, 100)
+    assert pixels[30, 29].min() > 150 and pixels[30, 28].max() == 125, "a border one pixel wide"
+
+
+def test_blend_refuses_unequal_sizes(label_map):
+    with pytest.raises(ValueError, match="picture is 60x40, label map 40x60"):
+        blend(Image.new("RGB", (40, 60)), label_map, PALETTE)
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 60), (1, 1), (300, 1), (1, 300), (900, 300), (300, 900)])
+def test_the_legend_never_covers_the_picture(size):
+    width, height = size
+    labels = np.arange(width * height).reshape(height, width) % 3
+    image = Image.new("RGB", size, (100, 100, 100))
+    result = overlay(image, labels, PALETTE, NAMES)
+    np.testing.assert_array_equal(np.asarray(result)[:height, :width], np.asarray(blend(image, labels, PALETTE)))
+    assert result.width > width if height >= width else result.height > height
+
+
+def test_the_legend_shows_the_classes_present_and_fits():
+    """Every swatch is there once, absent classes are not, and no entry is cut at the edge of the canvas."""
+    names, palette = [f"class {index}" for index in range(40)], generate_palette(40)
+    labels = np.repeat(np.arange(30), 20)[None].repeat(100, axis=0)
+    for image in (Image.new("RGB", (600, 100)), Image.new("RGB", (100, 600))):
+        label_map = labels if image.width == 600 else labels.T
+        result = np.asarray(overlay(image, label_map, palette, names)).copy()
+        result[: image.height, : image.width] = 255
+        for index, color in enumerate(palette):
+            assert ((result == color).all(axis=-1).sum() > 50) == (index < 30), names[index]
+        for edge in (result[-5:], result[:, -5:]):
+            assert (edge == 255).all()
+
+
+def test_a_picture_without_any_class_has_no_legend():
+    image = Image.new("RGB", (20, 10), (1, 2, 3))
+    assert overlay(image, np.full((10, 20), 255), PALETTE, NAMES).tobytes() == image.tobytes()
