@@ -1,0 +1,54 @@
+"""CCNet (Criss-Cross Attention for Semantic Segmentation) for Hugging Face Transformers.
+
+Importing this package registers its classes with `AutoConfig`, `AutoModel`, `AutoModelForSemanticSegmentation`,
+`AutoBackbone`, `AutoImageProcessor` and `pipeline("image-segmentation")`.
+"""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+
+from .configuration_ccnet import CCNetConfig
+from .configuration_ccnet_resnet import CCNetResNetConfig
+from .criss_cross_attention import criss_cross_attention
+from .image_processing_ccnet import CCNetImageProcessor
+from .image_processing_pil_ccnet import CCNetImageProcessorPil
+from .modeling_ccnet import (
+    CCNetForSemanticSegmentation,
+    CCNetModel,
+    CCNetModelOutput,
+    CCNetPreTrainedModel,
+    CCNetSemanticSegmenterOutput,
+    CrissCrossAttention,
+    RecurrentCrissCrossAttention,
+)
+from .modeling_ccnet_resnet import CCNetResNetBackbone
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register(CCNetConfig.model_type, CCNetConfig, exist_ok=True)
+AutoModel.register(CCNetConfig, CCNetModel, exist_ok=True)
+AutoModelForSemanticSegmentation.register(CCNetConfig, CCNetForSemanticSegmentation, exist_ok=True)
+AutoImageProcessor.register(
+    CCNetConfig,
+    image_processor_classes={"torchvision": CCNetImageProcessor, "pil": CCNetImageProcessorPil},
+    exist_ok=True,
+)
+# The pipeline compares class names with this plain dictionary, not with the registered classes.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[CCNetConfig.model_type] = CCNetForSemanticSegmentation.__name__
+
+__all__ = [
+    "CCNetConfig",
+    "CCNetForSemanticSegmentation",
+    "CCNetImageProcessor",
+    "CCNetImageProcessorPil",
+    "CCNetModel",
+    "CCNetModelOutput",
+    "CCNetPreTrainedModel",
+    "CCNetResNetBackbone",
+    "CCNetResNetConfig",
+    "CCNetSemanticSegmenterOutput",
+    "CrissCrossAttention",
+    "RecurrentCrissCrossAttention",
+    "criss_cross_attention",
+]

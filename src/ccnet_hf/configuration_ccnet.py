@@ -1,0 +1,149 @@
+"""Configuration of CCNet."""
+
+import math
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .configuration_ccnet_resnet import CCNetResNetConfig
+
+
+@strict
+class CCNetConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`CCNetModel`] or [`CCNetForSemanticSegmentation`]. The defaults are mmsegmentation's
+    `ccnet_r101-d8` with PyTorch's loss reduction.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `CCNetResNetConfig()`):
+            Any backbone `AutoBackbone` knows. Its last feature map feeds the head, the one before it the auxiliary
+            head.
+        hidden_size (`int`, defaults to 512):
+            Channels of the head.
+        query_key_size (`int`, *optional*, defaults to `hidden_size // 8`):
+            Channels of query and key in the attention.
+        recurrence (`int`, defaults to 2):
+            How often the criss-cross attention is applied with the same weights (R in the paper, section 3.3). 0 is
+            the plain FCN head, the control of every experiment.
+        head_activation (`str`, defaults to `"relu"`):
+            `"relu"`, or `"leaky_relu"` (slope 0.01) as in the authors' checkpoints.
+        concat_input (`bool`, defaults to `True`):
+            Whether the backbone's feature map is concatenated to the attended one before the last convolution.
+        classifier_dropout_prob (`float`, defaults to 0.1):
+            Channel dropout before both classifiers.
+        use_auxiliary_head (`bool`, defaults to `True`):
+            Whether an FCN head on the second to last feature map adds its loss in training.
+        auxiliary_channels (`int`, defaults to 256):
+            Channels of the auxiliary head.
+        auxiliary_loss_weight (`float`, defaults to 0.4):
+            Weight of the auxiliary loss.
+        align_corners (`bool`, defaults to `False`):
+            How logits are resized, in the loss and in inference.
+        semantic_loss_ignore_index (`int`, defaults to 255):
+            Label of pixels that do not count.
+        loss_reduction (`str`, defaults to `"valid"`):
+            `"valid"` divides the summed cross entropy by the number of labelled pixels, `"all"` by the number of all
+            pixels, as mmsegmentation does.
+        inference (`dict`, defaults to `{"mode": "whole"}`):
+            The protocol the checkpoint is scored with: `{"mode": "whole"}`, or
+            `{"mode": "slide", "crop_size": [height, width], "stride": [height, width]}`.
+        initializer_range (`float`, defaults to 0.01):
+            Standard deviation of the classifiers' initial weights.
+
+    Raises:
+        ValueError: for a value outside what is allowed; the message names the field.
+
+    Example:
+
+    ```python
+    >>> from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation
+
+    >>> model = CCNetForSemanticSegmentation(CCNetConfig(num_labels=19))
+    ```
+    """
+
+    model_type = "ccnet"
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    hidden_size: int = 512
+    query_key_size: int | None = None
+    recurrence: int = 2
+    head_activation: str = "relu"
+    concat_input: bool = True
+    classifier_dropout_prob: float | int = 0.1
+    use_auxiliary_head: bool = True
+    auxiliary_channels: int = 256
+    auxiliary_loss_weight: float | int = 0.4
+    align_corners: bool = False
+    semantic_loss_ignore_index: int = 255
+    loss_reduction: str = "valid"
+    inference: dict[str, Any] | None = None
+    initializer_range: float | int = 0.01
+
+    def __post_init__(self, **kwargs):
+        self.backbone_config = _backbone_config(self.backbone_config)
+        if self.inference is None:
+            self.inference = {"mode": "whole"}
+        self._check_values()
+        super().__post_init__(**kwargs)
+
+    def _check_values(self) -> None:
+        smallest = {"hidden_size": 1, "recurrence": 0, "auxiliary_channels": 1}
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.query_key_size is not None and self.query_key_size < 1:
+            raise ValueError(f"query_key_size must be at least 1 or None, got {self.query_key_size}")
+        choices = {"head_activation": ("relu", "leaky_relu"), "loss_reduction": ("valid", "all")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not 0 <= self.classifier_dropout_prob < 1:
+            raise ValueError(f"classifier_dropout_prob must be in [0, 1), got {self.classifier_dropout_prob}")
+        for name in ("auxiliary_loss_weight", "initializer_range"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be a finite number, at least 0, got {getattr(self, name)}")
+        _check_inference(self.inference)
+
+
+def _backbone_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    """The backbone's configuration from what `CCNetConfig` was given or has read."""
+    if isinstance(config, PreTrainedConfig):
+        return config
+    if config is None:
+        return CCNetResNetConfig(out_features=["stage3", "stage4"])
+    model_type = config.get("model_type")
+    if model_type == CCNetResNetConfig.model_type:
+        return CCNetResNetConfig.from_dict(config)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config must name a model_type that transformers knows, or {CCNetResNetConfig.model_type!r}, "
+            f"got {model_type!r}"
+        )
+    return CONFIG_MAPPING[model_type].from_dict(config)
+
+
+def _check_inference(inference: dict[str, Any]) -> None:
+    mode = inference.get("mode")
+    if mode not in ("whole", "slide"):
+        raise ValueError(f"inference must have the mode 'whole' or 'slide', got {inference}")
+    expected = {"mode"} if mode == "whole" else {"mode", "crop_size", "stride"}
+    if set(inference) != expected:
+        raise ValueError(f"inference of mode {mode!r} must have the keys {sorted(expected)}, got {inference}")
+    for name in expected - {"mode"}:
+        sides = inference[name]
+        if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(_is_positive_int(side) for side in sides)):
+            raise ValueError(f"inference[{name!r}] must be two positive integers (height, width), got {sides!r}")
+    if mode == "slide":
+        for crop, stride in zip(inference["crop_size"], inference["stride"], strict=True):
+            if stride > crop:
+                raise ValueError(f"inference['stride'] must not exceed the crop size, got {inference}")
+
+
+def _is_positive_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+__all__ = ["CCNetConfig"]

@@ -1,0 +1,81 @@
+"""Configuration of the dilated ResNet-V1c that CCNet is built on."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+
+@strict
+class CCNetResNetConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of a [`CCNetResNetBackbone`]: a bottleneck ResNet-V1c (three 3x3 convolutions as the stem) whose last
+    stages trade stride for dilation. The defaults are mmsegmentation's `ResNetV1c` of depth 101 at output stride 8.
+
+    Args:
+        num_channels (`int`, defaults to 3):
+            Channels of the input picture.
+        stem_size (`int`, defaults to 64):
+            Channels of the stem: 64 in mmsegmentation (32, 32, 64), 128 in the authors' network (64, 64, 128).
+        hidden_sizes (`list[int]`, defaults to `[256, 512, 1024, 2048]`):
+            Channels of each stage, multiples of 4.
+        depths (`list[int]`, defaults to `[3, 4, 23, 3]`):
+            Bottleneck blocks of each stage; `[3, 4, 6, 3]` is ResNet-50.
+        output_stride (`int`, defaults to 8):
+            Input pixels per pixel of the last feature map, along each side: 8, 16 or 32.
+        contract_dilation (`bool`, defaults to `True`):
+            Whether the first block of a dilated stage uses half its dilation, as mmsegmentation's and timm's networks
+            do. The authors' network does not.
+        pool_ceil_mode (`bool`, defaults to `False`):
+            Whether the max pooling of the stem rounds its output size up, as the authors' network does.
+        out_features (`list[str]`, *optional*):
+            Names of the feature maps to return, among `"stem"`, `"stage1"`, ... The last stage if unset.
+        out_indices (`list[int]`, *optional*):
+            The same by index.
+
+    Raises:
+        ValueError: for a value outside what is allowed; the message names the field.
+    """
+
+    model_type = "ccnet_resnet"
+
+    num_channels: int = 3
+    stem_size: int = 64
+    hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: list[int] | tuple[int, ...] = (3, 4, 23, 3)
+    output_stride: int = 8
+    contract_dilation: bool = True
+    pool_ceil_mode: bool = False
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.hidden_sizes, self.depths = list(self.hidden_sizes), list(self.depths)
+        self._check_values()
+        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def _check_values(self) -> None:
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16 or 32, got {self.output_stride}")
+        if self.num_channels < 1:
+            raise ValueError(f"num_channels must be at least 1, got {self.num_channels}")
+        if self.stem_size < 2 or self.stem_size % 2:
+            raise ValueError(f"stem_size must be a positive even number, got {self.stem_size}")
+        if not self.depths or len(self.depths) != len(self.hidden_sizes):
+            raise ValueError(
+                "depths and hidden_sizes must be of one length, at least 1, "
+                f"got depths={self.depths} and hidden_sizes={self.hidden_sizes}"
+            )
+        if min(self.depths) < 1:
+            raise ValueError(f"depths must be positive, got {self.depths}")
+        if min(self.hidden_sizes) < 4 or any(size % 4 for size in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes must be positive multiples of 4, got {self.hidden_sizes}")
+
+
+# A checkpoint names its backbone by model type only, so whoever can read this file must be able to look it up.
+AutoConfig.register(CCNetResNetConfig.model_type, CCNetResNetConfig, exist_ok=True)
+
+__all__ = ["CCNetResNetConfig"]

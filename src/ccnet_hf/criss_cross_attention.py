@@ -1,0 +1,298 @@
+"""Criss-cross attention as an operator: `torch.ops.ccnet_hf.criss_cross_attention` and its functional form.
+
+The operator is registered here with schema, fake implementation, autograd formula, FLOP formula and an implementation in
+PyTorch that runs on every device; a compiled implementation for one device may be attached to it later without this file
+knowing. The layers that use it live in `modeling_ccnet.py`.
+
+Source: Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation" (TPAMI 2020), section 3.2, and 3.4 for the
+3-D form.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+
+_NAMESPACE = "ccnet_hf"
+_FORWARD = "criss_cross_attention"
+_BACKWARD = "criss_cross_attention_backward"
+
+# Scores held at a time: about what a core keeps in its L2 cache (1 MiB in fp32), and on an accelerator enough to fill it.
+_CPU_BLOCK_SCORES = 1 << 18
+_ACCELERATOR_BLOCK_SCORES = 1 << 26
+
+
+def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Let every position attend to all positions that share an axis with it, itself counted once.
+
+    In two dimensions position (i, j) attends to its column without itself and to its row with itself: H + W - 1
+    positions under one softmax, without a 1 / sqrt(D) scaling. In three dimensions it attends to T + H + W - 2.
+
+    Args:
+        query: (B, D, *spatial) with one to three spatial axes, floating point; `channels_last` is read without a copy.
+        key: (B, D, *spatial), dtype and device of `query`.
+        value: (B, C, *spatial), dtype and device of `query`.
+
+    Returns:
+        (B, C, *spatial) in the dtype of `value`, with the channels innermost in memory. The softmax is computed in fp32
+        (float64 for float64 inputs), and the backward pass keeps only query, key, value, the result and one number per
+        position.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not go together; the message shows what was given.
+    """
+    _check_inputs(query, key, value)
+    if torch.compiler.is_compiling() and query.device.type == "cpu":
+        # Plain operations: a compiler fuses them, an exporter knows them.
+        output, _ = _joint_attention(query, key, value)
+        return output
+    output, _ = torch.ops.ccnet_hf.criss_cross_attention(query, key, value)
+    return output
+
+
+def criss_cross_attention_with_weights(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`criss_cross_attention` in its explicit form, which also returns the attention weights.
+
+    Args:
+        query: (B, D, *spatial).
+        key: (B, D, *spatial).
+        value: (B, C, *spatial).
+
+    Returns:
+        The output (B, C, *spatial) and the weights (B, *spatial, sum of the spatial sizes): for every position its
+        weights along the first axis, then along the next. They sum to 1, and the position's own weight is exactly 0
+        along every axis but the last. Both are differentiable.
+
+    Raises:
+        ValueError: as for `criss_cross_attention`.
+    """
+    _check_inputs(query, key, value)
+    return _joint_attention(query, key, value)
+
+
+def _check_inputs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if not 3 <= query.dim() <= 5:
+        raise ValueError(f"criss_cross_attention takes (batch, channels, 1 to 3 spatial axes), got {shapes}")
+    same_places = (
+        query.dim() == value.dim() and query.shape[0] == value.shape[0] and query.shape[2:] == value.shape[2:]
+    )
+    if query.shape != key.shape or not same_places:
+        raise ValueError(
+            "criss_cross_attention needs query and key of one shape and a value of the same batch and spatial sizes, "
+            f"got {shapes}"
+        )
+    dtypes = (query.dtype, key.dtype, value.dtype)
+    if len(set(dtypes)) > 1 or not query.dtype.is_floating_point:
+        raise ValueError(f"criss_cross_attention needs one floating point dtype, got {', '.join(map(str, dtypes))}")
+    devices = (query.device, key.device, value.device)
+    if len(set(devices)) > 1:
+        raise ValueError(f"criss_cross_attention needs one device, got {', '.join(map(str, devices))}")
+
+
+def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# --- the explicit form ---------------------------------------------------------------------------------------------
+
+
+def _joint_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One softmax over the concatenated scores of all axes, written in plain operations."""
+    axes = range(1, query.dim() - 1)
+    query, key, value = (tensor.movedim(1, -1) for tensor in (query, key, value))
+    sizes = query.shape[1:-1]
+    scores = []
+    for axis in axes:
+        # (B, *other axes, n, D): lines along `axis`.
+        lines = query.movedim(axis, -2) @ key.movedim(axis, -2).transpose(-1, -2)
+        if axis != axes[-1]:
+            places = torch.arange(sizes[axis - 1], device=query.device)
+            lines = lines.masked_fill(places[:, None] == places, -math.inf)
+        scores.append(lines.movedim(-2, axis))
+    scores = torch.cat(scores, dim=-1)
+    weights = scores.softmax(dim=-1, dtype=_statistics_dtype(scores.dtype)).to(value.dtype)
+    output = None
+    for axis, part in zip(axes, weights.split(list(sizes), dim=-1), strict=True):
+        gathered = (part.movedim(axis, -2) @ value.movedim(axis, -2)).movedim(-2, axis)
+        output = gathered if output is None else output + gathered
+    return output.movedim(-1, 1), weights
+
+
+# --- the blocked form: lines of one axis at a time, merged by their log-sum-exp --------------------------------------
+
+
+def _channels_innermost(tensor: torch.Tensor) -> torch.Tensor:
+    """(B, C, *spatial) -> (B, *spatial, C) with dense channels; no copy when they already are."""
+    tensor = tensor.movedim(1, -1)
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _empty_like_output(value: torch.Tensor, channels_from: torch.Tensor) -> torch.Tensor:
+    batch, *spatial = value.shape[0], *value.shape[2:]
+    return value.new_empty((batch, *spatial, channels_from.shape[1])).movedim(-1, 1)
+
+
+def _line_blocks(
+    tensors: tuple[torch.Tensor, ...], axis: int, block_scores: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Cut (B, *spatial, X) tensors into views (lines, n, X) of lines along `axis`, a cache-sized block at a time."""
+    # The last of the other axes numbers the lines of a block; the rest, the batch among them, is walked through.
+    lines = [tensor.movedim(axis, -2) for tensor in tensors]
+    *walked, count, length = lines[0].shape[:-1]
+    per_block = max(1, min(count, block_scores // (length * length)))
+    per_block = math.ceil(count / math.ceil(count / per_block))
+    for flat in range(math.prod(walked)):
+        index = []
+        for size in reversed(walked):
+            flat, place = divmod(flat, size)
+            index.insert(0, place)
+        for start in range(0, count, per_block):
+            yield tuple(line[(*index, slice(start, start + per_block))] for line in lines)
+
+
+def _block_scores(device: torch.device) -> int:
+    return _CPU_BLOCK_SCORES if device.type == "cpu" else _ACCELERATOR_BLOCK_SCORES
+
+
+def _product_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """Dtype of the matrix products: fp32 where a CPU would emulate the half precision ones, slowly."""
+    if tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16):
+        return torch.float32
+    return tensor.dtype
+
+
+def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operator's implementation: output (B, C, *spatial) and log-sum-exp (B, *spatial)."""
+    statistics, products = _statistics_dtype(query.dtype), _product_dtype(query)
+    output = _empty_like_output(value, value)
+    logsumexp = query.new_full((query.shape[0], *query.shape[2:]), -math.inf, dtype=statistics)
+    tensors = (*map(_channels_innermost, (query, key, value)), output.movedim(1, -1), logsumexp.unsqueeze(-1))
+    last = query.dim() - 2
+    for axis in range(1, last + 1):
+        for block in _line_blocks(tensors, axis, _block_scores(query.device)):
+            lines_out, lines_logsumexp = block[3:]
+            lines_query, lines_key, lines_value = (lines.to(products) for lines in block[:3])
+            scores = torch.bmm(lines_query, lines_key.transpose(1, 2)).to(statistics)
+            if axis != last:
+                scores.diagonal(dim1=1, dim2=2).fill_(-math.inf)
+            # A line of one masked position has no finite score: the clamp keeps exp(-inf - maximum) at 0.
+            maximum = torch.maximum(scores.amax(-1, keepdim=True), lines_logsumexp)
+            maximum.clamp_(min=torch.finfo(statistics).min)
+            weights = scores.sub_(maximum).exp_()
+            total = weights.sum(-1, keepdim=True)
+            if axis == 1:
+                # Nothing to merge with; a masked line of one position has total 0 and no weight in the merge below.
+                weights.div_(total.clamp(min=torch.finfo(statistics).tiny))
+                lines_out.copy_(torch.bmm(weights.to(products), lines_value))
+            else:
+                before = (lines_logsumexp - maximum).exp_()
+                total += before
+                weights.div_(total)
+                merged = (before / total) * lines_out
+                lines_out.copy_(torch.baddbmm(merged.to(products), weights.to(products), lines_value))
+            lines_logsumexp.copy_(total.log_().add_(maximum))
+    return output, logsumexp
+
+
+def _backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    logsumexp: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key and value; the weights are computed again, a block at a time."""
+    statistics, products = logsumexp.dtype, _product_dtype(query)
+    inputs = tuple(map(_channels_innermost, (query, key, value, grad)))
+    delta = (inputs[3].to(statistics) * output.movedim(1, -1)).sum(-1, keepdim=True)
+    # Sums over the axes are kept in the dtype of the products, rounded once at the end.
+    results = tuple(tensor.new_zeros(tensor.shape, dtype=products) for tensor in inputs[:3])
+    tensors = (*inputs, logsumexp.unsqueeze(-1), delta, *results)
+    last = query.dim() - 2
+    for axis in range(1, last + 1):
+        for block in _line_blocks(tensors, axis, _block_scores(query.device) // 2):
+            lines_query, lines_key, lines_value, lines_grad = (lines.to(products) for lines in block[:4])
+            lines_logsumexp, lines_delta, grad_query, grad_key, grad_value = block[4:]
+            scores = torch.bmm(lines_query, lines_key.transpose(1, 2)).to(statistics)
+            weights = scores.sub_(lines_logsumexp).exp_()
+            if axis != last:
+                weights.diagonal(dim1=1, dim2=2).zero_()
+            grad_scores = torch.bmm(lines_grad, lines_value.transpose(1, 2)).to(statistics)
+            grad_scores = grad_scores.sub_(lines_delta).mul_(weights).to(products)
+            grad_value.baddbmm_(weights.to(products).transpose(1, 2), lines_grad)
+            grad_query.baddbmm_(grad_scores, lines_key)
+            grad_key.baddbmm_(grad_scores.transpose(1, 2), lines_query)
+    return tuple(result.to(query.dtype).movedim(-1, 1) for result in results)
+
+
+# --- registration --------------------------------------------------------------------------------------------------
+
+
+def _fake_forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    statistics = _statistics_dtype(query.dtype)
+    return _empty_like_output(value, value), query.new_empty((query.shape[0], *query.shape[2:]), dtype=statistics)
+
+
+def _fake_backward(grad, query, key, value, output, logsumexp) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return tuple(_empty_like_output(tensor, tensor) for tensor in (query, key, value))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd_backward(ctx, grad_output: torch.Tensor | None, grad_logsumexp: None):
+    if grad_output is None:
+        return None, None, None
+    return torch.ops.ccnet_hf.criss_cross_attention_backward(grad_output, *ctx.saved_tensors)
+
+
+def _forward_flops(query_shape, key_shape, value_shape, *args, **kwargs) -> int:
+    """2 FLOPs a multiply-add: scores and weighted sum over the positions of every axis."""
+    spatial = query_shape[2:]
+    return 2 * query_shape[0] * math.prod(spatial) * sum(spatial) * (query_shape[1] + value_shape[1])
+
+
+def _backward_flops(grad_shape, query_shape, key_shape, value_shape, *args, **kwargs) -> int:
+    """The scores again, their gradient, and one product for each of query, key and value."""
+    spatial = query_shape[2:]
+    return 2 * query_shape[0] * math.prod(spatial) * sum(spatial) * (3 * query_shape[1] + 2 * value_shape[1])
+
+
+def _register() -> None:
+    """Define the operator once per process, however many copies of this file are loaded (remote code is a copy)."""
+    operators = getattr(torch.ops, _NAMESPACE)
+    if hasattr(operators, _FORWARD):
+        return
+    library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+    library.define(f"{_FORWARD}(Tensor query, Tensor key, Tensor value) -> (Tensor, Tensor)")
+    library.define(
+        f"{_BACKWARD}(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, Tensor logsumexp)"
+        " -> (Tensor, Tensor, Tensor)"
+    )
+    library.impl(_FORWARD, _forward, "CompositeExplicitAutograd")
+    library.impl(_BACKWARD, _backward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{_NAMESPACE}::{_FORWARD}", _fake_forward, lib=library)
+    torch.library.register_fake(f"{_NAMESPACE}::{_BACKWARD}", _fake_backward, lib=library)
+    torch.library.register_autograd(
+        f"{_NAMESPACE}::{_FORWARD}", _autograd_backward, setup_context=_setup_context, lib=library
+    )
+    for name, formula in ((_FORWARD, _forward_flops), (_BACKWARD, _backward_flops)):
+        operator = getattr(operators, name)
+        if operator not in flop_registry:
+            register_flop_formula(operator)(formula)
+    # A library unregisters what it defined when it is collected.
+    torch._ccnet_hf_library = library
+
+
+_register()
+
+__all__ = ["criss_cross_attention", "criss_cross_attention_with_weights"]

@@ -1,0 +1,358 @@
+"""CCNet: a backbone, recurrent criss-cross attention on its last feature map, and a classifier."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.backbone_utils import load_backbone
+from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_ccnet import CCNetConfig
+from .criss_cross_attention import criss_cross_attention, criss_cross_attention_with_weights
+from .loss_ccnet import semantic_segmentation_loss
+from .modeling_ccnet_resnet import CCNetResNetBackbone
+
+
+@dataclass
+class CCNetModelOutput(BaseModelOutput):
+    """
+    Output of [`CCNetModel`].
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, hidden_size, height / stride, width / stride)`):
+            What the classifier sees, before dropout; stride is the backbone's output stride.
+        hidden_states (`tuple[torch.Tensor]`, *optional*, returned when `output_hidden_states=True`):
+            The backbone's hidden states: its stem or embedding, then every stage.
+        attentions (`tuple[torch.Tensor]`, *optional*, returned when `output_attentions=True`):
+            The weights of every round, as in [`CCNetSemanticSegmenterOutput`].
+        feature_maps (`tuple[torch.Tensor]`):
+            The backbone's feature maps; the last has fed the head, the one before it is for the auxiliary head.
+    """
+
+    feature_maps: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class CCNetSemanticSegmenterOutput(SemanticSegmenterOutput):
+    """
+    Output of [`CCNetForSemanticSegmentation`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` is given):
+            Cross entropy of the logits plus the weighted cross entropy of the auxiliary logits.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels, height / stride, width / stride)`):
+            Scores at the backbone's output stride.
+        hidden_states (`tuple[torch.Tensor]`, *optional*, returned when `output_hidden_states=True`):
+            The backbone's hidden states: its stem or embedding, then every stage.
+        attentions (`tuple[torch.Tensor]`, *optional*, returned when `output_attentions=True`):
+            For each round of attention `(batch_size, height / stride, width / stride, height / stride + width / stride)`:
+            every pixel's weights over its column, then over its row.
+        auxiliary_logits (`torch.Tensor`, *optional*, returned when `labels` is given or in training):
+            `(batch_size, num_labels, height / stride, width / stride)` scores of the auxiliary head.
+    """
+
+    auxiliary_logits: torch.FloatTensor | None = None
+
+
+class CCNetConvLayer(nn.Module):
+    """3x3 convolution without bias, batch norm, activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, activation: str = "relu"):
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.normalization = nn.BatchNorm2d(out_channels)
+        self.activation = nn.LeakyReLU(0.01) if activation == "leaky_relu" else nn.ReLU()
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.normalization(self.convolution(hidden_state)))
+
+
+class CrissCrossAttention(nn.Module):
+    """
+    Criss-cross attention (paper section 3.2, equations 1 and 2): every pixel gathers values from its row and its column,
+    and adds gamma times the result to itself.
+
+    gamma starts at 0, as in the paper: an untrained layer returns its input unchanged.
+
+    Args:
+        hidden_size: channels of input, value and output.
+        query_key_size: channels of query and key; an eighth of `hidden_size` if `None`.
+    """
+
+    def __init__(self, hidden_size: int, query_key_size: int | None = None):
+        super().__init__()
+        query_key_size = query_key_size or max(1, hidden_size // 8)
+        self.query = nn.Conv2d(hidden_size, query_key_size, kernel_size=1)
+        self.key = nn.Conv2d(hidden_size, query_key_size, kernel_size=1)
+        self.value = nn.Conv2d(hidden_size, hidden_size, kernel_size=1)
+        # One element rather than a scalar, which FSDP could not shard.
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(
+        self, hidden_state: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """
+        Args:
+            hidden_state: (B, hidden_size, H, W).
+            output_attentions: whether to return the attention weights, by way of the explicit form.
+
+        Returns:
+            (B, hidden_size, H, W), and a tuple with the weights (B, H, W, H + W) of the round, or `None`.
+        """
+        projections = self.query(hidden_state), self.key(hidden_state), self.value(hidden_state)
+        if output_attentions:
+            context, weights = criss_cross_attention_with_weights(*projections)
+            return self.gamma * context + hidden_state, (weights,)
+        return self.gamma * criss_cross_attention(*projections) + hidden_state, None
+
+
+class RecurrentCrissCrossAttention(CrissCrossAttention):
+    """
+    Criss-cross attention applied `recurrence` times with the same weights (paper section 3.3). Two rounds let every pixel
+    reach every other.
+
+    Args:
+        hidden_size: channels of input, value and output.
+        query_key_size: channels of query and key; an eighth of `hidden_size` if `None`.
+        recurrence: number of rounds, R in the paper.
+    """
+
+    def __init__(self, hidden_size: int, query_key_size: int | None = None, recurrence: int = 2):
+        super().__init__(hidden_size, query_key_size)
+        if recurrence < 1:
+            raise ValueError(f"recurrence must be at least 1, got {recurrence}")
+        self.recurrence = recurrence
+
+    def forward(
+        self, hidden_state: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """As [`CrissCrossAttention.forward`], with one tensor of weights for each round."""
+        attentions = ()
+        for _ in range(self.recurrence):
+            hidden_state, weights = super().forward(hidden_state, output_attentions)
+            attentions += weights or ()
+        return hidden_state, attentions if output_attentions else None
+
+
+class CCNetHead(nn.Module):
+    """Reduce the feature map, attend, and join the result with the feature map again (paper section 3.1)."""
+
+    def __init__(self, config: CCNetConfig, in_channels: int):
+        super().__init__()
+        size, activation = config.hidden_size, config.head_activation
+        self.input_projection = CCNetConvLayer(in_channels, size, activation)
+        self.attention = None
+        if config.recurrence > 0:
+            self.attention = RecurrentCrissCrossAttention(size, config.query_key_size, config.recurrence)
+        self.output_projection = CCNetConvLayer(size, size, activation)
+        self.fusion = CCNetConvLayer(in_channels + size, size, activation) if config.concat_input else None
+
+    def forward(
+        self, feature_map: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        hidden_state = self.input_projection(feature_map)
+        attentions = () if output_attentions else None
+        if self.attention is not None:
+            hidden_state, attentions = self.attention(hidden_state, output_attentions)
+        hidden_state = self.output_projection(hidden_state)
+        if self.fusion is not None:
+            hidden_state = self.fusion(torch.cat([feature_map, hidden_state], dim=1))
+        return hidden_state, attentions
+
+
+class CCNetAuxiliaryHead(nn.Module):
+    """FCN head on the second to last feature map, for its loss only."""
+
+    def __init__(self, config: CCNetConfig, in_channels: int):
+        super().__init__()
+        self.projection = CCNetConvLayer(in_channels, config.auxiliary_channels, config.head_activation)
+        self.dropout = nn.Dropout2d(config.classifier_dropout_prob)
+        self.classifier = nn.Conv2d(config.auxiliary_channels, config.num_labels, kernel_size=1)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.dropout(self.projection(feature_map)))
+
+
+class CCNetPreTrainedModel(PreTrainedModel):
+    """What all CCNet models share: configuration, initialisation, and how they are split and checkpointed."""
+
+    config: CCNetConfig
+    config_class = CCNetConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # The loss normalises itself; the Trainer must go on dividing by its accumulation steps.
+    accepts_loss_kwargs = False
+    _no_split_modules = [*CCNetResNetBackbone._no_split_modules, "CCNetHead", "CCNetAuxiliaryHead"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Classifiers keep what the base class gives them: normal with `initializer_range`, bias 0.
+        super()._init_weights(module)
+        if isinstance(module, CCNetConvLayer):
+            init.kaiming_normal_(module.convolution.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, CrissCrossAttention):
+            for projection in (module.query, module.key, module.value):
+                bound = projection.in_channels**-0.5
+                init.uniform_(projection.weight, -bound, bound)
+                init.uniform_(projection.bias, -bound, bound)
+            init.zeros_(module.gamma)
+
+
+class CCNetModel(CCNetPreTrainedModel):
+    """
+    Backbone and recurrent criss-cross attention, without a classifier.
+
+    `last_hidden_state` is what the classifier of [`CCNetForSemanticSegmentation`] sees, before dropout.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^auxiliary_head\."]
+
+    def __init__(self, config: CCNetConfig):
+        super().__init__(config)
+        self.backbone = load_backbone(config)
+        self.head = CCNetHead(config, self.backbone.channels[-1])
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> CCNetModelOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised pictures, as the image processor gives them.
+            output_attentions (`bool`, *optional*):
+                Whether to return the weights of every round of attention.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the backbone's hidden states.
+
+        Returns:
+            [`CCNetModelOutput`].
+        """
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        # Convolutions hand the layout on, and the attention reads it without a copy.
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        features = self.backbone.forward_with_filtered_kwargs(
+            pixel_values, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        last_hidden_state, attentions = self.head(features.feature_maps[-1], output_attentions)
+        return CCNetModelOutput(
+            last_hidden_state=last_hidden_state,
+            hidden_states=features.hidden_states if output_hidden_states else None,
+            attentions=attentions,
+            feature_maps=tuple(features.feature_maps),
+        )
+
+
+class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
+    """
+    CCNet (Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation", ICCV 2019 / TPAMI 2020) with a
+    classifier and, for training, an auxiliary head.
+    """
+
+    def __init__(self, config: CCNetConfig):
+        super().__init__(config)
+        self.model = CCNetModel(config)
+        self.dropout = nn.Dropout2d(config.classifier_dropout_prob)
+        self.classifier = nn.Conv2d(config.hidden_size, config.num_labels, kernel_size=1)
+        self.auxiliary_head = None
+        if config.use_auxiliary_head:
+            channels = self.model.backbone.channels
+            if len(channels) < 2:
+                raise ValueError(
+                    "the auxiliary head needs a second feature map: give the backbone two out_features or out_indices, "
+                    f"or set use_auxiliary_head=False; its out_features are {self.model.backbone.out_features}"
+                )
+            self.auxiliary_head = CCNetAuxiliaryHead(config, channels[-2])
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> CCNetSemanticSegmenterOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised pictures, as the image processor gives them.
+            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                Class of every pixel, or `config.semantic_loss_ignore_index`. With them the output has `loss`, in train
+                and eval mode alike.
+            output_attentions (`bool`, *optional*):
+                Whether to return the weights of every round of attention.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the backbone's hidden states.
+
+        Returns:
+            [`CCNetSemanticSegmenterOutput`].
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from PIL import Image
+        >>> from ccnet_hf import CCNetForSemanticSegmentation, CCNetImageProcessor
+
+        >>> model = CCNetForSemanticSegmentation.from_pretrained("checkpoints/ccnet-mobilenetv2-camvid")
+        >>> processor = CCNetImageProcessor.from_pretrained("checkpoints/ccnet-mobilenetv2-camvid")
+        >>> image = Image.open("examples/street.jpg")
+        >>> inputs = processor(image, return_tensors="pt")
+        >>> with torch.inference_mode():
+        ...     outputs = model(**inputs)
+        >>> label_map = processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])[0]
+        ```
+        """
+        outputs = self.model(
+            pixel_values,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+
+        auxiliary_logits = None
+        if self.auxiliary_head is not None and (self.training or labels is not None):
+            auxiliary_logits = self.auxiliary_head(outputs.feature_maps[-2])
+
+        return CCNetSemanticSegmenterOutput(
+            loss=None if labels is None else self._loss(logits, auxiliary_logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            auxiliary_logits=auxiliary_logits,
+        )
+
+    def _loss(self, logits: torch.Tensor, auxiliary_logits: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        how = (config.semantic_loss_ignore_index, config.loss_reduction, config.align_corners)
+        loss = semantic_segmentation_loss(logits, labels, *how)
+        if auxiliary_logits is not None:
+            loss = loss + config.auxiliary_loss_weight * semantic_segmentation_loss(auxiliary_logits, labels, *how)
+        return loss
+
+
+__all__ = [
+    "CCNetForSemanticSegmentation",
+    "CCNetModel",
+    "CCNetModelOutput",
+    "CCNetPreTrainedModel",
+    "CCNetSemanticSegmenterOutput",
+    "CrissCrossAttention",
+    "RecurrentCrissCrossAttention",
+]
