@@ -80,8 +80,7 @@ class TestZooRecipe:
         assert config.align_corners == head["align_corners"] == auxiliary["align_corners"]
         assert config.semantic_loss_ignore_index == head["ignore_index"]
         assert (config.loss_reduction == "valid") == head["loss"]["avg_non_ignore"]
-        assert config.ohem_threshold is None and head["sampler"] is None
-        assert config.category_consistent_loss_weight == 0
+        assert head["sampler"] is None and auxiliary["sampler"] is None  # plain cross entropy
         assert config.initializer_range == 0.01 and head["init"]["conv_seg"] == "Normal(mean=0, std=0.01), bias 0"
 
         test = variant["test_cfg"]

@@ -91,8 +91,7 @@ def convert_checkpoint(
 
     state_dict = read_state_dict(checkpoint)
     config = recipe.config() if num_labels is None else recipe.config(num_labels=num_labels)
-    with torch.device("meta"):
-        model = CCNetForSemanticSegmentation(config)
+    model = CCNetForSemanticSegmentation(config)
     expected = model.state_dict()
     sources = {key: mmsegmentation_key(key) for key in expected}
     _check_keys(checkpoint, set(sources.values()), set(state_dict))
@@ -101,12 +100,14 @@ def convert_checkpoint(
     tensors = {}
     for key, source in sources.items():
         tensor, shape = state_dict[source], expected[key].shape
+        if key.endswith(".gamma") and tensor.ndim == 0:  # a scalar there, one element here
+            tensor = tensor.reshape(1)
         if tensor.shape != shape:
             raise ValueError(f"{checkpoint}: {source} has shape {tuple(tensor.shape)}, the variant {tuple(shape)}")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{checkpoint}: {source} holds NaN or infinity")
-        tensors[key] = tensor.to(expected[key].dtype)
-    model.load_state_dict(tensors, assign=True)
+        tensors[key] = tensor
+    model.load_state_dict(tensors)
 
     image_processor = recipe.image_processor()
     if num_labels is not None:
@@ -123,30 +124,37 @@ def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
         OSError: the file cannot be opened.
     """
     _check_hash(checkpoint)
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can raise any exception
-        forbidden = re.search(
-            r"(?:Unsupported global: GLOBAL|Unsupported class|Trying to call reduce for unrecognized function) (\S+)",
-            str(error),
-        )
-        if forbidden:
-            reason = f"its pickle asks for {forbidden[1]}; only tensors and plain containers are accepted"
-        else:
-            reason = f"it is damaged or not a PyTorch checkpoint ({type(error).__name__})"
-        raise ValueError(f"{checkpoint} was refused: {reason}") from error
-
+    with checkpoint.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file can raise any
+            raise ValueError(f"{checkpoint} was refused: {_reason(error)}") from error
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state_dict, dict) or not state_dict:
         raise ValueError(f"{checkpoint} holds no state dict")
     for key, value in state_dict.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise ValueError(
-                f"{checkpoint} holds no state dict: entry {key!r} is a {type(value).__name__}, not a tensor"
-            )
+        if not isinstance(key, str) or not _is_plain_tensor(value):
+            raise ValueError(f"{checkpoint} holds no state dict: entry {key!r} is no plain tensor")
     return {key.removeprefix("module."): value for key, value in state_dict.items()}
+
+
+def _reason(error: Exception) -> str:
+    """Why `torch.load(weights_only=True)` failed, in one clause."""
+    forbidden = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class) (\S+)", str(error))
+    if forbidden:
+        return f"its pickle asks for {forbidden[1]}, and only tensors and plain containers are accepted"
+    return f"it is damaged or no PyTorch checkpoint ({type(error).__name__})"
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    """Whether `value` holds real numbers, all of them: not sparse, quantised, complex or without storage."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+    )
 
 
 def _check_hash(checkpoint: Path) -> None:

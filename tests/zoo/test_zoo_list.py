@@ -1,0 +1,31 @@
+"""`python -m ccnet_hf.zoo list`."""
+
+import json
+
+import pytest
+
+from ccnet_hf.zoo.__main__ import main
+
+
+def test_json(capsys):
+    assert main(["list", "--json"]) == 0
+    variants = json.loads(capsys.readouterr().out)
+    assert len({variant["name"] for variant in variants}) == 16
+    (best,) = (variant for variant in variants if variant["short_name"] == "ccnet-r101-cityscapes")
+    assert best["name"] == "ccnet-r101-cityscapes-769x769-80k"
+    assert best["reported"]["mean_iou"] == 79.45
+    assert best["inference"] == {"mode": "slide", "crop_size": [769, 769], "stride": [513, 513]}
+
+
+def test_table(capsys):
+    assert main(["list"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 16
+    assert "reported mIoU" in header
+    assert any(line.split()[:2] == ["ccnet-r50-ade20k-512x512-160k", "150"] and "42.08" in line for line in lines)
+
+
+@pytest.mark.parametrize("arguments", [[], ["verify-all"], ["--json"]])
+def test_wrong_command(arguments, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
