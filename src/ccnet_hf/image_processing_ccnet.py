@@ -1,0 +1,67 @@
+"""Image processor of CCNet, torchvision backend: the default, batched and able to run on a GPU."""
+
+import numpy as np
+import torch
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_transforms import group_images_by_shape, reorder_images
+from transformers.image_utils import SizeDict
+
+from .image_processing_common_ccnet import CCNetImageProcessorMixin
+
+
+class CCNetImageProcessor(CCNetImageProcessorMixin, TorchvisionBackend):
+    r"""Prepares pictures for CCNet and makes segmentation maps of its outputs, by the rules of mmsegmentation.
+
+    Pictures are resized as OpenCV does it (bilinear, no antialiasing, to the bit), segmentation maps by nearest
+    neighbour.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `True`): Whether to resize.
+        size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 1024, "longest_edge": 2048}`):
+            The longer side becomes at most `"longest_edge"` pixels and the shorter one at most `"shortest_edge"`, as
+            large as the ratio of both allows. `{"height": ..., "width": ...}` resizes to exactly that size.
+        do_rescale (`bool`, *optional*, defaults to `True`), rescale_factor (`float`, *optional*, defaults to 1/255):
+            Whether to multiply values by the factor.
+        do_normalize (`bool`, *optional*, defaults to `True`), image_mean, image_std (`list[float]`, *optional*):
+            Whether to subtract the mean and divide by the standard deviation; ImageNet's in 0..1 by default.
+        do_pad (`bool`, *optional*, defaults to `False`):
+            Whether to pad pictures of different sizes to the largest height and width of the batch (or `pad_size`),
+            right and below, with the mean colour (zeros after normalization), and segmentation maps with 255. Without,
+            they raise.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`):
+            Whether to convert pictures of other modes and grey or four-channel arrays to RGB.
+        do_reduce_labels (`bool`, *optional*, defaults to `False`):
+            Whether label 0 is no class, as in ADE20K: 0 becomes 255 (ignored), k becomes k - 1, 255 stays 255.
+        align_corners (`bool`, *optional*, defaults to `False`): Of the resizes of logits in post-processing.
+        palette (`list[list[int]]`, *optional*): One RGB colour per class.
+    """
+
+    def _to_backend(self, array: np.ndarray | torch.Tensor, device: str | torch.device | None) -> torch.Tensor:
+        if isinstance(array, np.ndarray):
+            array = torch.tensor(np.ascontiguousarray(array))
+        return array if device is None else array.to(device)
+
+    def _preprocess(
+        self,
+        images: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float],
+        image_std: float | list[float],
+        disable_grouping: bool | None = None,
+        **kwargs,
+    ) -> list[torch.Tensor]:
+        groups, order = group_images_by_shape(images, disable_grouping=disable_grouping)
+        for shape, stacked in groups.items():
+            if do_resize:
+                stacked = self.resize(stacked, size)
+            groups[shape] = self.rescale_and_normalize(
+                stacked, do_rescale, rescale_factor, do_normalize, image_mean, image_std
+            )
+        return reorder_images(groups, order)
+
+
+__all__ = ["CCNetImageProcessor"]

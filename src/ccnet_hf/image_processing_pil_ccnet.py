@@ -1,0 +1,41 @@
+"""Image processor of CCNet, PIL backend: the same pixels by NumPy alone, without torchvision."""
+
+import numpy as np
+import torch
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import SizeDict
+
+from .image_processing_common_ccnet import CCNetImageProcessorMixin
+
+
+class CCNetImageProcessorPil(CCNetImageProcessorMixin, PilBackend):
+    """[`CCNetImageProcessor`] without torchvision: same arguments, same results."""
+
+    def _to_backend(self, array: np.ndarray | torch.Tensor, device: str | torch.device | None) -> np.ndarray:
+        return array.cpu().numpy() if isinstance(array, torch.Tensor) else array
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        do_resize: bool,
+        size: SizeDict,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float],
+        image_std: float | list[float],
+        **kwargs,
+    ) -> list[np.ndarray]:
+        processed = []
+        for image in images:
+            if do_resize:
+                image = self.resize(image, size)
+            if do_rescale:
+                image = self.rescale(image, rescale_factor)
+            if do_normalize:
+                image = self.normalize(image, image_mean, image_std)
+            processed.append(image)
+        return processed
+
+
+__all__ = ["CCNetImageProcessorPil"]
