@@ -111,7 +111,7 @@ def overlay(
     entries = [(palette[label], class_names[label], format_share(shares[label])) for label in present]
     if not entries:
         return blended
-    font_size = min(max(15, round(max(blended.size) / 48)), 60)
+    font_size = min(max(15, round(max(blended.size) / 40)), 60)
     margin = font_size
     if blended.width > blended.height:
         panel = _legend(entries, font_size, width=blended.width)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -10,16 +11,16 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 import ccnet_hf  # noqa: F401, registers CCNet with the Auto classes
 
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def load_checkpoint(name_or_path: str, dtype: str = "auto", device: str = "auto"):
+def load_checkpoint(name_or_path: str, dtype: Dtype = "auto", device: str = "auto"):
     """Load a CCNet checkpoint and its image processor for inference.
 
     Args:
         name_or_path: a local folder, or `namespace/name` on the Hub.
-        dtype: one of `DTYPES`. `"auto"` takes the checkpoint's own, but float32 on the CPU, where half precision saves
-            no time without support in hardware.
+        dtype: of the computation. `"auto"` takes the checkpoint's own, but float32 on the CPU, where half precision
+            is only faster with support in hardware.
         device: anything `torch.device` takes; `"auto"` takes the accelerator, if there is one.
 
     Returns:
@@ -30,8 +31,8 @@ def load_checkpoint(name_or_path: str, dtype: str = "auto", device: str = "auto"
     """
     _check_name(name_or_path)
     device = _device(device)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     try:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ccnet_hf.command import run_command
 from ccnet_hf.inference.images import find_images, read_image, unique_stems
-from ccnet_hf.inference.loading import load_checkpoint
+from ccnet_hf.inference.loading import Dtype, load_checkpoint
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.visualization import class_shares, colorize, format_share, generate_palette, overlay
 
@@ -26,23 +26,32 @@ class SegmentArguments:
     images: list[str] = field(
         metadata={"positional": True, "metavar": "IMAGE", "help": "pictures, folders of pictures, or patterns"}
     )
-    model_name_or_path: str = field(metadata={"help": "folder of a CCNet checkpoint, or namespace/name on the Hub"})
-    output_dir: str = field(metadata={"help": "folder for NAME_overlay.png and NAME_labels.png of every picture"})
+    model_name_or_path: str = field(
+        metadata={"metavar": "MODEL", "help": "folder of a CCNet checkpoint, or namespace/name on the Hub"}
+    )
+    output_dir: str = field(
+        metadata={"metavar": "DIR", "help": "folder for NAME_overlay.png and NAME_labels.png of every picture"}
+    )
     mode: Literal["whole", "slide"] | None = field(
         default=None, metadata={"help": "whole picture or sliding window; default: what the checkpoint says"}
     )
     crop_size: list[int] | None = field(
-        default=None, metadata={"help": "height and width of the window; default: what the checkpoint says"}
+        default=None,
+        metadata={"metavar": ("H", "W"), "help": "height and width of the window; default: what the checkpoint says"},
     )
     stride: list[int] | None = field(
-        default=None, metadata={"help": "vertical and horizontal distance of windows; default: as above"}
+        default=None,
+        metadata={"metavar": ("H", "W"), "help": "vertical and horizontal distance of windows; default: as above"},
     )
     scales: list[float] = field(
         default_factory=lambda: [1.0],
-        metadata={"help": "average over these ratios of the picture as loaded; 1.0 alone: the checkpoint's test size"},
+        metadata={
+            "metavar": "RATIO",
+            "help": "average over these ratios of the picture as loaded; 1.0 alone: the checkpoint's test size",
+        },
     )
     flip: bool = field(default=False, metadata={"help": "average over the mirrored picture too"})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+    dtype: Dtype = field(
         default="auto", metadata={"help": "auto: as the checkpoint is stored, but float32 on the CPU"}
     )
     device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, mps, ...; auto: the fastest there is"})
