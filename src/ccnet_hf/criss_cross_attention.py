@@ -1,13 +1,15 @@
 """Criss-cross attention as an operator: `torch.ops.ccnet_hf.criss_cross_attention` and its functional form.
 
-The operator is registered here with schema, fake implementation, autograd formula, FLOP formula and an implementation in
-PyTorch that runs on every device; a compiled implementation for one device may be attached to it later without this file
-knowing. The layers that use it live in `modeling_ccnet.py`.
+The operator is registered here with schema, fake implementation, autograd formula, FLOP formula and an implementation
+in PyTorch that runs on every device; a compiled implementation for one device may be attached to it later without this
+file knowing. The layers that use it live in `modeling_ccnet.py`.
 
-Source: Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation" (TPAMI 2020), section 3.2, and 3.4 for the
-3-D form.
+Source: Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation" (TPAMI 2020), section 3.2; the form with
+three axes is the paper's 3-D criss-cross attention.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -19,7 +21,7 @@ _NAMESPACE = "ccnet_hf"
 _FORWARD = "criss_cross_attention"
 _BACKWARD = "criss_cross_attention_backward"
 
-# Scores held at a time: about what a core keeps in its L2 cache (1 MiB in fp32), and on an accelerator enough to fill it.
+# Scores computed at a time: on a CPU about what stays in its cache (1 MiB in fp32), elsewhere what fills the device.
 _CPU_BLOCK_SCORES = 1 << 18
 _ACCELERATOR_BLOCK_SCORES = 1 << 26
 
@@ -36,9 +38,9 @@ def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.T
         value: (B, C, *spatial), dtype and device of `query`.
 
     Returns:
-        (B, C, *spatial) in the dtype of `value`, with the channels innermost in memory. The softmax is computed in fp32
-        (float64 for float64 inputs), and the backward pass keeps only query, key, value, the result and one number per
-        position.
+        (B, C, *spatial) in the dtype of `value`, with the channels innermost in memory. The softmax is computed in
+        fp32 (float64 for float64 inputs), and the backward pass keeps only query, key, value, the result and one
+        number per position.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not go together; the message shows what was given.
@@ -123,7 +125,7 @@ def _joint_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return output.movedim(-1, 1), weights
 
 
-# --- the blocked form: lines of one axis at a time, merged by their log-sum-exp --------------------------------------
+# --- the operator's form: one buffer of scores, lines of one axis at a time ------------------------------------------
 
 
 def _channels_innermost(tensor: torch.Tensor) -> torch.Tensor:
@@ -132,70 +134,83 @@ def _channels_innermost(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _empty_like_output(value: torch.Tensor, channels_from: torch.Tensor) -> torch.Tensor:
-    batch, *spatial = value.shape[0], *value.shape[2:]
-    return value.new_empty((batch, *spatial, channels_from.shape[1])).movedim(-1, 1)
+def _empty_channels_innermost(like: torch.Tensor) -> torch.Tensor:
+    batch, channels, *spatial = like.shape
+    return like.new_empty((batch, *spatial, channels)).movedim(-1, 1)
 
 
-def _line_blocks(
-    tensors: tuple[torch.Tensor, ...], axis: int, block_scores: int
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Cut (B, *spatial, X) tensors into views (lines, n, X) of lines along `axis`, a cache-sized block at a time."""
-    # The last of the other axes numbers the lines of a block; the rest, the batch among them, is walked through.
+def _line_blocks(tensors: tuple[torch.Tensor, ...], axis: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Cut (*spatial, X) tensors into views (lines, n, X) of lines along `axis`, some lines at a time."""
     lines = [tensor.movedim(axis, -2) for tensor in tensors]
-    *walked, count, length = lines[0].shape[:-1]
+    if lines[0].dim() == 2:
+        lines = [line.unsqueeze(0) for line in lines]
+    # Of three axes, one is the line, one numbers the lines of a block, and one is walked through.
+    *walked, count, length, _ = lines[0].shape
+    block_scores = _CPU_BLOCK_SCORES if lines[0].device.type == "cpu" else _ACCELERATOR_BLOCK_SCORES
     per_block = max(1, min(count, block_scores // (length * length)))
     per_block = math.ceil(count / math.ceil(count / per_block))
-    for flat in range(math.prod(walked)):
-        index = []
-        for size in reversed(walked):
-            flat, place = divmod(flat, size)
-            index.insert(0, place)
+    for index in itertools.product(*map(range, walked)):
         for start in range(0, count, per_block):
             yield tuple(line[(*index, slice(start, start + per_block))] for line in lines)
 
 
-def _block_scores(device: torch.device) -> int:
-    return _CPU_BLOCK_SCORES if device.type == "cpu" else _ACCELERATOR_BLOCK_SCORES
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def _product_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """Dtype of the matrix products: fp32 where a CPU would emulate the half precision ones, slowly."""
-    if tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16):
-        return torch.float32
-    return tensor.dtype
+    """Dtype of the matrix products: fp32 where a CPU would emulate the half precision ones, 20 times slower."""
+    if tensor.device.type != "cpu" or tensor.dtype in (torch.float32, torch.float64):
+        return tensor.dtype
+    return torch.bfloat16 if tensor.dtype == torch.bfloat16 and _cpu_multiplies_bfloat16() else torch.float32
+
+
+def _operand(lines: torch.Tensor, products: torch.dtype) -> torch.Tensor:
+    """One operand of a batched product: converted, and packed where the half precision product needs dense lines."""
+    lines = lines.to(products)
+    return lines.contiguous() if lines.device.type == "cpu" and products == torch.bfloat16 else lines
+
+
+def _accumulate(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
+    """Write the product of two batches of matrices into `result`, or add it where it is not the first."""
+    if result.dtype != left.dtype:
+        product = torch.bmm(left, right)
+        result.copy_(product if first else product.add_(result))
+    elif first:
+        torch.bmm(left, right, out=result)
+    else:
+        result.baddbmm_(left, right)
 
 
 def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator's implementation: output (B, C, *spatial) and log-sum-exp (B, *spatial)."""
     statistics, products = _statistics_dtype(query.dtype), _product_dtype(query)
-    output = _empty_like_output(value, value)
-    logsumexp = query.new_full((query.shape[0], *query.shape[2:]), -math.inf, dtype=statistics)
-    tensors = (*map(_channels_innermost, (query, key, value)), output.movedim(1, -1), logsumexp.unsqueeze(-1))
-    last = query.dim() - 2
-    for axis in range(1, last + 1):
-        for block in _line_blocks(tensors, axis, _block_scores(query.device)):
-            lines_out, lines_logsumexp = block[3:]
-            lines_query, lines_key, lines_value = (lines.to(products) for lines in block[:3])
-            scores = torch.bmm(lines_query, lines_key.transpose(1, 2)).to(statistics)
-            if axis != last:
-                scores.diagonal(dim1=1, dim2=2).fill_(-math.inf)
-            # A line of one masked position has no finite score: the clamp keeps exp(-inf - maximum) at 0.
-            maximum = torch.maximum(scores.amax(-1, keepdim=True), lines_logsumexp)
-            maximum.clamp_(min=torch.finfo(statistics).min)
-            weights = scores.sub_(maximum).exp_()
-            total = weights.sum(-1, keepdim=True)
-            if axis == 1:
-                # Nothing to merge with; a masked line of one position has total 0 and no weight in the merge below.
-                weights.div_(total.clamp(min=torch.finfo(statistics).tiny))
-                lines_out.copy_(torch.bmm(weights.to(products), lines_value))
-            else:
-                before = (lines_logsumexp - maximum).exp_()
-                total += before
-                weights.div_(total)
-                merged = (before / total) * lines_out
-                lines_out.copy_(torch.baddbmm(merged.to(products), weights.to(products), lines_value))
-            lines_logsumexp.copy_(total.log_().add_(maximum))
+    spatial = query.shape[2:]
+    output = _empty_channels_innermost(value)
+    logsumexp = query.new_empty((query.shape[0], *spatial), dtype=statistics)
+    tensors = (*map(_channels_innermost, (query, key, value)), output.movedim(1, -1), logsumexp)
+    scores = query.new_empty((*spatial, sum(spatial)), dtype=statistics)
+    parts = scores.split(list(spatial), dim=-1)
+    for one_query, one_key, one_value, one_output, one_logsumexp in zip(*tensors, strict=True):
+        for axis, part in enumerate(parts):
+            for lines_query, lines_key, lines in _line_blocks((one_query, one_key, part), axis):
+                operands = _operand(lines_query, products), _operand(lines_key, products).transpose(1, 2)
+                if products == statistics:
+                    torch.bmm(*operands, out=lines)
+                else:
+                    lines.copy_(torch.bmm(*operands))
+                if axis < len(parts) - 1:
+                    lines.diagonal(dim1=1, dim2=2).fill_(-math.inf)
+        # The largest weight is exp(maximum - logsumexp), and at least one over the number of positions.
+        one_logsumexp.copy_(scores.amax(-1))
+        torch.softmax(scores, -1, out=scores)
+        one_logsumexp.sub_(scores.amax(-1).log_())
+        for axis, part in enumerate(parts):
+            for lines, lines_value, lines_output in _line_blocks((part, one_value, one_output), axis):
+                operands = _operand(lines, products), _operand(lines_value, products)
+                _accumulate(lines_output, *operands, first=axis == 0)
     return output, logsumexp
 
 
@@ -207,28 +222,33 @@ def _backward(
     output: torch.Tensor,
     logsumexp: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of query, key and value; the weights are computed again, a block at a time."""
+    """Gradients of query, key and value; the weights are computed again, a block of lines at a time."""
     statistics, products = logsumexp.dtype, _product_dtype(query)
     inputs = tuple(map(_channels_innermost, (query, key, value, grad)))
-    delta = (inputs[3].to(statistics) * output.movedim(1, -1)).sum(-1, keepdim=True)
-    # Sums over the axes are kept in the dtype of the products, rounded once at the end.
-    results = tuple(tensor.new_zeros(tensor.shape, dtype=products) for tensor in inputs[:3])
-    tensors = (*inputs, logsumexp.unsqueeze(-1), delta, *results)
-    last = query.dim() - 2
-    for axis in range(1, last + 1):
-        for block in _line_blocks(tensors, axis, _block_scores(query.device) // 2):
-            lines_query, lines_key, lines_value, lines_grad = (lines.to(products) for lines in block[:4])
-            lines_logsumexp, lines_delta, grad_query, grad_key, grad_value = block[4:]
-            scores = torch.bmm(lines_query, lines_key.transpose(1, 2)).to(statistics)
-            weights = scores.sub_(lines_logsumexp).exp_()
-            if axis != last:
-                weights.diagonal(dim1=1, dim2=2).zero_()
-            grad_scores = torch.bmm(lines_grad, lines_value.transpose(1, 2)).to(statistics)
-            grad_scores = grad_scores.sub_(lines_delta).mul_(weights).to(products)
-            grad_value.baddbmm_(weights.to(products).transpose(1, 2), lines_grad)
-            grad_query.baddbmm_(grad_scores, lines_key)
-            grad_key.baddbmm_(grad_scores.transpose(1, 2), lines_query)
-    return tuple(result.to(query.dtype).movedim(-1, 1) for result in results)
+    results = tuple(map(_empty_channels_innermost, (query, key, value)))
+    tensors = (*inputs, *(result.movedim(1, -1) for result in results), output.movedim(1, -1), logsumexp)
+    last = len(logsumexp.shape) - 2
+    for *one, one_output, one_logsumexp in zip(*tensors, strict=True):
+        # What every score's gradient loses: the mean of the weights' gradients under the weights.
+        delta = torch.linalg.vecdot(one[3], one_output).to(statistics).unsqueeze(-1)
+        for axis in range(last + 1):
+            for block in _line_blocks((*one, one_logsumexp.unsqueeze(-1), delta), axis):
+                lines_query, lines_key, lines_value, lines_grad = (_operand(lines, products) for lines in block[:4])
+                grad_lines, (lines_logsumexp, lines_delta) = block[4:7], block[7:]
+                scores = torch.bmm(lines_query, lines_key.transpose(1, 2)).to(statistics)
+                weights = scores.sub_(lines_logsumexp).exp_()
+                if axis < last:
+                    weights.diagonal(dim1=1, dim2=2).zero_()
+                grad_scores = torch.bmm(lines_grad, lines_value.transpose(1, 2)).to(statistics)
+                grad_scores = grad_scores.sub_(lines_delta).mul_(weights).to(products)
+                factors = (
+                    (grad_scores, lines_key),
+                    (grad_scores.transpose(1, 2), lines_query),
+                    (weights.to(products).transpose(1, 2), lines_grad),
+                )
+                for result, operands in zip(grad_lines, factors, strict=True):
+                    _accumulate(result, *operands, first=axis == 0)
+    return results
 
 
 # --- registration --------------------------------------------------------------------------------------------------
@@ -236,11 +256,11 @@ def _backward(
 
 def _fake_forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     statistics = _statistics_dtype(query.dtype)
-    return _empty_like_output(value, value), query.new_empty((query.shape[0], *query.shape[2:]), dtype=statistics)
+    return _empty_channels_innermost(value), query.new_empty((query.shape[0], *query.shape[2:]), dtype=statistics)
 
 
 def _fake_backward(grad, query, key, value, output, logsumexp) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return tuple(_empty_like_output(tensor, tensor) for tensor in (query, key, value))
+    return tuple(map(_empty_channels_innermost, (query, key, value)))
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -48,8 +48,8 @@ class CCNetSemanticSegmenterOutput(SemanticSegmenterOutput):
         hidden_states (`tuple[torch.Tensor]`, *optional*, returned when `output_hidden_states=True`):
             The backbone's hidden states: its stem or embedding, then every stage.
         attentions (`tuple[torch.Tensor]`, *optional*, returned when `output_attentions=True`):
-            For each round of attention `(batch_size, height / stride, width / stride, height / stride + width / stride)`:
-            every pixel's weights over its column, then over its row.
+            For each round of attention a `(batch_size, h, w, h + w)` tensor, `h` and `w` the height and width of the
+            logits: every pixel's weights over its column, then over its row.
         auxiliary_logits (`torch.Tensor`, *optional*, returned when `labels` is given or in training):
             `(batch_size, num_labels, height / stride, width / stride)` scores of the auxiliary head.
     """
@@ -72,8 +72,8 @@ class CCNetConvLayer(nn.Module):
 
 class CrissCrossAttention(nn.Module):
     """
-    Criss-cross attention (paper section 3.2, equations 1 and 2): every pixel gathers values from its row and its column,
-    and adds gamma times the result to itself.
+    Criss-cross attention (paper section 3.2, equations 1 and 2): every pixel gathers values from its row and its
+    column, and adds gamma times the result to itself.
 
     gamma starts at 0, as in the paper: an untrained layer returns its input unchanged.
 
@@ -111,8 +111,8 @@ class CrissCrossAttention(nn.Module):
 
 class RecurrentCrissCrossAttention(CrissCrossAttention):
     """
-    Criss-cross attention applied `recurrence` times with the same weights (paper section 3.3). Two rounds let every pixel
-    reach every other.
+    Criss-cross attention applied `recurrence` times with the same weights (paper section 3.3). Two rounds let every
+    pixel reach every other.
 
     Args:
         hidden_size: channels of input, value and output.
@@ -272,8 +272,9 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
             channels = self.model.backbone.channels
             if len(channels) < 2:
                 raise ValueError(
-                    "the auxiliary head needs a second feature map: give the backbone two out_features or out_indices, "
-                    f"or set use_auxiliary_head=False; its out_features are {self.model.backbone.out_features}"
+                    "the auxiliary head needs a second feature map: give the backbone two out_features or "
+                    "out_indices, or set use_auxiliary_head=False; its out_features are "
+                    f"{self.model.backbone.out_features}"
                 )
             self.auxiliary_head = CCNetAuxiliaryHead(config, channels[-2])
         self.post_init()

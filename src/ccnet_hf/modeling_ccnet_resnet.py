@@ -94,8 +94,8 @@ class CCNetResNetStage(nn.Module):
 
 class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
     """
-    ResNet-V1c with dilated last stages, the backbone of the paper (section 4.1). With the same tensors it equals timm's
-    `resnet50c` / `resnet101c` at the same output stride.
+    ResNet-V1c with dilated last stages, the backbone of the paper (section 4.1). With the same tensors it equals
+    timm's `resnet50c` / `resnet101c` at the same output stride.
     """
 
     config: CCNetResNetConfig
