@@ -131,7 +131,7 @@ def sampled(golden: dict, prefix: str = "grad") -> Iterator[tuple[str, int, np.n
             yield match[2], int(match[1] or 1), values
 
 
-def check_gradients(found: dict[str, np.ndarray], golden: dict, tolerance: float) -> None:
+def check_gradients(found: dict[str, np.ndarray], golden: dict, tolerance: float, compare=assert_close) -> None:
     stored = list(sampled(golden))
     assert len(stored) >= 20
     for key, stride, expected in stored:
@@ -139,7 +139,7 @@ def check_gradients(found: dict[str, np.ndarray], golden: dict, tolerance: float
         if key == ZERO_GRADIENT:
             assert np.abs(thinned).max() <= ZERO_GRADIENT_TOLERANCE
         else:
-            assert_close(thinned, expected, tolerance, key)
+            compare(thinned, expected, tolerance, key)
     norms = dict(zip(golden["grad_norm_names"].tolist(), golden["grad_norm_values"].tolist(), strict=True))
     assert norms.keys() == found.keys()
     for key, norm in norms.items():
@@ -187,15 +187,31 @@ def test_float64(depth, name, load_model):
     check_gradients(gradients(model), golden, FLOAT64_TOLERANCE)
 
 
-def test_training_mode(load_model):
+def assert_close_in_norm(actual: np.ndarray, expected: np.ndarray, tolerance: float, what: str) -> None:
+    assert actual.shape == expected.shape
+    error = np.linalg.norm((actual.astype(np.float64) - expected).ravel()) / np.linalg.norm(expected.ravel())
+    assert error <= tolerance, f"{what}: off by {error:.2e} in norm, {tolerance:.0e} allowed"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradient_tolerance", "buffer_tolerance"), [(torch.float64, 3e-2, 2e-5), (torch.float32, 5e-2, 4e-5)]
+)
+def test_training_mode(dtype, gradient_tolerance, buffer_tolerance, load_model):
+    """Batch statistics used and updated.
+
+    They amplify rounding: mmsegmentation's float32 gradients are off our float64 ones by up to 9 % of the largest
+    magnitude in single elements and 2.5 % in norm, so gradients are compared in norm. In float32 both sides carry that
+    error, ours changing with the number of threads.
+    """
     golden = load_golden("r50_c19_2x3x65x97_trainbn")
-    model, labels = load_model(50, classifier_dropout_prob=0.0).train(), torch.from_numpy(golden["label"]).long()
-    outputs = model(torch.from_numpy(golden["input"]), labels=labels)
+    labels = torch.from_numpy(golden["label"]).long()
+    model = load_model(50, dtype=dtype, classifier_dropout_prob=0.0).train()
+    outputs = model(torch.from_numpy(golden["input"]).to(dtype), labels=labels)
     check_losses(model, outputs, golden, labels, "", LOSS_TOLERANCE)
     outputs.loss.backward()
-    check_gradients(gradients(model), golden, GRADIENT_TOLERANCE)
+    check_gradients(gradients(model), golden, gradient_tolerance, compare=assert_close_in_norm)
     buffers = {mmsegmentation_key(name): buffer.numpy() for name, buffer in model.named_buffers()}
     after = {name.removeprefix("after/"): value for name, value in golden.items() if name.startswith("after/")}
     assert len(after) == 18
     for key, expected in after.items():
-        assert_close(buffers[key], expected, FORWARD_TOLERANCE[50], key)
+        assert_close(buffers[key], expected, buffer_tolerance, key)
