@@ -1,0 +1,173 @@
+"""Training augmentation with mmsegmentation's definitions, as torchvision v2 transforms of picture and label together.
+
+The random numbers come from torch's default generator, so whoever seeds it (see `SegmentationDataset`) owns the draws.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from ccnet_hf.image_transforms_ccnet import resize_output_size
+from ccnet_hf.recipes import TrainingRecipe
+
+
+def _uniform(low: float, high: float) -> float:
+    return float(torch.empty(()).uniform_(low, high))
+
+
+def _coin() -> bool:
+    return bool(torch.rand(()) < 0.5)
+
+
+class RandomResize(v2.Transform):
+    """Resize by the keep-ratio rule to `scale` times a ratio drawn uniformly; labels nearest, pictures bilinear.
+
+    Args:
+        scale: (long, short) edges to fit into.
+        ratio_range: (low, high) of the ratio.
+    """
+
+    def __init__(self, scale: tuple[int, int], ratio_range: tuple[float, float]):
+        super().__init__()
+        self.scale = scale
+        self.ratio_range = ratio_range
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = flat_inputs[0].shape[-2:]
+        ratio = _uniform(*self.ratio_range)
+        longest, shortest = (int(edge * ratio) for edge in self.scale)
+        return {"size": list(resize_output_size(height, width, longest=longest, shortest=shortest))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        # torchvision resizes every Mask nearest, whatever is asked; OpenCV's bilinear does not antialias.
+        return F.resize(inpt, params["size"], interpolation=F.InterpolationMode.BILINEAR, antialias=False)
+
+
+class RandomCrop(v2.Transform):
+    """Cut a window of `size`, redrawn up to ten times until it shows more than one class and none fills it.
+
+    The eleventh draw is taken as it comes. A picture smaller than the window stays as small as it is.
+
+    Args:
+        size: (height, width) of the window.
+        cat_max_ratio: largest share of the labelled pixels one class may have; 1.0 takes the first draw.
+        ignore_index: label of pixels that do not count.
+    """
+
+    def __init__(self, size: tuple[int, int], cat_max_ratio: float = 1.0, ignore_index: int = 255):
+        super().__init__()
+        self.size = size
+        self.cat_max_ratio = cat_max_ratio
+        self.ignore_index = ignore_index
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        (label,) = (value for value in flat_inputs if isinstance(value, tv_tensors.Mask))
+        height, width = label.shape[-2:]
+        crop_height, crop_width = min(self.size[0], height), min(self.size[1], width)
+        for _ in range(11):
+            top = int(torch.randint(height - crop_height + 1, ()))
+            left = int(torch.randint(width - crop_width + 1, ()))
+            if self.cat_max_ratio >= 1.0 or self._is_mixed(
+                label[..., top : top + crop_height, left : left + crop_width]
+            ):
+                break
+        return {"top": top, "left": left, "height": crop_height, "width": crop_width}
+
+    def _is_mixed(self, label: torch.Tensor) -> bool:
+        counts = torch.bincount(label.flatten(), minlength=self.ignore_index + 1)
+        counts[self.ignore_index] = 0
+        return int((counts > 0).sum()) > 1 and int(counts.max()) < self.cat_max_ratio * int(counts.sum())
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.crop(inpt, **params)
+
+
+class PhotometricDistortion(v2.Transform):
+    """Brightness, contrast, saturation and hue of a uint8 RGB picture, each with probability 1/2 (Liu et al., SSD).
+
+    Brightness adds U(-32, 32); contrast multiplies by U(0.5, 1.5), before or after the colours by a coin's flip;
+    saturation multiplies the S of HSV by U(0.5, 1.5); hue turns H by one of the 36 steps -18..17 of 180 to a circle.
+    After each the values are clipped and truncated to uint8.
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {
+            "brightness": _uniform(-32, 32) if _coin() else None,
+            "contrast_first": _coin(),
+            "contrast": _uniform(0.5, 1.5) if _coin() else None,
+            "saturation": _uniform(0.5, 1.5) if _coin() else None,
+            "hue": int(torch.randint(-18, 18, ())) if _coin() else None,
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        image = inpt
+        if params["brightness"] is not None:
+            image = _to_uint8(image.float() + params["brightness"])
+        if params["contrast"] is not None and params["contrast_first"]:
+            image = _to_uint8(image.float() * params["contrast"])
+        if params["saturation"] is not None:
+            # At constant hue and value, a channel's distance from the largest one is proportional to the saturation.
+            value, smallest = image.float().amax(0), image.float().amin(0)
+            most = value / (value - smallest).clamp(min=1e-6)  # the factor that makes the saturation 1
+            image = _to_uint8(value - (value - image.float()) * most.clamp(max=params["saturation"]))
+        if params["hue"] is not None:
+            # Pillow turns a picture to HSV and back some ten times faster than torchvision does a tensor.
+            image = F.pil_to_tensor(F.adjust_hue(F.to_pil_image(image), params["hue"] / 180))
+        if params["contrast"] is not None and not params["contrast_first"]:
+            image = _to_uint8(image.float() * params["contrast"])
+        return tv_tensors.wrap(image, like=inpt)
+
+
+def _to_uint8(image: torch.Tensor) -> torch.Tensor:
+    return image.clamp_(0, 255).to(torch.uint8)
+
+
+class PadToSize(v2.Transform):
+    """Pad right and bottom to at least `size`: pictures with 0, labels with `ignore_index`.
+
+    Before normalisation that is black, after it the mean colour.
+    """
+
+    def __init__(self, size: tuple[int, int], ignore_index: int = 255):
+        super().__init__()
+        self.size = size
+        self.ignore_index = ignore_index
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        height, width = inpt.shape[-2:]
+        right, bottom = max(0, self.size[1] - width), max(0, self.size[0] - height)
+        if right == bottom == 0:
+            return inpt
+        return F.pad(inpt, [0, 0, right, bottom], fill=self.ignore_index if isinstance(inpt, tv_tensors.Mask) else 0)
+
+
+def training_transforms(
+    recipe: TrainingRecipe,
+    image_mean: tuple[float, float, float],
+    image_std: tuple[float, float, float],
+    ignore_index: int = 255,
+) -> v2.Compose:
+    """Build the augmentation of a recipe.
+
+    The result maps an Image (3, H, W) uint8 and a Mask (H, W) uint8 to the normalised picture (3, h, w) float32 and
+    the labels (h, w) int64, with (h, w) the recipe's crop size.
+    """
+    normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(image_mean), list(image_std))]
+    pad = PadToSize(recipe.crop_size, ignore_index)
+    return v2.Compose(
+        [
+            RandomResize(recipe.scale, recipe.ratio_range),
+            RandomCrop(recipe.crop_size, recipe.cat_max_ratio, ignore_index),
+            v2.RandomHorizontalFlip(),
+            *([PhotometricDistortion()] if recipe.photometric_distortion else []),
+            *([pad, *normalize] if recipe.pad_before_normalization else [*normalize, pad]),
+            v2.ToDtype({tv_tensors.Mask: torch.int64, "others": None}),
+        ]
+    )

@@ -1,0 +1,84 @@
+"""Optimiser, learning rates and loss of a recipe."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.loss_ccnet import semantic_segmentation_loss
+from ccnet_hf.recipes import TrainingRecipe
+
+
+def build_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
+    """Build the recipe's optimiser over the parameters that learn, the backbone with its own learning rate."""
+    backbone, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (backbone if ".backbone." in f".{name}" else rest).append(parameter)
+    groups = [
+        {"params": rest, "lr": recipe.learning_rate},
+        {"params": backbone, "lr": recipe.learning_rate * recipe.backbone_learning_rate_factor},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def learning_rate_factor(step: int, recipe: TrainingRecipe) -> float:
+    """Learning rate at `step` (0-based) as a share of its first value: linear warm-up, then poly down to the floor."""
+    floor = min(recipe.min_learning_rate / recipe.learning_rate, 1.0)
+    left = max(0.0, 1 - step / recipe.max_train_steps)
+    factor = floor + (1 - floor) * left**recipe.power
+    return factor * min(1.0, (step + 1) / (recipe.warmup_steps + 1))
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe) -> torch.optim.lr_scheduler.LambdaLR:
+    """Build the schedule by optimiser step; every group follows `learning_rate_factor` from its own first value."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
+
+
+def class_weights_from_frequencies(frequencies: torch.Tensor, power: float) -> torch.Tensor:
+    """Weights frequency ** -power, (num_labels,) float32, scaled so that the average labelled pixel weighs 1.
+
+    A class that does not occur gets the weight of the rarest one that does.
+    """
+    present = frequencies > 0
+    weights = frequencies.clamp(min=frequencies[present].min()) ** -power
+    return (weights / (weights * frequencies).sum()).float()
+
+
+class SegmentationLoss(nn.Module):
+    """The losses of a model's output: cross entropy of both heads, weighted by class where weights are given.
+
+    Args:
+        config: of the model; gives reduction, ignored label, align_corners and the auxiliary weight.
+        class_weights: (num_labels,) or `None`.
+    """
+
+    def __init__(self, config: CCNetConfig, class_weights: torch.Tensor | None = None):
+        super().__init__()
+        self.config = config
+        self.register_buffer("class_weights", class_weights)
+
+    def forward(self, outputs, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Losses of outputs in training mode for labels (B, H, W): named scalars, `loss` being their sum."""
+        losses = {"decode_loss": self._cross_entropy(outputs.logits, labels)}
+        if outputs.auxiliary_logits is not None:
+            auxiliary = self._cross_entropy(outputs.auxiliary_logits, labels)
+            losses["auxiliary_loss"] = self.config.auxiliary_loss_weight * auxiliary
+        return {"loss": sum(losses.values()), **losses}
+
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        ignored, align_corners = self.config.semantic_loss_ignore_index, self.config.align_corners
+        if self.class_weights is None:
+            return semantic_segmentation_loss(logits, labels, ignored, self.config.loss_reduction, align_corners)
+        logits = nn.functional.interpolate(
+            logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=align_corners
+        )
+        total = nn.functional.cross_entropy(
+            logits, labels, weight=self.class_weights, ignore_index=ignored, reduction="sum"
+        )
+        counted = labels.numel() if self.config.loss_reduction == "all" else (labels != ignored).sum().clamp(min=1)
+        return total / counted
