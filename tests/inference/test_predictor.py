@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.inference import Predictor, predict_logits
-from ccnet_hf.inference.predictor import window_positions
+from ccnet_hf.inference.logits import window_positions
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
