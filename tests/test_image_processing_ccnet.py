@@ -333,7 +333,7 @@ def test_overrides_on_loading(processor_class):
 
 
 def test_pil_backend_needs_no_torchvision():
-    """Its modules alone, as remote code loads them: importing all of ccnet_hf registers the torchvision backend, too."""
+    """Its modules alone, as remote code loads them: ccnet_hf as a whole needs torchvision."""
     script = (
         "import sys, types; sys.modules['torchvision'] = None\n"
         f"package = types.ModuleType('alone'); package.__path__ = [{str(Path(common.__file__).parent)!r}]\n"

@@ -36,7 +36,7 @@ Size = tuple[int, int]  # (height, width)
 IGNORE_INDEX = 255
 
 # Post-processing resizes about as many classes at a time as fit in this many float32 values (64 MiB). Always a
-# multiple of 8: with chunks of another length, vectorized CPU kernels round single values differently than on the whole.
+# multiple of 8: with chunks of another length, vectorized CPU kernels round single values differently than on all.
 MAX_CHUNK_ELEMENTS = 2**24
 CHUNK_MULTIPLE = 8
 
