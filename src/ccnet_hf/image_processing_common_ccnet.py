@@ -147,7 +147,8 @@ class CCNetImageProcessorMixin:
     ) -> BatchFeature:
         image_mean = kwargs["image_mean"]
         # A mean of another length says that the model takes other channels than red, green and blue.
-        do_convert_rgb = do_convert_rgb and (image_mean is None or np.size(image_mean) == 3)
+        channels = len(image_mean) if isinstance(image_mean, (list, tuple)) else None
+        do_convert_rgb = do_convert_rgb and channels in (None, 3)
         images = [
             self.process_image(image, do_convert_rgb, input_data_format, device)
             for image in _flatten(self.fetch_images(images), (2, 3), "picture")
@@ -155,10 +156,8 @@ class CCNetImageProcessorMixin:
         if not images:
             raise ValueError("No pictures given.")
         for image in images:
-            if kwargs["do_normalize"] and np.size(image_mean) not in (1, image.shape[0]):
-                raise ValueError(
-                    f"A picture has {image.shape[0]} channels, but `image_mean` has {np.size(image_mean)} values."
-                )
+            if kwargs["do_normalize"] and channels not in (None, image.shape[0]):
+                raise ValueError(f"A picture has {image.shape[0]} channels, but `image_mean` has {channels} values.")
         labels = None
         if segmentation_maps is not None:
             labels = self._prepare_labels(segmentation_maps, images, device, **kwargs)

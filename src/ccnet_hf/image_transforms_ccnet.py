@@ -71,11 +71,9 @@ def resize_bilinear(image: Array, height: int, width: int) -> Array:
     weights = (np.rint(weight * 2048).astype(np.int32) for weight in weights)
     left, right, top, bottom, *weights = (_like(taps, image) for taps in (left, right, top, bottom, *weights))
     left_weight, right_weight, top_weight, bottom_weight = weights
-    image = image.to(torch.int32) if isinstance(image, torch.Tensor) else image.astype(np.int32)
-    lines = (image[..., left] * left_weight + image[..., right] * right_weight) >> 4
+    lines = _cast(image[..., left], "int32") * left_weight + _cast(image[..., right], "int32") * right_weight >> 4
     image = (lines[..., top, :] * top_weight >> 16) + (lines[..., bottom, :] * bottom_weight >> 16)
-    image = (image + 2) >> 2
-    return image.to(torch.uint8) if isinstance(image, torch.Tensor) else image.astype(np.uint8)
+    return _cast((image + 2) >> 2, "uint8")
 
 
 def resize_nearest(labels: Array, height: int, width: int) -> Array:
@@ -99,6 +97,14 @@ def _bilinear_taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np
 
 def _like(values: np.ndarray, array: Array) -> Array:
     return torch.from_numpy(values).to(array.device) if isinstance(array, torch.Tensor) else values
+
+
+def _cast(array: Array, dtype: str) -> Array:
+    return array.to(getattr(torch, dtype)) if isinstance(array, torch.Tensor) else array.astype(dtype)
+
+
+def _is_floating(array: Array) -> bool:
+    return array.is_floating_point() if isinstance(array, torch.Tensor) else np.issubdtype(array.dtype, np.floating)
 
 
 def convert_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -161,18 +167,17 @@ def _channel_axis(image: Array, input_data_format: str | ChannelDimension | None
 
 
 def _uint8_or_float32(image: Array) -> Array:
-    is_tensor = isinstance(image, torch.Tensor)
     if image.dtype in (np.uint8, torch.uint8):
         return image
-    if image.is_floating_point() if is_tensor else np.issubdtype(image.dtype, np.floating):
-        return image.to(torch.float32) if is_tensor else image.astype(np.float32)
-    image = image.to(torch.int64) if is_tensor else image.astype(np.int64)
+    if _is_floating(image):
+        return _cast(image, "float32")
+    image = _cast(image, "int64")
     if image.min() < 0 or image.max() > 255:
         raise ValueError(
             f"A picture of integers must lie in 0..255, got values from {int(image.min())} to {int(image.max())}. "
             "Pass 16-bit pictures as `PIL.Image`, or scale them to 8 bits."
         )
-    return image.to(torch.uint8) if is_tensor else image.astype(np.uint8)
+    return _cast(image, "uint8")
 
 
 def segmentation_map_to_array(segmentation_map: PIL.Image.Image | Array) -> Array:
@@ -183,8 +188,6 @@ def segmentation_map_to_array(segmentation_map: PIL.Image.Image | Array) -> Arra
         if segmentation_map.ndim != 2:
             raise ValueError(f"A segmentation map has one channel, of class ids; got a picture of mode {mode}.")
     is_tensor = isinstance(segmentation_map, torch.Tensor)
-    if segmentation_map.is_floating_point() if is_tensor else segmentation_map.dtype.kind not in "biu":
+    if _is_floating(segmentation_map):
         raise ValueError(f"A segmentation map holds class ids, so integers; got {segmentation_map.dtype}.")
-    if is_tensor:
-        return segmentation_map.to(torch.int64, copy=True)
-    return segmentation_map.astype(np.int64)
+    return segmentation_map.to(torch.int64, copy=True) if is_tensor else segmentation_map.astype(np.int64)
