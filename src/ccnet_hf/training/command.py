@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import datasets
 import torch
+import transformers.utils.logging
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -84,6 +86,8 @@ class TrainArguments:
 
 def train(arguments: TrainArguments) -> None:
     """Train a CCNet by a recipe; start it with `accelerate launch`."""
+    datasets.disable_progress_bars()  # one bar is enough
+    transformers.utils.logging.disable_progress_bar()
     recipe = get_recipe(arguments.variant)
     training = _override(recipe.training, arguments)
     output_dir = Path(arguments.output_dir)

@@ -29,6 +29,10 @@ from ccnet_hf.training.initialization import freeze
 from ccnet_hf.training.optimization import SegmentationLoss, build_optimizer, build_scheduler
 
 
+# In the progress bar.
+_SHORT_NAMES = {"decode_loss": "decode", "auxiliary_loss": "auxiliary", "images_per_second": "img/s"}
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """How a training runs, beside the recipe that says what is trained.
@@ -159,7 +163,7 @@ class Trainer:
             logged["images_per_second"] = recipe.batch_size / (finished - started)
             started = finished
             bar.update()
-            bar.set_postfix({name: f"{value:.3g}" for name, value in logged.items()})
+            bar.set_postfix({_SHORT_NAMES.get(name, name): f"{value:.3g}" for name, value in logged.items()})
             self.accelerator.log(logged, step=self.step)
 
             if self._stop_requested:

@@ -1,0 +1,138 @@
+"""Datasets from folders: columns, checks where an example is read, and draws that depend on the example alone."""
+
+import io
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from ccnet_hf.data.loading import SegmentationDataset, class_frequencies, load_split
+
+
+def png(array: np.ndarray, mode: str | None = None) -> dict:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(array).convert(mode).save(buffer, "PNG") if mode else PIL.Image.fromarray(array).save(
+        buffer, "PNG"
+    )
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def make_split(labels: list[np.ndarray], **columns) -> datasets.Dataset:
+    pictures = [np.full((*label.shape[:2], 3), 10 * index, np.uint8) for index, label in enumerate(labels)]
+    features = {"image": datasets.Image(), "label": datasets.Image()}
+    rows = {"image": [png(picture) for picture in pictures], "label": [png(label) for label in labels], **columns}
+    features |= {name: datasets.Value("string") for name in columns}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+def write_folder(folder, **splits: datasets.Dataset) -> str:
+    folder.mkdir(exist_ok=True)
+    for name, split in splits.items():
+        split.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    return str(folder)
+
+
+LABEL = np.array([[0, 1, 2], [255, 1, 1]], np.uint8)
+
+
+def test_reads_parquet_and_saved_folders_alike(tmp_path):
+    split = make_split([LABEL, LABEL[:, :2]], name=["a", "b"])
+    folders = [write_folder(tmp_path / "parquet", train=split, test=split.select([1]))]
+    split.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=split).save_to_disk(tmp_path / "many")
+    folders += [str(tmp_path / "one"), str(tmp_path / "many")]
+    for folder in folders:
+        dataset = SegmentationDataset(load_split(folder, "train"), num_labels=3)
+        assert len(dataset) == 2
+        picture, label, name = dataset.read(1)
+        assert name == "b"
+        assert picture.getpixel((0, 0)) == (10, 10, 10)
+        np.testing.assert_array_equal(label, LABEL[:, :2])
+    assert len(load_split(folders[0], "test")) == 1
+
+
+def test_maps_columns_and_names_what_is_there(tmp_path):
+    split = make_split([LABEL], scene=["street"]).rename_columns({"image": "pixels", "label": "annotation"})
+    folder = write_folder(tmp_path / "data", train=split)
+    dataset = load_split(folder, "train", image_column_name="pixels", label_column_name="annotation")
+    assert set(dataset.column_names) == {"image", "label"}
+    with pytest.raises(ValueError, match="no column 'image'; it has pixels, annotation, scene"):
+        load_split(folder, "train")
+    with pytest.raises(ValueError, match="no split 'validation'; it has train"):
+        load_split(folder, "validation")
+
+
+def test_wrong_id_is_named_with_file_and_range():
+    dataset = SegmentationDataset(_encoded(make_split([LABEL, LABEL], name=["fine", "wrong.png"])), num_labels=2)
+    with pytest.raises(ValueError, match=r"fine: label id 2 is outside 0\.\.1 and is not 255"):
+        dataset[0]
+    split = _encoded(make_split([LABEL, np.full((2, 3), 200, np.uint8)], name=["fine", "wrong.png"]))
+    dataset = SegmentationDataset(split, num_labels=3)
+    dataset[0]
+    with pytest.raises(ValueError, match=r"wrong\.png: label id 200 is outside 0\.\.2"):
+        dataset[1]
+
+
+def test_reduced_labels():
+    split = _encoded(make_split([np.array([[0, 1, 3, 255]], np.uint8), np.array([[4]], np.uint8)]))
+    dataset = SegmentationDataset(split, num_labels=3, reduce_labels=True)
+    assert dataset.read(0)[1].tolist() == [[255, 0, 2, 255]]
+    with pytest.raises(ValueError, match=r"example 1: label id 4 is outside 1\.\.3"):
+        dataset.read(1)
+
+
+def test_sixteen_bit_and_palette_label_maps_keep_their_ids():
+    split = make_split([LABEL, LABEL])
+    palette = PIL.Image.fromarray(LABEL)
+    palette.putpalette([7, 7, 7] * 256)
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG")
+    rows = [png(LABEL.astype(np.uint16)), {"bytes": buffer.getvalue(), "path": None}]
+    split = split.remove_columns("label").add_column("label", rows)
+    dataset = SegmentationDataset(split.cast_column("image", datasets.Image(decode=False)), num_labels=3)
+    for index in range(2):
+        np.testing.assert_array_equal(dataset.read_label(index), LABEL)
+
+
+def test_bad_files_are_named():
+    split = make_split([LABEL, LABEL, np.zeros((2, 3, 3), np.uint8)], name=["small", "broken", "coloured"])
+    rows = [png(np.zeros((9, 9, 3), np.uint8)), {"bytes": b"\x89PNG\r\n\x1a\n nothing", "path": None}]
+    split = split.remove_columns("image").add_column("image", [*rows, rows[0]])
+    dataset = SegmentationDataset(split.cast_column("label", datasets.Image(decode=False)), num_labels=3)
+    with pytest.raises(ValueError, match="small: the picture is 9x9, its label map 2x3"):
+        dataset[0]
+    with pytest.raises(ValueError, match="broken: cannot be read"):
+        dataset[1]
+    with pytest.raises(ValueError, match="coloured: a label map has one channel"):
+        dataset[2]
+
+
+def test_draws_depend_on_seed_epoch_and_index_only():
+    split = _encoded(make_split([LABEL] * 3))
+
+    def noise(image, label):
+        return torch.rand(4), label
+
+    dataset = SegmentationDataset(split, num_labels=3, transform=noise, seed=1)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = dataset[(2, 1)]["image"]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    dataset[(0, 0)]
+    torch.manual_seed(6)
+    assert torch.equal(dataset[(2, 1)]["image"], first)
+    others = [dataset[(2, 0)], dataset[(1, 1)], SegmentationDataset(split, 3, transform=noise, seed=2)[(2, 1)]]
+    assert not any(torch.equal(other["image"], first) for other in others)
+
+
+def test_class_frequencies_leave_ignored_pixels_out():
+    frequencies = class_frequencies(SegmentationDataset(_encoded(make_split([LABEL, LABEL[:1]])), num_labels=4))
+    assert frequencies.tolist() == [2 / 8, 4 / 8, 2 / 8, 0.0]
+
+
+def _encoded(split: datasets.Dataset) -> datasets.Dataset:
+    for column in ("image", "label"):
+        split = split.cast_column(column, datasets.Image(decode=False))
+    return split

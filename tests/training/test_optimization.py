@@ -1,0 +1,121 @@
+"""Schedule, parameter groups, class weights and losses against their formulas."""
+
+import pytest
+import torch
+from torch import nn
+
+from ccnet_hf import CCNetConfig
+from ccnet_hf.modeling_ccnet import CCNetSemanticSegmenterOutput
+from ccnet_hf.recipes import TrainingRecipe
+from ccnet_hf.training.optimization import (
+    SegmentationLoss,
+    build_optimizer,
+    build_scheduler,
+    class_weights_from_frequencies,
+)
+
+
+def make_recipe(**changes) -> TrainingRecipe:
+    return TrainingRecipe(**({"crop_size": (4, 4), "scale": (4, 4), "batch_size": 1, "eval_steps": 1} | changes))
+
+
+def learning_rates(recipe: TrainingRecipe, steps: int) -> list[list[float]]:
+    module = nn.ModuleDict({"backbone": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    optimizer = build_optimizer(module, recipe)
+    scheduler = build_scheduler(optimizer, recipe)
+    rates = []
+    for _ in range(steps):
+        rates.append(scheduler.get_last_lr())
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_poly_with_floor():
+    rates = learning_rates(make_recipe(max_train_steps=100), 101)
+    for step in (0, 1, 50, 99, 100):
+        assert rates[step][0] == pytest.approx(1e-4 + (0.01 - 1e-4) * (1 - step / 100) ** 0.9, rel=1e-9)
+    assert rates[100][0] == pytest.approx(1e-4)
+
+
+def test_warm_up_and_backbone_factor():
+    recipe = make_recipe(max_train_steps=100, warmup_steps=4, backbone_learning_rate_factor=0.3, min_learning_rate=0.0)
+    rates = learning_rates(recipe, 6)
+    poly = [0.01 * (1 - step / 100) ** 0.9 for step in range(6)]
+    for step, warm in enumerate([0.2, 0.4, 0.6, 0.8, 1.0, 1.0]):
+        assert rates[step] == pytest.approx([warm * poly[step], 0.3 * warm * poly[step]])
+
+
+def test_constant_when_the_floor_is_the_rate():
+    rates = learning_rates(make_recipe(max_train_steps=10, min_learning_rate=0.01), 10)
+    assert all(rate == [0.01, 0.01] for rate in rates)
+
+
+def test_optimizers_and_frozen_parameters(model):
+    model = model()
+    model.model.backbone.requires_grad_(False)
+    sgd = build_optimizer(model, make_recipe(max_train_steps=1))
+    assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.9
+    assert sgd.defaults["weight_decay"] == 5e-4
+    (group,) = sgd.param_groups
+    assert len(group["params"]) == sum(p.requires_grad for p in model.parameters())
+    adamw = build_optimizer(model.requires_grad_(True), make_recipe(max_train_steps=1, optimizer="adamw"))
+    assert isinstance(adamw, torch.optim.AdamW)
+    backbone = {id(p) for p in model.model.backbone.parameters()}
+    assert {id(p) for p in adamw.param_groups[1]["params"]} == backbone
+    assert not backbone & {id(p) for p in adamw.param_groups[0]["params"]}
+
+
+def test_class_weights():
+    frequencies = torch.tensor([0.81, 0.16, 0.03, 0.0], dtype=torch.float64)
+    weights = class_weights_from_frequencies(frequencies, 0.5)
+    assert weights[1] / weights[0] == pytest.approx((0.81 / 0.16) ** 0.5)
+    assert weights[3] == weights[2]
+    assert float((weights * frequencies).sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("reduction", ["valid", "all"])
+def test_losses_by_hand(reduction):
+    torch.manual_seed(0)
+    config = CCNetConfig(num_labels=3, loss_reduction=reduction, auxiliary_loss_weight=0.25)
+    logits, auxiliary = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    labels = torch.randint(0, 3, (2, 4, 4))
+    labels[0, 0] = 255
+    class_weights = torch.tensor([0.5, 1.0, 3.0])
+    outputs = CCNetSemanticSegmenterOutput(logits=logits, auxiliary_logits=auxiliary)
+    losses = SegmentationLoss(config, class_weights)(outputs, labels)
+
+    def by_hand(scores):
+        total, counted = 0.0, 0
+        for b in range(2):
+            for i in range(4):
+                for j in range(4):
+                    label = int(labels[b, i, j])
+                    if label != 255:
+                        total -= class_weights[label] * scores[b, :, i, j].log_softmax(0)[label]
+                        counted += 1
+        return total / (32 if reduction == "all" else counted)
+
+    torch.testing.assert_close(losses["decode_loss"], by_hand(logits))
+    torch.testing.assert_close(losses["auxiliary_loss"], 0.25 * by_hand(auxiliary))
+    torch.testing.assert_close(losses["loss"], losses["decode_loss"] + losses["auxiliary_loss"])
+
+
+def test_losses_without_weights_are_the_models_own(model):
+    model = model().train()
+    pixel_values, labels = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))
+    labels[:, :9] = 255
+    torch.manual_seed(0)
+    own = model(pixel_values=pixel_values, labels=labels).loss
+    torch.manual_seed(0)
+    losses = SegmentationLoss(model.config)(model(pixel_values=pixel_values), labels)
+    torch.testing.assert_close(losses["loss"], own)
+
+
+def test_all_ignored_gives_zero():
+    config = CCNetConfig(num_labels=3)
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    outputs = CCNetSemanticSegmenterOutput(logits=logits)
+    loss = SegmentationLoss(config, torch.ones(3))(outputs, torch.full((1, 4, 4), 255))["loss"]
+    loss.backward()
+    assert loss.item() == 0.0 and logits.grad.eq(0).all()

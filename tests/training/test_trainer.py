@@ -1,0 +1,177 @@
+"""The loop: it learns, resumes bit for bit, keeps checkpoints whole, and stops when it should."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ccnet_hf import CCNetForSemanticSegmentation, CCNetImageProcessor
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_learns_to_tell_three_colours(make_trainer, recipe):
+    losses = []
+    trainer = make_trainer(replace(recipe, batch_size=4, max_train_steps=40, learning_rate=2e-2))
+    trainer.accelerator.log = lambda numbers, step: losses.append(numbers["decode_loss"])
+    trainer.run()
+    assert len(losses) == 40
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_saves_what_auto_classes_read(make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.run()
+    saved = CCNetForSemanticSegmentation.from_pretrained(tmp_path)
+    assert_equal(weights(saved), weights(trainer.trained_model))
+    assert CCNetImageProcessor.from_pretrained(tmp_path).size["longest_edge"] == 48
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_resumed_training_gives_the_same_bits(make_trainer, tmp_path, ema_decay):
+    straight = make_trainer(output_dir=tmp_path / "straight", ema_decay=ema_decay)
+    straight.run()
+    make_trainer(output_dir=tmp_path / "broken", ema_decay=ema_decay, checkpointing_steps=3).run()
+    (tmp_path / "broken" / "checkpoint-4").rename(tmp_path / "elsewhere")
+    resumed = make_trainer(output_dir=tmp_path / "broken", ema_decay=ema_decay, resume_from_checkpoint="last")
+    torch.manual_seed(99)
+    resumed.run()
+    assert resumed.step == 4
+    assert_equal(weights(straight.trained_model), weights(resumed.trained_model))
+
+
+def test_checkpoints_hold_a_loadable_model_and_the_step(make_trainer, tmp_path):
+    make_trainer(checkpointing_steps=3).run()
+    folders = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert folders == ["checkpoint-3", "checkpoint-4"]
+    assert json.loads((tmp_path / "checkpoint-3" / "state" / "progress.json").read_text()) == {"step": 3}
+    CCNetForSemanticSegmentation.from_pretrained(tmp_path / "checkpoint-3")
+
+
+def test_resume_names_what_is_missing(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        make_trainer(resume_from_checkpoint="last").run()
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        make_trainer(resume_from_checkpoint=str(tmp_path)).run()
+
+
+def test_failed_save_leaves_the_older_checkpoint(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer(checkpointing_steps=2)
+    save = trainer._save_model
+
+    def fail_later(folder):
+        if trainer.step > 2:
+            raise OSError("No space left on device")
+        save(folder)
+
+    monkeypatch.setattr(trainer, "_save_model", fail_later)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = make_trainer(resume_from_checkpoint="last", checkpointing_steps=2)
+    resumed.run()
+    assert (tmp_path / "checkpoint-4").is_dir()
+
+
+def test_sigterm_saves_and_exits(make_trainer, tmp_path):
+    trainer = make_trainer()
+
+    def terminate(numbers, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.accelerator.log = terminate
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        trainer.run()
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == handler
+    resumed = make_trainer(resume_from_checkpoint="last")
+    resumed.run()
+    straight = make_trainer(output_dir=tmp_path / "straight")
+    straight.run()
+    assert_equal(weights(straight.trained_model), weights(resumed.trained_model))
+
+
+def test_nan_stops_with_step_and_names(make_trainer, tmp_path):
+    def poison(chain):
+        def transform(image, label):
+            pixel_values, labels = chain(image, label)
+            return torch.full_like(pixel_values, torch.nan), labels
+
+        return transform
+
+    with pytest.raises(ValueError, match=r"the loss is nan at step 1; its batch: picture\d, picture\d"):
+        make_trainer(transform=poison, checkpointing_steps=1).run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_accumulation_takes_the_same_examples_and_divides_the_loss(make_trainer, recipe, model):
+    recipe = replace(recipe, max_train_steps=1, optimizer="sgd", max_grad_norm=None)
+    # Batch statistics and dropout differ between parts and whole by nature; all that is left learns alike.
+    frozen = ["model", "auxiliary_head.projection", "dropout", "auxiliary_head.dropout"]
+    whole = make_trainer(recipe, model=model(), frozen_modules=frozen)
+    parts = make_trainer(recipe, model=model(), frozen_modules=frozen, per_device_batch_size=1)
+    assert parts.accumulation_steps == 2
+    for trainer in (whole, parts):
+        trainer.run()
+    for name, tensor in whole.trained_model.state_dict().items():
+        torch.testing.assert_close(parts.trained_model.state_dict()[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+def test_batch_sizes_must_fit(make_trainer):
+    with pytest.raises(ValueError, match="a batch of 2 does not come in passes of 3"):
+        make_trainer(per_device_batch_size=3)
+
+
+def test_frozen_modules_do_not_change(make_trainer):
+    trainer = make_trainer(frozen_modules=["model.backbone.stem", "model.head.input_projection.normalization"])
+    before = weights(trainer.trained_model)
+    trainer.run()
+    after = weights(trainer.trained_model)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert not [name for name in changed if "backbone.stem" in name or "input_projection.normalization" in name]
+    assert "model.head.input_projection.convolution.weight" in changed
+    assert "model.head.output_projection.normalization.running_mean" in changed
+
+
+def test_evaluates_every_eval_steps_and_at_the_end(make_trainer, recipe):
+    trainer = make_trainer(replace(recipe, eval_steps=3))
+    seen = []
+
+    def evaluate(model):
+        assert not model.training
+        seen.append(trainer.step)
+        return {"eval_mean_iou": 0.5}
+
+    trainer.evaluate = evaluate
+    assert trainer.run() == {"eval_mean_iou": 0.5}
+    assert seen == [3, 4]
+
+
+def test_average_is_the_recurrence_of_its_definition(make_trainer):
+    trainer = make_trainer(ema_decay=0.75)
+    name = "classifier.weight"
+    expected = None
+    update = trainer.average.update_parameters
+
+    def follow(model):
+        nonlocal expected
+        value = model.state_dict()[name].clone()
+        expected = value if expected is None else 0.75 * expected + 0.25 * value
+        update(model)
+
+    trainer.average.update_parameters = follow
+    trainer.run()
+    torch.testing.assert_close(trainer.trained_model.state_dict()[name], expected)
