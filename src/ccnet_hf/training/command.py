@@ -149,6 +149,8 @@ def _override(recipe: TrainingRecipe, arguments: TrainArguments) -> TrainingReci
     for name in ("crop_size", "scale", "ratio_range"):
         if given[name] is not None and len(given[name]) != 2:
             raise ValueError(f"--{name} takes two values, got {len(given[name])}")
+    if given["learning_rate"] is not None and given["learning_rate"] <= 0:
+        raise ValueError(f"--learning_rate must be positive, got {given['learning_rate']}")
     if given["optimizer"] not in (None, "sgd", "adamw"):
         raise ValueError(f"--optimizer is sgd or adamw, got {given['optimizer']!r}")
     return replace(recipe, **{name: value for name, value in given.items() if value is not None})
