@@ -97,6 +97,9 @@ def test_the_legend_shows_the_classes_present_and_fits():
     for image in (Image.new("RGB", (600, 100)), Image.new("RGB", (100, 600))):
         label_map = labels if image.width == 600 else labels.T
         result = np.asarray(overlay(image, label_map, palette, names)).copy()
+        assert result.shape[1] == 600 if image.width == 600 else result.shape[0] == 600, (
+            "a legend as long as the picture"
+        )
         result[: image.height, : image.width] = 255
         for index, color in enumerate(palette):
             assert ((result == color).all(axis=-1).sum() > 50) == (index < 30), names[index]
