@@ -138,8 +138,11 @@ def train(arguments: TrainArguments) -> None:
         resume_from_checkpoint=arguments.resume_from_checkpoint,
         dataloader_num_workers=arguments.dataloader_num_workers,
     )
-    Trainer(accelerator, model, image_processor, dataset, training, settings, class_weights, evaluate).run()
-    accelerator.end_training()
+    trainer = Trainer(accelerator, model, image_processor, dataset, training, settings, class_weights, evaluate)
+    try:
+        trainer.run()
+    finally:
+        accelerator.end_training()
 
 
 def _override(recipe: TrainingRecipe, arguments: TrainArguments) -> TrainingRecipe:
