@@ -5,7 +5,6 @@ Importing this package registers its classes with `AutoConfig`, `AutoModel`, `Au
 """
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_ccnet import CCNetConfig
 from .configuration_ccnet_resnet import CCNetResNetConfig
@@ -34,8 +33,6 @@ AutoImageProcessor.register(
     image_processor_classes={"torchvision": CCNetImageProcessor, "pil": CCNetImageProcessorPil},
     exist_ok=True,
 )
-# The pipeline compares class names with this plain dictionary, not with the registered classes.
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[CCNetConfig.model_type] = CCNetForSemanticSegmentation.__name__
 
 __all__ = [
     "CCNetConfig",

@@ -11,7 +11,7 @@ three axes is the paper's 3-D criss-cross attention.
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
@@ -46,8 +46,8 @@ def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.T
         ValueError: shapes, dtypes or devices that do not go together; the message shows what was given.
     """
     _check_inputs(query, key, value)
-    if torch.compiler.is_compiling() and query.device.type == "cpu":
-        # Plain operations: a compiler fuses them, an exporter knows them.
+    if torch.onnx.is_in_onnx_export():
+        # ONNX knows plain operations only; torch.compile and torch.export keep the operator.
         output, _ = _joint_attention(query, key, value)
         return output
     output, _ = torch.ops.ccnet_hf.criss_cross_attention(query, key, value)
@@ -173,6 +173,20 @@ def _operand(lines: torch.Tensor, products: torch.dtype) -> torch.Tensor:
     return lines.contiguous() if lines.device.type == "cpu" and products == torch.bfloat16 else lines
 
 
+def _without_autocast(implementation: Callable) -> Callable:
+    """Run an implementation in the dtypes it chose: autocast is still on inside an operator."""
+
+    @functools.wraps(implementation)
+    def wrapper(*tensors: torch.Tensor):
+        device_type = tensors[0].device.type
+        if not torch.amp.is_autocast_available(device_type):
+            return implementation(*tensors)
+        with torch.autocast(device_type, enabled=False):
+            return implementation(*tensors)
+
+    return wrapper
+
+
 def _accumulate(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
     """Write the product of two batches of matrices into `result`, or add it where it is not the first."""
     if result.dtype != left.dtype:
@@ -184,6 +198,7 @@ def _accumulate(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor, f
         result.baddbmm_(left, right)
 
 
+@_without_autocast
 def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator's implementation: output (B, C, *spatial) and log-sum-exp (B, *spatial)."""
     statistics, products = _statistics_dtype(query.dtype), _product_dtype(query)
@@ -214,6 +229,7 @@ def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tup
     return output, logsumexp
 
 
+@_without_autocast
 def _backward(
     grad: torch.Tensor,
     query: torch.Tensor,

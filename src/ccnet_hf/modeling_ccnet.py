@@ -8,9 +8,11 @@ from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
 from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet import CCNetConfig
+from .configuration_ccnet_resnet import CCNetResNetConfig
 from .criss_cross_attention import criss_cross_attention, criss_cross_attention_with_weights
 from .loss_ccnet import semantic_segmentation_loss
 from .modeling_ccnet_resnet import CCNetResNetBackbone
@@ -193,8 +195,9 @@ class CCNetPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Classifiers keep what the base class gives them: normal with `initializer_range`, bias 0.
         super()._init_weights(module)
-        if isinstance(module, CCNetConvLayer):
-            init.kaiming_normal_(module.convolution.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, nn.Conv2d) and module.bias is None:
+            # Batch norm follows. Told by the convolution itself: modules without parameters of their own are not asked.
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, CrissCrossAttention):
             for projection in (module.query, module.key, module.value):
                 bound = projection.in_channels**-0.5
@@ -214,7 +217,9 @@ class CCNetModel(CCNetPreTrainedModel):
 
     def __init__(self, config: CCNetConfig):
         super().__init__(config)
-        self.backbone = load_backbone(config)
+        # Not through AutoBackbone, which compares classes: as remote code, the configuration's module exists twice.
+        is_ours = config.backbone_config.model_type == CCNetResNetConfig.model_type
+        self.backbone = CCNetResNetBackbone(config.backbone_config) if is_ours else load_backbone(config)
         self.head = CCNetHead(config, self.backbone.channels[-1])
         self.post_init()
 
@@ -347,6 +352,9 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
             loss = loss + config.auxiliary_loss_weight * semantic_segmentation_loss(auxiliary_logits, labels, *how)
         return loss
 
+
+# The pipeline compares class names with this plain dictionary, not with the registered classes.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[CCNetConfig.model_type] = CCNetForSemanticSegmentation.__name__
 
 __all__ = [
     "CCNetForSemanticSegmentation",

@@ -1,0 +1,419 @@
+"""The model the way transformers' users meet it; its numbers against mmsegmentation are in tests/zoo."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from tiny_models import tiny_backbone_config, tiny_config, tiny_model, wake_attention
+from transformers import (
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    ConvNextConfig,
+    DINOv3ViTConfig,
+    ResNetConfig,
+    SwinConfig,
+    TimmBackboneConfig,
+    Trainer,
+    TrainingArguments,
+)
+
+import ccnet_hf.modeling_ccnet
+from ccnet_hf import (
+    CCNetConfig,
+    CCNetForSemanticSegmentation,
+    CCNetModel,
+    CrissCrossAttention,
+    RecurrentCrissCrossAttention,
+)
+
+
+@pytest.fixture
+def pixel_values():
+    return torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels():
+    labels = torch.randint(0, 5, (2, 65, 97), generator=torch.Generator().manual_seed(2))
+    labels[:, :7] = 255
+    return labels
+
+
+# --- outputs -------------------------------------------------------------------------------------------------------
+
+
+def test_output_shapes(pixel_values, labels):
+    outputs = tiny_model()(pixel_values, labels=labels, output_hidden_states=True, output_attentions=True)
+    assert outputs.loss.shape == ()
+    assert outputs.logits.shape == outputs.auxiliary_logits.shape == (2, 5, 9, 13)
+    assert [tuple(state.shape[1:]) for state in outputs.hidden_states] == [
+        (8, 17, 25), (16, 17, 25), (32, 9, 13), (64, 9, 13), (64, 9, 13)
+    ]  # fmt: skip
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, 9, 13, 22)] * 2
+
+
+def test_optional_outputs_come_only_when_asked_for(pixel_values):
+    assert set(tiny_model()(pixel_values).keys()) == {"logits"}
+    assert set(tiny_model().model(pixel_values).keys()) == {"last_hidden_state", "feature_maps"}
+    as_tuple = tiny_model()(pixel_values, return_dict=False)
+    assert isinstance(as_tuple, tuple) and as_tuple[0].shape == (2, 5, 9, 13)
+
+
+def test_loss_is_decode_plus_weighted_auxiliary_in_both_modes(pixel_values, labels):
+    model = tiny_model(auxiliary_loss_weight=0.3, classifier_dropout_prob=0.0)
+    for mode in (False, True):
+        outputs = model.train(mode)(pixel_values, labels=labels)
+        losses = [
+            torch.nn.functional.cross_entropy(
+                torch.nn.functional.interpolate(logits, (65, 97), mode="bilinear"), labels, ignore_index=255
+            )
+            for logits in (outputs.logits, outputs.auxiliary_logits)
+        ]
+        torch.testing.assert_close(outputs.loss, losses[0] + 0.3 * losses[1])
+
+
+def test_last_hidden_state_is_what_the_classifier_sees(pixel_values):
+    model = tiny_model()
+    hidden_state = model.model(pixel_values).last_hidden_state
+    assert hidden_state.shape == (2, 32, 9, 13)
+    torch.testing.assert_close(model.classifier(hidden_state), model(pixel_values).logits)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 1), (31, 8)])
+def test_pictures_of_any_size(size):
+    assert torch.isfinite(tiny_model()(torch.randn(1, 3, *size)).logits).all()
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+
+def test_an_untrained_layer_is_the_identity():
+    hidden_state = torch.randn(1, 16, 5, 7)
+    assert torch.equal(CrissCrossAttention(16)(hidden_state)[0], hidden_state)
+
+
+def test_recurrence_applies_one_layer_repeatedly():
+    torch.manual_seed(0)
+    recurrent = RecurrentCrissCrossAttention(16, recurrence=3)
+    wake_attention(recurrent)
+    once = CrissCrossAttention(16)
+    once.load_state_dict(recurrent.state_dict())
+    hidden_state = torch.randn(1, 16, 5, 7)
+    expected = hidden_state
+    for _ in range(3):
+        expected = once(expected)[0]
+    torch.testing.assert_close(recurrent(hidden_state)[0], expected)
+
+
+@pytest.mark.parametrize(("recurrence", "reached"), [(1, 5 + 7 - 1), (2, 5 * 7)])
+def test_two_rounds_reach_every_pixel(recurrence, reached):
+    """The paper's claim (section 3.3): one round sees row and column, two see the whole map."""
+    torch.manual_seed(0)
+    attention = RecurrentCrissCrossAttention(16, recurrence=recurrence)
+    wake_attention(attention)
+    hidden_state = torch.randn(1, 16, 5, 7, requires_grad=True)
+    attention(hidden_state)[0][0, :, 2, 3].sum().backward()
+    assert (hidden_state.grad.abs().sum(1) > 0).sum() == reached
+
+
+def test_attentions_sum_to_one_and_reproduce_the_output(pixel_values):
+    model = tiny_model().double()
+    attention = model.model.head.attention
+    inputs = []
+    attention.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    outputs = model(pixel_values.double(), output_attentions=True)
+    torch.testing.assert_close(outputs.logits, model(pixel_values.double()).logits)
+
+    hidden_state = inputs[0]
+    height = hidden_state.shape[-2]
+    for weights in outputs.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+        own_column_weight = weights[..., :height].diagonal(dim1=1, dim2=3)
+        assert torch.equal(own_column_weight, torch.zeros_like(own_column_weight))
+        value = attention.value(hidden_state)
+        context = torch.einsum("bhwi,bciw->bchw", weights[..., :height], value)
+        context += torch.einsum("bhwj,bchj->bchw", weights[..., height:], value)
+        hidden_state = attention.gamma * context + hidden_state
+    torch.testing.assert_close(hidden_state, attention(inputs[0])[0])
+
+
+def test_attentions_have_gradients(pixel_values):
+    model = tiny_model()
+    outputs = model(pixel_values, output_attentions=True)
+    outputs.attentions[0].square().sum().backward()
+    assert model.model.head.attention.query.weight.grad.abs().sum() > 0
+
+
+def test_the_operator_matters(pixel_values, monkeypatch):
+    """What every other test rests on: without the operator the numbers change."""
+    model = tiny_model(classifier_dropout_prob=0.0)
+    expected = model(pixel_values).logits
+    monkeypatch.setattr(ccnet_hf.modeling_ccnet, "criss_cross_attention", lambda query, key, value: value)
+    assert (model(pixel_values).logits - expected).norm() > 1e-2 * expected.norm()
+
+
+def test_recurrence_zero_is_the_plain_head(pixel_values):
+    model = tiny_model(recurrence=0)
+    assert model.model.head.attention is None
+    assert model(pixel_values, output_attentions=True).attentions == ()
+
+
+def test_options_of_the_head(pixel_values):
+    model = tiny_model(concat_input=False, head_activation="leaky_relu", query_key_size=3, use_auxiliary_head=False)
+    assert model.model.head.fusion is None and model.auxiliary_head is None
+    assert model.model.head.attention.query.out_channels == 3
+    assert model.model(pixel_values).last_hidden_state.min() < 0
+
+
+# --- saving, loading, initialising -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
+def test_save_pretrained_round_trip_is_bit_equal(tmp_path, dtype, max_shard_size):
+    model = tiny_model().to(dtype)
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 or max_shard_size == "100KB"
+    loaded, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is CCNetForSemanticSegmentation and loaded.dtype == dtype
+    assert not any(info.values())
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_auto_model_gives_the_part_before_the_classifier(tmp_path, pixel_values):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    base, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(base) is CCNetModel and not any(info.values())
+    assert torch.equal(
+        base.eval()(pixel_values).last_hidden_state, model.model(pixel_values).last_hidden_state
+    )  # fmt: skip
+
+
+def test_another_number_of_classes_needs_only_new_classifiers(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    loaded, info = CCNetForSemanticSegmentation.from_pretrained(
+        tmp_path, num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert loaded(torch.randn(1, 3, 32, 32)).logits.shape[1] == 7
+    assert {name.rsplit(".", 1)[0] for name, *_ in info["mismatched_keys"]} == {
+        "classifier",
+        "auxiliary_head.classifier",
+    }
+
+
+def test_initialisation_is_mmsegmentations():
+    torch.manual_seed(0)
+    model = CCNetForSemanticSegmentation(tiny_config(hidden_size=256))
+    attention = model.model.head.attention
+    assert attention.gamma.item() == 0
+    assert attention.query.weight.abs().max() <= 256**-0.5 < 1.02 * attention.query.weight.abs().max()
+    for convolution in (
+        model.model.head.output_projection.convolution,
+        model.model.backbone.stages[1].blocks[0].conv2.convolution,
+    ):
+        fan_out = convolution.out_channels * 9
+        assert convolution.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+    assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert torch.equal(model.classifier.bias, torch.zeros(5))
+
+
+def test_a_backbone_with_one_feature_map_cannot_feed_the_auxiliary_head():
+    config = tiny_config(backbone_config=tiny_backbone_config(out_features=["stage4"]))
+    with pytest.raises(ValueError, match="second feature map"):
+        CCNetForSemanticSegmentation(config)
+
+
+AUTO_CLASSES = """
+import json, sys, torch
+import ccnet_hf
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForSemanticSegmentation
+folder = sys.argv[1]
+config = AutoConfig.from_pretrained(folder)
+loaded = [AutoModel.from_pretrained(folder), AutoModelForSemanticSegmentation.from_pretrained(folder)]
+backbone = AutoBackbone.from_config(config.backbone_config)
+print(json.dumps([type(thing).__name__ for thing in (config, *loaded, backbone)]))
+"""
+
+
+def test_auto_classes_in_a_fresh_process(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    result = subprocess.run([sys.executable, "-c", AUTO_CLASSES, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [
+        "CCNetConfig", "CCNetModel", "CCNetForSemanticSegmentation", "CCNetResNetBackbone"
+    ]  # fmt: skip
+    noise = [line for line in result.stderr.splitlines() if "Loading weights" not in line and line.strip()]
+    assert not noise, noise
+
+
+# --- precision, compilation, training --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pure_half_precision(dtype, pixel_values, labels):
+    model = tiny_model()
+    expected = model(pixel_values, labels=labels)
+    half = copy.deepcopy(model).to(dtype)
+    outputs = half(pixel_values.to(dtype), labels=labels)
+    outputs.loss.backward()
+    assert outputs.logits.dtype == dtype and outputs.loss.dtype == torch.float32
+    assert outputs.loss.item() == pytest.approx(expected.loss.item(), rel=2e-2)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in half.parameters())
+
+
+def test_autocast(pixel_values, labels):
+    model = tiny_model()
+    expected = model(pixel_values, labels=labels).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(pixel_values, labels=labels).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
+
+
+def test_gradient_checkpointing_gives_equal_gradients(pixel_values, labels):
+    plain = tiny_model(classifier_dropout_prob=0.0).train()
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.gradient_checkpointing_enable()
+    for model in (plain, checkpointed):
+        model(pixel_values, labels=labels).loss.backward()
+    assert checkpointed.is_gradient_checkpointing
+    for (name, one), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+def test_every_parameter_gets_a_gradient(pixel_values, labels):
+    model = tiny_model().train()
+    model(pixel_values, labels=labels).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_channels_last_throughout(pixel_values):
+    model = tiny_model()
+    layouts = {}
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(
+                lambda module, inputs, output, name=name: layouts.update({name: output.stride(1) == 1})
+            )
+    model(pixel_values)
+    assert {name for name, innermost in layouts.items() if not innermost} == set()
+
+
+def test_compile_without_graph_breaks(pixel_values, labels):
+    model = tiny_model(classifier_dropout_prob=0.0)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits)
+    expected = model.train()(pixel_values, labels=labels).loss
+    loss = compiled(pixel_values, labels=labels).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.slow
+def test_compile_with_inductor(pixel_values):
+    model = tiny_model()
+    with torch.inference_mode():
+        compiled = torch.compile(model, fullgraph=True)(pixel_values).logits
+        torch.testing.assert_close(compiled, model(pixel_values).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_export_with_dynamic_height_and_width(pixel_values):
+    model = tiny_model()
+    sizes = {2: torch.export.Dim("height", min=32, max=1024), 3: torch.export.Dim("width", min=32, max=2048)}
+    program = torch.export.export(model, (pixel_values,), dynamic_shapes={"pixel_values": sizes})
+    other = torch.randn(2, 3, 48, 131)
+    torch.testing.assert_close(program.module()(other)["logits"], model(other).logits)
+
+
+BACKBONES = {
+    "convnext": lambda: ConvNextConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], out_features=["stage3", "stage4"]
+    ),
+    "swin": lambda: SwinConfig(
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=4,
+        image_size=64,
+        out_features=["stage3", "stage4"],
+    ),
+    "dinov3_vit": lambda: DINOv3ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=64,
+        out_features=["stage1", "stage2"],
+    ),
+    "resnet": lambda: ResNetConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], embedding_size=8, out_features=["stage3", "stage4"]
+    ),
+    "timm resnet18": lambda: TimmBackboneConfig(
+        backbone="resnet18", use_pretrained_backbone=False, out_indices=[3, 4]
+    ),
+    "timm mobilenetv2_050": lambda: TimmBackboneConfig(
+        backbone="mobilenetv2_050", use_pretrained_backbone=False, out_indices=[3, 4], output_stride=8
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_other_backbones_train_a_step_and_reload(name, tmp_path):
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    config = CCNetConfig(backbone_config=BACKBONES[name](), hidden_size=16, auxiliary_channels=8, num_labels=3)
+    model = CCNetForSemanticSegmentation(config).train()
+    wake_attention(model.model.head.attention)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    pixel_values, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 3, (2, 64, 96))
+    before = model.model.head.input_projection.convolution.weight.clone()
+    loss = model(pixel_values, labels=labels).loss
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss)
+    assert not torch.equal(before, model.model.head.input_projection.convolution.weight)
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.model.backbone.parameters())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(pixel_values).logits, model.eval()(pixel_values).logits)
+
+
+class OnePicture(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        labels = torch.zeros(32, 48, dtype=torch.long)
+        labels[:, 24:] = 1
+        return {"pixel_values": labels.float().expand(3, -1, -1).clone(), "labels": labels}
+
+
+def test_transformers_trainer_learns(tmp_path):
+    transformers.set_seed(0)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=30,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        learning_rate=3e-3,
+        logging_steps=5,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    model = CCNetForSemanticSegmentation(tiny_config(num_labels=2))
+    trainer = Trainer(model=model, args=arguments, train_dataset=OnePicture())
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    # Decode plus 0.4 of the auxiliary loss starts at 1.4 ln 2; with two accumulation steps it must not double.
+    assert losses[0] < 1.3
+    assert losses[-1] < losses[0] / 2

@@ -1,0 +1,32 @@
+"""Small models that exercise every part of the real ones."""
+
+import torch
+
+from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetResNetConfig
+
+
+def tiny_backbone_config(**kwargs) -> CCNetResNetConfig:
+    fields = {"depths": [1, 2, 2, 1], "hidden_sizes": [16, 32, 64, 64], "stem_size": 8}
+    return CCNetResNetConfig(**{**fields, "out_features": ["stage3", "stage4"], **kwargs})
+
+
+def tiny_config(**kwargs) -> CCNetConfig:
+    fields = {"backbone_config": tiny_backbone_config(), "hidden_size": 32, "auxiliary_channels": 16, "num_labels": 5}
+    return CCNetConfig(**{**fields, **kwargs})
+
+
+def tiny_model(seed: int = 0, **kwargs) -> CCNetForSemanticSegmentation:
+    """A model in eval mode whose attention does something: gamma starts at 0, where it would be the identity."""
+    torch.manual_seed(seed)
+    model = CCNetForSemanticSegmentation(tiny_config(**kwargs))
+    if model.model.head.attention is not None:
+        wake_attention(model.model.head.attention)
+    return model.eval()
+
+
+def wake_attention(attention: torch.nn.Module) -> None:
+    """Give an attention layer a gamma and biases that are not 0."""
+    with torch.no_grad():
+        attention.gamma.fill_(0.7)
+        for projection in (attention.query, attention.key):
+            projection.bias.normal_()
