@@ -1,0 +1,38 @@
+# Every target sets up what it needs in .venv; nothing has to be run before it.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test quality style clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: .venv/.demo  ## segment examples/ with the embedded checkpoint
+	$(BIN)/python scripts/segment.py examples --model_name_or_path checkpoints/ccnet-mobilenetv2-camvid --output_dir demo_output
+
+test: .venv/.dev  ## run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+quality: .venv/.quality  ## check the style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: .venv/.quality  ## apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and what the targets made
+	rm -rf .venv demo_output build dist *.egg-info src/*.egg-info
+
+$(BIN)/uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/.demo .venv/.dev: .venv/.%: pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[$*]'
+	@touch $@
+
+.venv/.quality: pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python 'ruff>=0.15,<0.16'
+	@touch $@
