@@ -14,11 +14,11 @@ demo: .venv/.demo  ## segment examples/ with the embedded checkpoint
 test: .venv/.dev  ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 
-quality: .venv/.quality  ## check the style
+quality: .venv/.dev  ## check the style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-style: .venv/.quality  ## apply the style
+style: .venv/.dev  ## apply the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -31,8 +31,4 @@ $(BIN)/uv:
 
 .venv/.demo .venv/.dev: .venv/.%: pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[$*]'
-	@touch $@
-
-.venv/.quality: pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python 'ruff>=0.15,<0.16'
 	@touch $@

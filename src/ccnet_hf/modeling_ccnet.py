@@ -196,7 +196,7 @@ class CCNetPreTrainedModel(PreTrainedModel):
         # Classifiers keep what the base class gives them: normal with `initializer_range`, bias 0.
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d) and module.bias is None:
-            # Batch norm follows. Told by the convolution itself: modules without parameters of their own are not asked.
+            # Batch norm follows it. Modules without parameters of their own are never asked, so ask the convolution.
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, CrissCrossAttention):
             for projection in (module.query, module.key, module.value):
