@@ -326,6 +326,12 @@ def test_defaults(processor_class):
     assert processor.palette is None
 
 
+def test_transformers_finds_the_accepted_arguments_by_name(processor_class):
+    """Its shared tests look for them beside the processor, under the name of the torchvision one."""
+    module = sys.modules[processor_class.__module__]
+    assert processor_class.valid_kwargs is module.CCNetImageProcessorKwargs
+
+
 def test_overrides_on_loading(processor_class):
     saved = processor_class(palette=[[1, 2, 3]]).to_dict()
     changed = processor_class.from_dict(saved, size=33, align_corners=True)

@@ -253,6 +253,14 @@ def test_auto_classes_in_a_fresh_process(tmp_path):
     assert not noise, noise
 
 
+def test_transformers_knows_the_classes_by_name():
+    """Its pipeline, and its shared tests, which would train a base model or a backbone that has no loss."""
+    names = transformers.models.auto.modeling_auto
+    assert "CCNetModel" in names.MODEL_MAPPING_NAMES.values()
+    assert "CCNetForSemanticSegmentation" in names.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values()
+    assert "CCNetResNetBackbone" in names.MODEL_FOR_BACKBONE_MAPPING_NAMES.values()
+
+
 # --- precision, compilation, training --------------------------------------------------------------------------------
 
 

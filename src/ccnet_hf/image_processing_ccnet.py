@@ -6,7 +6,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import SizeDict
 
-from .image_processing_common_ccnet import CCNetImageProcessorMixin
+from .image_processing_common_ccnet import CCNetImageProcessorKwargs, CCNetImageProcessorMixin
 
 
 class CCNetImageProcessor(CCNetImageProcessorMixin, TorchvisionBackend):
@@ -35,6 +35,8 @@ class CCNetImageProcessor(CCNetImageProcessorMixin, TorchvisionBackend):
         align_corners (`bool`, *optional*, defaults to `False`): Of the resizes of logits in post-processing.
         palette (`list[list[int]]`, *optional*): One RGB colour per class.
     """
+
+    valid_kwargs = CCNetImageProcessorKwargs
 
     def _to_backend(self, array: np.ndarray | torch.Tensor, device: str | torch.device | None) -> torch.Tensor:
         if isinstance(array, np.ndarray):

@@ -59,7 +59,6 @@ class CCNetImageProcessorKwargs(ImagesKwargs, total=False):
 class CCNetImageProcessorMixin:
     """All of a CCNet image processor but its backend. See [`CCNetImageProcessor`]."""
 
-    valid_kwargs = CCNetImageProcessorKwargs
     model_input_names = ["pixel_values"]
     do_convert_rgb = True
     do_resize = True

@@ -5,11 +5,13 @@ import torch
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict
 
-from .image_processing_common_ccnet import CCNetImageProcessorMixin
+from .image_processing_common_ccnet import CCNetImageProcessorKwargs, CCNetImageProcessorMixin
 
 
 class CCNetImageProcessorPil(CCNetImageProcessorMixin, PilBackend):
     """[`CCNetImageProcessor`] without torchvision: same arguments, same results."""
+
+    valid_kwargs = CCNetImageProcessorKwargs
 
     def _to_backend(self, array: np.ndarray | torch.Tensor, device: str | torch.device | None) -> np.ndarray:
         return array.cpu().numpy() if isinstance(array, torch.Tensor) else array

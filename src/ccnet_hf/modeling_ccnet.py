@@ -8,7 +8,7 @@ from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
 from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet import CCNetConfig
@@ -353,7 +353,9 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         return loss
 
 
-# The pipeline compares class names with this plain dictionary, not with the registered classes.
+# The pipeline and transformers' shared tests compare class names with these plain dictionaries, not with the
+# registered classes.
+MODEL_MAPPING_NAMES[CCNetConfig.model_type] = CCNetModel.__name__
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[CCNetConfig.model_type] = CCNetForSemanticSegmentation.__name__
 
 __all__ = [

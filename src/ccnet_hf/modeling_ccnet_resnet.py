@@ -8,6 +8,7 @@ from transformers.backbone_utils import BackboneMixin, filter_output_hidden_stat
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet_resnet import CCNetResNetConfig
@@ -159,5 +160,7 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
 
 
 AutoBackbone.register(CCNetResNetConfig, CCNetResNetBackbone, exist_ok=True)
+# transformers' shared tests tell a backbone by this plain dictionary of class names, not by the registered classes.
+MODEL_FOR_BACKBONE_MAPPING_NAMES[CCNetResNetConfig.model_type] = CCNetResNetBackbone.__name__
 
 __all__ = ["CCNetResNetBackbone"]
