@@ -125,7 +125,7 @@ def _joint_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return output.movedim(-1, 1), weights
 
 
-# --- the operator's form: one buffer of scores, lines of one axis at a time ------------------------------------------
+# --- the operator's form: lines of one axis at a time, merged by their log-sum-exp ----------------------------------
 
 
 def _channels_innermost(tensor: torch.Tensor) -> torch.Tensor:
@@ -139,15 +139,23 @@ def _empty_channels_innermost(like: torch.Tensor) -> torch.Tensor:
     return like.new_empty((batch, *spatial, channels)).movedim(-1, 1)
 
 
-def _line_blocks(tensors: tuple[torch.Tensor, ...], axis: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Cut (*spatial, X) tensors into views (lines, n, X) of lines along `axis`, some lines at a time."""
+def _attended_axes(spatial: torch.Size) -> list[int]:
+    """The axes that contribute: along an axis of one position there is only oneself, who counts along the last."""
+    return [axis for axis, size in enumerate(spatial) if size > 1 or axis == len(spatial) - 1]
+
+
+def _line_blocks(tensors: tuple[torch.Tensor, ...], axis: int, width: int = 0) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Cut (*spatial, X) tensors into views (lines, n, X) of lines along `axis`, some lines at a time.
+
+    `width` is the number of temporaries a position needs beside its n scores.
+    """
     lines = [tensor.movedim(axis, -2) for tensor in tensors]
     if lines[0].dim() == 2:
         lines = [line.unsqueeze(0) for line in lines]
     # Of three axes, one is the line, one numbers the lines of a block, and one is walked through.
     *walked, count, length, _ = lines[0].shape
     block_scores = _CPU_BLOCK_SCORES if lines[0].device.type == "cpu" else _ACCELERATOR_BLOCK_SCORES
-    per_block = max(1, min(count, block_scores // (length * length)))
+    per_block = max(1, min(count, block_scores // (length * (length + width))))
     per_block = math.ceil(count / math.ceil(count / per_block))
     for index in itertools.product(*map(range, walked)):
         for start in range(0, count, per_block):
@@ -173,6 +181,25 @@ def _operand(lines: torch.Tensor, products: torch.dtype) -> torch.Tensor:
     return lines.contiguous() if lines.device.type == "cpu" and products == torch.bfloat16 else lines
 
 
+def _accumulate(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
+    """Write the product of two batches of matrices into `result`, or add it where it is not the first."""
+    if result.dtype != left.dtype:
+        product = torch.bmm(left, right)
+        result.copy_(product if first else product.add_(result))
+    elif first:
+        torch.bmm(left, right, out=result)
+    else:
+        result.baddbmm_(left, right)
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor, statistics: torch.dtype, masked: bool) -> torch.Tensor:
+    """Scores (lines, n, n); along every axis but the last a position does not count itself."""
+    scores = torch.bmm(query, key.transpose(1, 2)).to(statistics)
+    if masked:
+        scores.diagonal(dim1=1, dim2=2).fill_(-math.inf)
+    return scores
+
+
 def _without_autocast(implementation: Callable) -> Callable:
     """Run an implementation in the dtypes it chose: autocast is still on inside an operator."""
 
@@ -187,45 +214,32 @@ def _without_autocast(implementation: Callable) -> Callable:
     return wrapper
 
 
-def _accumulate(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
-    """Write the product of two batches of matrices into `result`, or add it where it is not the first."""
-    if result.dtype != left.dtype:
-        product = torch.bmm(left, right)
-        result.copy_(product if first else product.add_(result))
-    elif first:
-        torch.bmm(left, right, out=result)
-    else:
-        result.baddbmm_(left, right)
-
-
 @_without_autocast
 def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator's implementation: output (B, C, *spatial) and log-sum-exp (B, *spatial)."""
     statistics, products = _statistics_dtype(query.dtype), _product_dtype(query)
     spatial = query.shape[2:]
+    axes, width = _attended_axes(spatial), 0 if products == value.dtype else value.shape[1]
     output = _empty_channels_innermost(value)
     logsumexp = query.new_empty((query.shape[0], *spatial), dtype=statistics)
-    tensors = (*map(_channels_innermost, (query, key, value)), output.movedim(1, -1), logsumexp)
-    scores = query.new_empty((*spatial, sum(spatial)), dtype=statistics)
-    parts = scores.split(list(spatial), dim=-1)
-    for one_query, one_key, one_value, one_output, one_logsumexp in zip(*tensors, strict=True):
-        for axis, part in enumerate(parts):
-            for lines_query, lines_key, lines in _line_blocks((one_query, one_key, part), axis):
-                operands = _operand(lines_query, products), _operand(lines_key, products).transpose(1, 2)
-                if products == statistics:
-                    torch.bmm(*operands, out=lines)
+    tensors = (*map(_channels_innermost, (query, key, value)), output.movedim(1, -1), logsumexp.unsqueeze(-1))
+    for one in zip(*tensors, strict=True):
+        for axis in axes:
+            for *lines, lines_output, lines_logsumexp in _line_blocks(one, axis, width):
+                lines_query, lines_key, lines_value = (_operand(line, products) for line in lines)
+                weights = _scores(lines_query, lines_key, statistics, masked=axis != axes[-1])
+                # The largest weight is exp(maximum - log-sum-exp), and at least one over the number of positions.
+                found = weights.amax(-1, keepdim=True)
+                torch.softmax(weights, -1, out=weights)
+                found.sub_(weights.amax(-1, keepdim=True).log_())
+                if axis == axes[0]:
+                    lines_logsumexp.copy_(found)
                 else:
-                    lines.copy_(torch.bmm(*operands))
-                if axis < len(parts) - 1:
-                    lines.diagonal(dim1=1, dim2=2).fill_(-math.inf)
-        # The largest weight is exp(maximum - logsumexp), and at least one over the number of positions.
-        one_logsumexp.copy_(scores.amax(-1))
-        torch.softmax(scores, -1, out=scores)
-        one_logsumexp.sub_(scores.amax(-1).log_())
-        for axis, part in enumerate(parts):
-            for lines, lines_value, lines_output in _line_blocks((part, one_value, one_output), axis):
-                operands = _operand(lines, products), _operand(lines_value, products)
-                _accumulate(lines_output, *operands, first=axis == 0)
+                    total = torch.logaddexp(lines_logsumexp, found)
+                    weights.mul_(found.sub_(total).exp_())
+                    lines_output.mul_(lines_logsumexp.sub_(total).exp_())
+                    lines_logsumexp.copy_(total)
+                _accumulate(lines_output, _operand(weights, products), lines_value, first=axis == axes[0])
     return output, logsumexp
 
 
@@ -240,21 +254,28 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value; the weights are computed again, a block of lines at a time."""
     statistics, products = logsumexp.dtype, _product_dtype(query)
+    channels, axes = value.shape[1], _attended_axes(query.shape[2:])
+    width = 0 if products == value.dtype else channels
     inputs = tuple(map(_channels_innermost, (query, key, value, grad)))
     results = tuple(map(_empty_channels_innermost, (query, key, value)))
-    tensors = (*inputs, *(result.movedim(1, -1) for result in results), output.movedim(1, -1), logsumexp)
-    last = len(logsumexp.shape) - 2
-    for *one, one_output, one_logsumexp in zip(*tensors, strict=True):
-        # What every score's gradient loses: the mean of the weights' gradients under the weights.
-        delta = torch.linalg.vecdot(one[3], one_output).to(statistics).unsqueeze(-1)
-        for axis in range(last + 1):
-            for block in _line_blocks((*one, one_logsumexp.unsqueeze(-1), delta), axis):
+    # What every score's gradient loses: the mean of the weights' gradients under the weights.
+    delta = torch.empty_like(logsumexp)
+    tensors = (
+        *inputs,
+        *(result.movedim(1, -1) for result in results),
+        logsumexp.unsqueeze(-1),
+        delta.unsqueeze(-1),
+        output.movedim(1, -1),
+    )
+    for *one, one_output in zip(*tensors, strict=True):
+        for lines_grad, lines_output, lines_delta in _line_blocks((one[3], one_output, one[-1]), axes[-1], channels):
+            torch.sum(lines_grad.to(statistics) * lines_output, -1, keepdim=True, out=lines_delta)
+        for axis in axes:
+            for block in _line_blocks(tuple(one), axis, width):
                 lines_query, lines_key, lines_value, lines_grad = (_operand(lines, products) for lines in block[:4])
                 grad_lines, (lines_logsumexp, lines_delta) = block[4:7], block[7:]
-                scores = torch.bmm(lines_query, lines_key.transpose(1, 2)).to(statistics)
-                weights = scores.sub_(lines_logsumexp).exp_()
-                if axis < last:
-                    weights.diagonal(dim1=1, dim2=2).zero_()
+                weights = _scores(lines_query, lines_key, statistics, masked=axis != axes[-1])
+                weights = weights.sub_(lines_logsumexp).exp_()
                 grad_scores = torch.bmm(lines_grad, lines_value.transpose(1, 2)).to(statistics)
                 grad_scores = grad_scores.sub_(lines_delta).mul_(weights).to(products)
                 factors = (
@@ -263,7 +284,7 @@ def _backward(
                     (weights.to(products).transpose(1, 2), lines_grad),
                 )
                 for result, operands in zip(grad_lines, factors, strict=True):
-                    _accumulate(result, *operands, first=axis == 0)
+                    _accumulate(result, *operands, first=axis == axes[0])
     return results
 
 
