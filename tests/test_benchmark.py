@@ -25,6 +25,27 @@ def test_peak_memory_counts_what_lives_at_one_time():
     assert benchmark.peak_memory(call, torch.device("cpu")) == (1 << 20) + (1 << 19)
 
 
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_operator_takes_at_most_60_percent_of_the_einsum_form(dtype, backward):
+    height, width, device = 64, 128, torch.device("cpu")
+    inputs = [torch.randn(1, channels, height, width).to(dtype) for channels in (64, 64, 512)]
+    grad_output = torch.ones_like(inputs[2])
+
+    def peak(attention, memory_format):
+        arranged = [tensor.to(memory_format=memory_format).requires_grad_(backward) for tensor in inputs]
+        grad = grad_output.to(memory_format=memory_format)
+
+        def call():
+            output = attention(*arranged)
+            return torch.autograd.grad(output, arranged, grad) if backward else output
+
+        return benchmark.peak_memory(call, device)
+
+    theirs = peak(benchmark.einsum_attention, torch.contiguous_format)
+    assert peak(criss_cross_attention, torch.channels_last) <= 0.6 * theirs
+
+
 def test_op(tmp_path, capsys):
     threads = torch.get_num_threads()
     file = tmp_path / "op.json"

@@ -112,6 +112,12 @@ def test_gradcheck(spatial):
     assert torch.autograd.gradcheck(criss_cross_attention, inputs)
 
 
+def test_empty_batch():
+    inputs = random_inputs((4, 5), batch=0)
+    assert criss_cross_attention(*inputs).shape == (0, 5, 4, 5)
+    assert [grad.shape for grad in gradients(criss_cross_attention, inputs, inputs[2])] == [x.shape for x in inputs]
+
+
 def test_gradients_of_some_inputs_only():
     query, key, value = random_inputs((4, 5))
     value.requires_grad_()
@@ -318,7 +324,7 @@ def test_flops(spatial):
     assert counter.get_total_flops() == 2 * pairs * (query_key_size + channels + channels + 2 * query_key_size)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile(backend):
     torch.compiler.reset()
     compiled = torch.compile(criss_cross_attention, fullgraph=True, backend=backend)

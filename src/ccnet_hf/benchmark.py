@@ -44,7 +44,9 @@ def einsum_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     row = torch.einsum("bdhw,bdhj->bhwj", query, key)
     weights = torch.cat([column, row], dim=-1).softmax(dim=-1)
     column, row = weights[..., :height], weights[..., height:]
-    return torch.einsum("bciw,bhwi->bchw", value, column) + torch.einsum("bchj,bhwj->bchw", value, row)
+    output = torch.einsum("bciw,bhwi->bchw", value, column)
+    output += torch.einsum("bchj,bhwj->bchw", value, row)
+    return output
 
 
 @dataclass
@@ -189,7 +191,8 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     # The profiler's own log lines, about missing GPUs and the like.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         result = call()
     del result
     events = profiler.profiler.kineto_results.events()
