@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, MODEL_MAPPING_NAMES
@@ -139,7 +140,7 @@ class RecurrentCrissCrossAttention(CrissCrossAttention):
         return hidden_state, attentions if output_attentions else None
 
 
-class CCNetHead(nn.Module):
+class CCNetHead(GradientCheckpointingLayer):
     """Reduce the feature map, attend, and join the result with the feature map again (paper section 3.1)."""
 
     def __init__(self, config: CCNetConfig, in_channels: int):
