@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -58,8 +57,9 @@ class OpArguments:
         default_factory=lambda: ["64x64", "97x97", "64x128", "128x256"],
         metadata={"metavar": "HxW", "help": "heights and widths of the feature map"},
     )
-    dtypes: list[Literal["float32", "bfloat16", "float16"]] = field(
-        default_factory=lambda: ["float32", "bfloat16"], metadata={"help": "dtypes to measure"}
+    dtypes: list[str] = field(
+        default_factory=lambda: ["float32", "bfloat16"],
+        metadata={"choices": ["float32", "bfloat16", "float16"], "help": "dtypes to measure"},
     )
     json: str | None = field(default=None, metadata={"metavar": "FILE", "help": "write all figures there as well"})
 
