@@ -8,8 +8,8 @@ from importlib import import_module
 # subcommand: (module with `main(argv) -> int`, what it does)
 SUBCOMMANDS = {
     "segment": ("ccnet_hf.inference.segment", "segment pictures"),
-    "train": ("ccnet_hf.training.command", "train a model"),
-    "eval": ("ccnet_hf.evaluation.command", "score a checkpoint on a dataset"),
+    "train": ("ccnet_hf.training.train", "train a model"),
+    "eval": ("ccnet_hf.evaluation.evaluate", "score a checkpoint on a dataset"),
     "convert": ("ccnet_hf.zoo.convert", "convert a mmsegmentation checkpoint"),
     "zoo": ("ccnet_hf.zoo.__main__", "list the variants of the model zoo"),
 }

@@ -5,8 +5,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from ccnet_hf.evaluation.command import main as evaluate
-from ccnet_hf.training.command import main as train
+from ccnet_hf.evaluation.evaluate import main as evaluate
+from ccnet_hf.training.train import main as train
 
 
 pytest.importorskip("timm", reason="the demo's backbone comes from timm")
