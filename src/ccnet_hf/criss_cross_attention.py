@@ -21,8 +21,8 @@ _NAMESPACE = "ccnet_hf"
 _FORWARD = "criss_cross_attention"
 _BACKWARD = "criss_cross_attention_backward"
 
-# Scores computed at a time: on a CPU about what stays in its cache (1 MiB in fp32), elsewhere what fills the device.
-_CPU_BLOCK_SCORES = 1 << 18
+# Scores computed at a time: 2 MiB of them in fp32 on a CPU, measured; elsewhere enough to fill the device.
+_CPU_BLOCK_SCORES = 1 << 19
 _ACCELERATOR_BLOCK_SCORES = 1 << 26
 
 
@@ -219,7 +219,9 @@ def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tup
     """The operator's implementation: output (B, C, *spatial) and log-sum-exp (B, *spatial)."""
     statistics, products = _statistics_dtype(query.dtype), _product_dtype(query)
     spatial = query.shape[2:]
-    axes, width = _attended_axes(spatial), 0 if products == value.dtype else value.shape[1]
+    axes = _attended_axes(spatial)
+    # A converted value and a product to convert back.
+    width = 0 if products == value.dtype else 2 * value.shape[1]
     output = _empty_channels_innermost(value)
     logsumexp = query.new_empty((query.shape[0], *spatial), dtype=statistics)
     tensors = (*map(_channels_innermost, (query, key, value)), output.movedim(1, -1), logsumexp.unsqueeze(-1))
@@ -255,7 +257,7 @@ def _backward(
     """Gradients of query, key and value; the weights are computed again, a block of lines at a time."""
     statistics, products = logsumexp.dtype, _product_dtype(query)
     channels, axes = value.shape[1], _attended_axes(query.shape[2:])
-    width = 0 if products == value.dtype else channels
+    width = 0 if products == value.dtype else 2 * channels
     inputs = tuple(map(_channels_innermost, (query, key, value, grad)))
     results = tuple(map(_empty_channels_innermost, (query, key, value)))
     # What every score's gradient loses: the mean of the weights' gradients under the weights.
