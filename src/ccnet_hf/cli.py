@@ -11,6 +11,7 @@ SUBCOMMANDS = {
     "train": ("ccnet_hf.training.train", "train a model"),
     "eval": ("ccnet_hf.evaluation.evaluate", "score a checkpoint on a dataset"),
     "convert": ("ccnet_hf.zoo.convert", "convert a mmsegmentation checkpoint"),
+    "benchmark": ("ccnet_hf.benchmark", "measure speed and memory"),
     "zoo": ("ccnet_hf.zoo.__main__", "list the variants of the model zoo"),
 }
 
