@@ -60,3 +60,19 @@ def test_wrong_arguments():
         semantic_segmentation_loss(logits, torch.zeros(1, 4, 4, dtype=torch.long))
     with pytest.raises(ValueError, match="'sum'"):
         semantic_segmentation_loss(logits, torch.zeros(2, 4, 4, dtype=torch.long), reduction="sum")
+
+
+@pytest.mark.parametrize("reduction", ["valid", "all"])
+def test_class_weights_multiply_each_pixels_term(reduction):
+    logits = torch.randn(1, 3, 4, 5, dtype=torch.float64)
+    labels = torch.randint(0, 3, (1, 4, 5))
+    labels[0, 0] = 255
+    weights = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
+    valid = int((labels != 255).sum())
+    counted = valid if reduction == "valid" else labels.numel() + torch.finfo(torch.float32).eps
+    expected = 0.0
+    for label in range(3):
+        one_class = torch.where(labels == label, labels, 255)
+        expected += float(weights[label]) * brute_force(logits, one_class, "all") * labels.numel() / counted
+    loss = semantic_segmentation_loss(logits, labels, reduction=reduction, class_weights=weights)
+    assert loss.item() == pytest.approx(expected, rel=1e-7)

@@ -169,7 +169,7 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def _product_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """Dtype of the matrix products: fp32 where a CPU would emulate the half precision ones, 20 times slower."""
+    """Dtype of the matrix products: fp32 where a CPU would emulate the half precision ones, slowly."""
     if tensor.device.type != "cpu" or tensor.dtype in (torch.float32, torch.float64):
         return tensor.dtype
     return torch.bfloat16 if tensor.dtype == torch.bfloat16 and _cpu_multiplies_bfloat16() else torch.float32

@@ -14,6 +14,7 @@ def semantic_segmentation_loss(
     ignore_index: int = 255,
     reduction: str = "valid",
     align_corners: bool = False,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross entropy of logits that are first resized bilinearly to the labels.
 
@@ -24,6 +25,7 @@ def semantic_segmentation_loss(
         reduction: `"valid"` divides the sum by the number of labelled pixels, PyTorch's own mean. `"all"` divides by
             the number of all pixels, ignored ones included, as mmsegmentation 1.x does.
         align_corners: of the resize.
+        class_weights: (num_labels,) factors of the classes' cross entropy, or `None`. Pixels are counted as without.
 
     Returns:
         The loss, a scalar; 0 with zero gradients when every pixel is ignored.
@@ -41,7 +43,9 @@ def semantic_segmentation_loss(
     if logits.dtype != torch.float64:
         logits = logits.float()
     logits = nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
-    total = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    total = nn.functional.cross_entropy(
+        logits, labels, weight=class_weights, ignore_index=ignore_index, reduction="sum"
+    )
     if reduction == "all":
         return total / (labels.numel() + _EPSILON)
     return total / (labels != ignore_index).sum().clamp(min=1)

@@ -58,6 +58,11 @@ def load_split(
     return dataset
 
 
+def _name(example: dict[str, Any], index: int) -> str:
+    """The file's name as far as the dataset knows it, else its place in the split."""
+    return example.get("name") or example["image"]["path"] or f"example {index}"
+
+
 def _open(encoded: dict[str, Any], name: str) -> PIL.Image.Image:
     """Decode what a `datasets.Image(decode=False)` column holds."""
     try:
@@ -103,19 +108,17 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def name(self, index: int) -> str:
-        """The file's name as far as the dataset knows it, else its place in the split."""
-        example = self.dataset[index]
-        return example.get("name") or example["image"]["path"] or f"example {index}"
-
     def read_label(self, index: int) -> np.ndarray:
         """Read the label map of one example, (H, W) uint8, with every id checked.
 
         Raises:
             ValueError: the file is not a readable single-channel map, or an id is neither a class nor ignored.
         """
-        name = self.name(index)
-        picture = _open(self.dataset[index]["label"], f"{name} (label)")
+        example = self.dataset[index]
+        return self._decode_label(example, _name(example, index))
+
+    def _decode_label(self, example: dict[str, Any], name: str) -> np.ndarray:
+        picture = _open(example["label"], f"{name} (label)")
         label = np.asarray(picture)
         if label.ndim != 2:
             raise ValueError(f"{name}: a label map has one channel of ids, this one has mode {picture.mode}")
@@ -133,8 +136,10 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
         """Read one example as (RGB picture, label map (H, W) uint8, name), neither resized nor augmented."""
-        name, label = self.name(index), self.read_label(index)
-        picture = convert_to_rgb(_open(self.dataset[index]["image"], name))
+        example = self.dataset[index]
+        name = _name(example, index)
+        label = self._decode_label(example, name)
+        picture = convert_to_rgb(_open(example["image"], name))
         if label.shape != (picture.height, picture.width):
             raise ValueError(
                 f"{name}: the picture is {picture.height}x{picture.width}, "

@@ -71,14 +71,12 @@ class SegmentationLoss(nn.Module):
         return {"loss": sum(losses.values()), **losses}
 
     def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        ignored, align_corners = self.config.semantic_loss_ignore_index, self.config.align_corners
-        if self.class_weights is None:
-            return semantic_segmentation_loss(logits, labels, ignored, self.config.loss_reduction, align_corners)
-        logits = nn.functional.interpolate(
-            logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=align_corners
+        config = self.config
+        return semantic_segmentation_loss(
+            logits,
+            labels,
+            ignore_index=config.semantic_loss_ignore_index,
+            reduction=config.loss_reduction,
+            align_corners=config.align_corners,
+            class_weights=self.class_weights,
         )
-        total = nn.functional.cross_entropy(
-            logits, labels, weight=self.class_weights, ignore_index=ignored, reduction="sum"
-        )
-        counted = labels.numel() if self.config.loss_reduction == "all" else (labels != ignored).sum().clamp(min=1)
-        return total / counted
