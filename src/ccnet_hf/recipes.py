@@ -232,11 +232,11 @@ def _camvid_recipe(name: str, recurrence: int) -> Recipe:
             scale=(720, 540),
             ratio_range=(0.5, 1.4),
             batch_size=4,
-            max_train_steps=1300,
-            eval_steps=1300,
+            max_train_steps=5000,
+            eval_steps=0,  # trained on validation too
             optimizer="adamw",
             learning_rate=1e-3,
-            min_learning_rate=1e-3,  # constant; a second, shorter stage lets it fall to 0 (the checkpoint's card)
+            min_learning_rate=0.0,
             weight_decay=0.01,
             warmup_steps=60,
             max_grad_norm=5.0,

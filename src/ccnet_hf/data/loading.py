@@ -26,7 +26,7 @@ def load_split(
 
     Args:
         dataset_name: a folder written by `save_to_disk`, a folder of parquet files, or the id of a dataset on the Hub.
-        split: e.g. `"train"`, `"validation"`, `"test"`.
+        split: e.g. `"train"`, `"validation"`, or several one after the other, `"train+validation"`.
         image_column_name: the dataset's column of pictures.
         label_column_name: the dataset's column of label maps, one id per pixel.
 
@@ -40,9 +40,11 @@ def load_split(
         splits = {split: datasets.load_from_disk(dataset_name)}
     else:
         splits = datasets.load_dataset(dataset_name)
-    if split not in splits:
-        raise ValueError(f"{dataset_name} has no split {split!r}; it has {', '.join(splits)}")
-    dataset = splits[split]
+    parts = split.split("+")
+    for part in parts:
+        if part not in splits:
+            raise ValueError(f"{dataset_name} has no split {part!r}; it has {', '.join(splits)}")
+    dataset = datasets.concatenate_datasets([splits[part] for part in parts])
 
     columns = {image_column_name: "image", label_column_name: "label"}
     missing = [column for column in columns if column not in dataset.column_names]

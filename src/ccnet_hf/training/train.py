@@ -33,7 +33,7 @@ class TrainArguments:
     variant: str = field(metadata={"help": "recipe, e.g. ccnet-r101-cityscapes-769x769-80k"})
     dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
     output_dir: str = field(metadata={"help": "folder for the model and its checkpoints"})
-    train_split: str = field(default="train", metadata={"help": "split to train on"})
+    train_split: str = field(default="train", metadata={"help": "split to train on, or several: train+validation"})
     validation_split: str = field(default="validation", metadata={"help": "split to evaluate on"})
     image_column_name: str = field(default="image", metadata={"help": "column of pictures"})
     label_column_name: str = field(default="label", metadata={"help": "column of label maps"})
