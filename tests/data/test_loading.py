@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from ccnet_hf.data.loading import SegmentationDataset, class_frequencies, load_split
+from ccnet_hf.data.loading import CorruptExample, SegmentationDataset, class_frequencies, load_split
 
 
 def png(array: np.ndarray, mode: str | None = None) -> dict:
@@ -93,7 +93,7 @@ def test_sixteen_bit_and_palette_label_maps_keep_their_ids():
     split = split.remove_columns("label").add_column("label", rows)
     dataset = SegmentationDataset(split.cast_column("image", datasets.Image(decode=False)), num_labels=3)
     for index in range(2):
-        np.testing.assert_array_equal(dataset.read_label(index), LABEL)
+        np.testing.assert_array_equal(dataset.read(index)[1], LABEL)
 
 
 def test_bad_files_are_named():
@@ -130,6 +130,88 @@ def test_draws_depend_on_seed_epoch_and_index_only():
 def test_class_frequencies_leave_ignored_pixels_out():
     frequencies = class_frequencies(SegmentationDataset(_encoded(make_split([LABEL, LABEL[:1]])), num_labels=4))
     assert frequencies.tolist() == [2 / 8, 4 / 8, 2 / 8, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_a_stream_gives_the_same_examples(tmp_path, kind):
+    split = make_split([LABEL, LABEL[:, :2], LABEL], scene=["a", "b", "c"]).rename_column("scene", "name")
+    split = split.rename_columns({"image": "pixels", "label": "annotation"})
+    if kind == "parquet":
+        folder = write_folder(tmp_path / "data", train=split, test=split.select([0]))
+    else:
+        folder = str(tmp_path / "data")
+        datasets.DatasetDict(train=split, test=split.select([0])).save_to_disk(folder)
+    columns = {"image_column_name": "pixels", "label_column_name": "annotation"}
+    mapped = SegmentationDataset(load_split(folder, "train+test", **columns), num_labels=3)
+    streamed = SegmentationDataset(load_split(folder, "train+test", **columns, streaming=True), num_labels=3)
+    assert streamed.streamed and not mapped.streamed
+    for start, step in ((0, 1), (1, 2)):
+        wanted, got = list(mapped.examples(start, step)), list(streamed.examples(start, step))
+        assert [name for *_, name in got] == [name for *_, name in wanted] == ["a", "b", "c", "a"][start::step]
+        for (picture, label, _), (expected, truth, _) in zip(got, wanted, strict=True):
+            assert picture.tobytes() == expected.tobytes()
+            np.testing.assert_array_equal(label, truth)
+    assert class_frequencies(streamed).tolist() == class_frequencies(mapped).tolist()
+    with pytest.raises(ValueError, match="no column 'image'; it has pixels, annotation"):
+        load_split(folder, "train", streaming=True)
+    with pytest.raises(ValueError, match="no split 'validation'"):
+        load_split(folder, "validation", **columns, streaming=True)
+
+
+def corrupt_split(broken: set[int], size: int = 5) -> datasets.Dataset:
+    split = make_split([LABEL] * size, name=[f"p{index}" for index in range(size)])
+    rows = [
+        {"bytes": b"no picture", "path": None} if i in broken else split_row
+        for i, split_row in enumerate(_encoded(split)["image"])
+    ]
+    return _encoded(split.remove_columns("image").add_column("image", rows))
+
+
+def test_corrupt_examples_are_left_out_only_when_asked():
+    split = corrupt_split({1, 2})
+    for data in (split, split.to_iterable_dataset()):
+        dataset = SegmentationDataset(data, num_labels=3, skip_corrupt=True)
+        corrupt = []
+        assert [name for *_, name in dataset.examples(corrupt=corrupt)] == ["p0", "p3", "p4"]
+        assert [message.split(":")[0] for message in corrupt] == ["p1", "p2"]
+        with pytest.raises(CorruptExample, match="p1: cannot be read"):
+            list(SegmentationDataset(data, num_labels=3).examples())
+
+
+def test_replacements_are_the_same_every_time():
+    dataset = SegmentationDataset(corrupt_split({1, 2, 4}), num_labels=3, skip_corrupt=True)
+    assert [dataset[(0, index)]["name"] for index in range(5)] == ["p0", "p3", "p3", "p3", "p0"]
+    assert [len(dataset[(0, index)]["corrupt"]) for index in range(5)] == [0, 2, 1, 0, 1]
+    stream = SegmentationDataset(corrupt_split({0, 3}).to_iterable_dataset(), num_labels=3, skip_corrupt=True)
+    names = [stream[(0, index, example)]["name"] for index, example in stream.encoded()]
+    assert names == ["p1", "p1", "p2", "p1", "p4"]
+    with pytest.raises(ValueError, match="no example is readable; the first: p1: cannot be read"):
+        SegmentationDataset(corrupt_split({0, 1, 2}, size=3), num_labels=3, skip_corrupt=True)[(0, 1)]
+
+
+def test_a_wrong_id_is_no_corrupt_file():
+    split = _encoded(make_split([LABEL, LABEL]))
+    with pytest.raises(ValueError, match="label id 2 is outside"):
+        SegmentationDataset(split, num_labels=2, skip_corrupt=True)[0]
+
+
+def test_missing_files_are_named(tmp_path):
+    split = _encoded(make_split([LABEL, LABEL], name=["gone", "none"]))
+    rows = [{"bytes": None, "path": str(tmp_path / "gone.png")}, None]
+    split = split.remove_columns("label").add_column("label", rows, feature=datasets.Image(decode=False))
+    dataset = SegmentationDataset(split, num_labels=3)
+    with pytest.raises(CorruptExample, match=r"gone \(label\): cannot be read .*gone\.png"):
+        dataset[0]
+    with pytest.raises(CorruptExample, match=r"none \(label\): there is no file"):
+        dataset[1]
+
+
+def test_damaged_parquet_is_one_error(tmp_path):
+    folder = write_folder(tmp_path / "data", train=make_split([LABEL]))
+    file = tmp_path / "data" / "train-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="data cannot be read"):
+        load_split(folder, "train")
 
 
 def _encoded(split: datasets.Dataset) -> datasets.Dataset:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def load_split(
     split: str,
     image_column_name: str = "image",
     label_column_name: str = "label",
-) -> datasets.Dataset:
+    streaming: bool = False,
+) -> datasets.Dataset | datasets.IterableDataset:
     """Load one split with the columns `image` and `label` (still encoded) and, where there is one, `name`.
 
     Args:
@@ -29,9 +31,12 @@ def load_split(
         split: e.g. `"train"`, `"validation"`, or several one after the other, `"train+validation"`.
         image_column_name: the dataset's column of pictures.
         label_column_name: the dataset's column of label maps, one id per pixel.
+        streaming: read the examples one after the other when they are asked for, instead of making them ready on disk
+            first.
 
     Raises:
-        ValueError: the folder, the split or a column is not there; the message names what is.
+        ValueError: the folder, the split or a column is not there, the message names what is; or a file of the dataset
+            is damaged.
     """
     folder = Path(dataset_name)
     if (folder / "dataset_dict.json").is_file():
@@ -39,12 +44,18 @@ def load_split(
     elif (folder / "state.json").is_file():
         splits = {split: datasets.load_from_disk(dataset_name)}
     else:
-        splits = datasets.load_dataset(dataset_name)
+        try:
+            splits = datasets.load_dataset(dataset_name, streaming=streaming)
+        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:  # the latter from pyarrow
+            raise ValueError(f"{dataset_name} cannot be read ({error.__cause__ or error})") from error
     parts = split.split("+")
     for part in parts:
         if part not in splits:
             raise ValueError(f"{dataset_name} has no split {part!r}; it has {', '.join(splits)}")
-    dataset = datasets.concatenate_datasets([splits[part] for part in parts])
+    chosen = [splits[part] for part in parts]
+    if streaming:
+        chosen = [_as_stream(part) for part in chosen]
+    dataset = datasets.concatenate_datasets(chosen)
 
     columns = {image_column_name: "image", label_column_name: "label"}
     missing = [column for column in columns if column not in dataset.column_names]
@@ -60,18 +71,30 @@ def load_split(
     return dataset
 
 
+def _as_stream(dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.IterableDataset:
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset
+    return dataset.to_iterable_dataset(num_shards=max(1, len(dataset.cache_files)))
+
+
+class CorruptExample(ValueError):
+    """A picture or label map that is missing, cannot be decoded, or does not have the other's size."""
+
+
 def _name(example: dict[str, Any], index: int) -> str:
     """The file's name as far as the dataset knows it, else its place in the split."""
-    return example.get("name") or example["image"]["path"] or f"example {index}"
+    return example.get("name") or (example["image"] or {}).get("path") or f"example {index}"
 
 
-def _open(encoded: dict[str, Any], name: str) -> PIL.Image.Image:
+def _open(encoded: dict[str, Any] | None, name: str) -> PIL.Image.Image:
     """Decode what a `datasets.Image(decode=False)` column holds."""
+    if encoded is None:
+        raise CorruptExample(f"{name}: there is no file")
     try:
         picture = PIL.Image.open(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"]))
         picture.load()
-    except (OSError, SyntaxError) as error:  # PIL reports some broken PNG files as SyntaxError
-        raise ValueError(f"{name}: cannot be read ({error})") from error
+    except Exception as error:  # PIL's decoders meet broken files with a dozen kinds of exception
+        raise CorruptExample(f"{name}: cannot be read ({error})") from error
     return picture
 
 
@@ -79,26 +102,30 @@ class SegmentationDataset(torch.utils.data.Dataset):
     """Pictures with label maps, checked, and transformed by draws that depend on nothing but (seed, epoch, index).
 
     Args:
-        dataset: what `load_split` returns.
+        dataset: what `load_split` returns, mapped or streamed.
         num_labels: ids 0..num_labels-1 are classes.
         ignore_index: the only other id a label map may hold.
         reduce_labels: make 0 the ignored id and move every other id down by one first, as ADE20K wants.
         transform: maps (image: uint8 (3, H, W), label: uint8 (H, W)) to what is trained on, drawing its random
             numbers from torch's default generator.
         seed: of every random draw.
+        skip_corrupt: go on without the examples that raise `CorruptExample`. Asked for by key, such an example is
+            replaced by the next readable one (of a stream: by the stream's first).
 
-    An example is a dict with `image` and `label` (the transform's results) and `name`. It is asked for by an index or
-    by (epoch, index); the same pair gives the same tensors in every process, in every order and after every restart.
+    An example is a dict with `image` and `label` (the transform's results), `name`, and `corrupt`, the messages about
+    examples it replaces. It is asked for by an index, by (epoch, index), or, of a stream, by (epoch, index, encoded
+    example); the same key gives the same tensors in every process, in every order and after every restart.
     """
 
     def __init__(
         self,
-        dataset: datasets.Dataset,
+        dataset: datasets.Dataset | datasets.IterableDataset,
         num_labels: int,
         ignore_index: int = 255,
         reduce_labels: bool = False,
         transform: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
         seed: int = 0,
+        skip_corrupt: bool = False,
     ):
         self.dataset = dataset
         self.num_labels = num_labels
@@ -106,20 +133,65 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.reduce_labels = reduce_labels
         self.transform = transform
         self.seed = seed
+        self.skip_corrupt = skip_corrupt
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the examples come one after the other, with neither a number of them nor an index."""
+        return isinstance(self.dataset, datasets.IterableDataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read_label(self, index: int) -> np.ndarray:
-        """Read the label map of one example, (H, W) uint8, with every id checked.
+    def encoded(self, start: int = 0, step: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Every `step`-th example from `start` on, as (index, what the columns hold)."""
+        if self.streamed:
+            return islice(enumerate(self.dataset), start, None, step)
+        return ((index, self.dataset[index]) for index in range(start, len(self), step))
+
+    def examples(
+        self, start: int = 0, step: int = 1, corrupt: list[str] | None = None
+    ) -> Iterator[tuple[PIL.Image.Image, np.ndarray, str]]:
+        """Read every `step`-th example from `start` on, each as `read` does.
+
+        Args:
+            start: index of the first example; process r of n takes `examples(r, n)`.
+            step: distance of indices.
+            corrupt: with `skip_corrupt`, gets the messages about the examples that are left out.
+        """
+        for index, example in self.encoded(start, step):
+            try:
+                yield self.decode(example, index)
+            except CorruptExample as error:
+                if not self.skip_corrupt:
+                    raise
+                if corrupt is not None:
+                    corrupt.append(str(error))
+
+    def read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
+        """Read one example as (RGB picture, label map (H, W) uint8, name), neither resized nor augmented."""
+        return self.decode(self.dataset[index], index)
+
+    def decode(self, example: dict[str, Any], index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
+        """What `read` returns, of an example whose columns are at hand.
 
         Raises:
-            ValueError: the file is not a readable single-channel map, or an id is neither a class nor ignored.
+            CorruptExample: a file is missing or unreadable, or the two differ in size.
+            ValueError: the label map has colours instead of ids, or an id that is neither a class nor ignored.
         """
-        example = self.dataset[index]
-        return self._decode_label(example, _name(example, index))
+        name = _name(example, index)
+        label = self.decode_label(example, index)
+        picture = convert_to_rgb(_open(example["image"], name))
+        if label.shape != (picture.height, picture.width):
+            raise CorruptExample(
+                f"{name}: the picture is {picture.height}x{picture.width}, "
+                f"its label map {label.shape[0]}x{label.shape[1]}"
+            )
+        return picture, label, name
 
-    def _decode_label(self, example: dict[str, Any], name: str) -> np.ndarray:
+    def decode_label(self, example: dict[str, Any], index: int) -> np.ndarray:
+        """The label map alone, (H, W) uint8, with every id checked; raises as `decode`."""
+        name = _name(example, index)
         picture = _open(example["label"], f"{name} (label)")
         label = np.asarray(picture)
         if label.ndim != 2:
@@ -136,22 +208,19 @@ class SegmentationDataset(torch.utils.data.Dataset):
             )
         return label.astype(np.uint8)
 
-    def read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
-        """Read one example as (RGB picture, label map (H, W) uint8, name), neither resized nor augmented."""
-        example = self.dataset[index]
-        name = _name(example, index)
-        label = self._decode_label(example, name)
-        picture = convert_to_rgb(_open(example["image"], name))
-        if label.shape != (picture.height, picture.width):
-            raise ValueError(
-                f"{name}: the picture is {picture.height}x{picture.width}, "
-                f"its label map {label.shape[0]}x{label.shape[1]}"
-            )
-        return picture, label, name
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        picture, label, name = self.read(index)
+    def __getitem__(self, key: int | tuple) -> dict[str, Any]:
+        epoch, index, *encoded = key if isinstance(key, tuple) else (0, key)
+        corrupt: list[str] = []
+        for place, example in self._candidates(index, *encoded):
+            try:
+                picture, label, name = self.decode(example, place)
+                break
+            except CorruptExample as error:
+                if not self.skip_corrupt:
+                    raise
+                corrupt.append(str(error))
+        else:
+            raise ValueError(f"no example is readable; the first: {corrupt[0]}")
         image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
         label = tv_tensors.Mask(torch.from_numpy(label))
         if self.transform is not None:
@@ -160,13 +229,27 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0]
                 torch.default_generator.manual_seed(int(state))
                 image, label = self.transform(image, label)
-        return {"image": image, "label": label, "name": name}
+        return {"image": image, "label": label, "name": name, "corrupt": corrupt}
+
+    def _candidates(self, index: int, encoded: dict[str, Any] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The example asked for, and those that may stand in for it."""
+        if encoded is not None:
+            yield index, encoded
+        if self.streamed:
+            yield from self.encoded()
+        else:
+            for place in range(index, index + len(self)):
+                yield place % len(self), self.dataset[place % len(self)]
 
 
 def class_frequencies(dataset: SegmentationDataset) -> torch.Tensor:
     """Share of every class among the labelled pixels of a whole split, (num_labels,) float64, summing to 1."""
     counts = np.zeros(256, dtype=np.int64)
-    for index in range(len(dataset)):
-        counts += np.bincount(dataset.read_label(index).ravel(), minlength=256)
+    for index, example in dataset.encoded():
+        try:
+            counts += np.bincount(dataset.decode_label(example, index).ravel(), minlength=256)
+        except CorruptExample:
+            if not dataset.skip_corrupt:
+                raise
     counts = torch.from_numpy(counts[: dataset.num_labels]).double()
     return counts / counts.sum().clamp(min=1)
