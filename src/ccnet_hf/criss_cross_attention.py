@@ -24,6 +24,8 @@ _BACKWARD = "criss_cross_attention_backward"
 # Scores computed at a time: 2 MiB of them in fp32 on a CPU, measured; elsewhere enough to fill the device.
 _CPU_BLOCK_SCORES = 1 << 19
 _ACCELERATOR_BLOCK_SCORES = 1 << 26
+# Elements of a product on its way to a result of another dtype or with lines far apart: 1 MiB in fp32, measured.
+_CPU_PRODUCT_SIZE = 1 << 18
 
 
 def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -183,13 +185,16 @@ def _operand(lines: torch.Tensor, products: torch.dtype) -> torch.Tensor:
 
 def _accumulate(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
     """Write the product of two batches of matrices into `result`, or add it where it is not the first."""
-    if result.dtype != left.dtype:
-        product = torch.bmm(left, right)
-        result.copy_(product if first else product.add_(result))
-    elif first:
+    if result.dtype == left.dtype and not first:
+        result.baddbmm_(left, right)
+    elif result.dtype == left.dtype and (result.device.type != "cpu" or result.stride(1) == result.shape[2]):
         torch.bmm(left, right, out=result)
     else:
-        result.baddbmm_(left, right)
+        # Through a dense product that stays in the cache: matrix libraries write lines far apart slowly.
+        lines = max(1, _CPU_PRODUCT_SIZE // (result.shape[1] * result.shape[2]))
+        for part, *operands in zip(result.split(lines), left.split(lines), right.split(lines), strict=True):
+            product = torch.bmm(*operands)
+            part.copy_(product if first else product.add_(part))
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor, statistics: torch.dtype, masked: bool) -> torch.Tensor:
