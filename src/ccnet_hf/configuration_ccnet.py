@@ -45,6 +45,17 @@ class CCNetConfig(PreTrainedConfig):
         loss_reduction (`str`, defaults to `"valid"`):
             `"valid"` divides the summed cross entropy by the number of labelled pixels, `"all"` by the number of all
             pixels, as mmsegmentation does.
+        ohem_threshold (`float`, *optional*):
+            Trains the classifier on hard pixels only (OHEM, as the authors define it): those whose class has at most
+            this probability, in (0, 1], and more where they are too few. `None` trains on all.
+        ohem_min_kept (`int`, defaults to 100000):
+            With OHEM, about how many pixels of a process's batch are kept at least.
+        category_consistent_loss_weight (`float`, defaults to 0.0):
+            Weight of the category-consistent loss (paper, TPAMI version). 0 leaves it and its projection out.
+        category_consistent_channels (`int`, defaults to 16):
+            Channels that loss sees, a 1x1 convolution of the attention's output.
+        category_consistent_per_image (`bool`, defaults to `False`):
+            Whether that loss gathers the classes in every picture for itself rather than over the batch.
         inference (`dict`, defaults to `{"mode": "whole"}`):
             The protocol the checkpoint is scored with: `{"mode": "whole"}`, or
             `{"mode": "slide", "crop_size": [height, width], "stride": [height, width]}`.
@@ -79,6 +90,11 @@ class CCNetConfig(PreTrainedConfig):
     align_corners: bool = False
     semantic_loss_ignore_index: int = 255
     loss_reduction: str = "valid"
+    ohem_threshold: float | int | None = None
+    ohem_min_kept: int = 100000
+    category_consistent_loss_weight: float | int = 0.0
+    category_consistent_channels: int = 16
+    category_consistent_per_image: bool = False
     inference: dict[str, Any] | None = None
     initializer_range: float | int = 0.01
 
@@ -90,7 +106,13 @@ class CCNetConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _check_values(self) -> None:
-        smallest = {"hidden_size": 1, "recurrence": 0, "auxiliary_channels": 1}
+        smallest = {
+            "hidden_size": 1,
+            "recurrence": 0,
+            "auxiliary_channels": 1,
+            "ohem_min_kept": 0,
+            "category_consistent_channels": 1,
+        }
         for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -102,7 +124,9 @@ class CCNetConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.classifier_dropout_prob < 1:
             raise ValueError(f"classifier_dropout_prob must be in [0, 1), got {self.classifier_dropout_prob}")
-        for name in ("auxiliary_loss_weight", "initializer_range"):
+        if self.ohem_threshold is not None and not 0 < self.ohem_threshold <= 1:
+            raise ValueError(f"ohem_threshold must be in (0, 1] or None, got {self.ohem_threshold}")
+        for name in ("auxiliary_loss_weight", "category_consistent_loss_weight", "initializer_range"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be a finite number, at least 0, got {getattr(self, name)}")
         _check_inference(self.inference)

@@ -1,11 +1,79 @@
-"""The losses CCNet is trained with."""
+"""The losses CCNet is trained with: cross entropy, its hard pixels only (OHEM), and the category-consistent loss."""
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 
 # mmsegmentation adds the machine epsilon of fp32 to the number of pixels it divides by.
 _EPSILON = torch.finfo(torch.float32).eps
+
+# The authors search the threshold of OHEM on a map smaller by this factor.
+_OHEM_FACTOR = 8
+
+# Category-consistent loss: margins and the weight of its last term, as the paper sets them.
+_DELTA_V, _DELTA_D, _REGULARIZATION = 0.5, 1.5, 0.001
+
+
+def ccnet_losses(
+    config: PreTrainedConfig,
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    auxiliary_logits: torch.Tensor | None = None,
+    category_embeddings: torch.Tensor | None = None,
+    class_weights: torch.Tensor | None = None,
+    valid_pixels: torch.Tensor | float | None = None,
+) -> dict[str, torch.Tensor]:
+    """The losses of a model's outputs, each with its weight, so that their sum is what is minimised.
+
+    Args:
+        config: a `CCNetConfig`; says which losses there are and how they count.
+        labels: (B, H, W), int64, in 0..num_labels - 1 or `config.semantic_loss_ignore_index`.
+        logits: (B, num_labels, h, w) of the classifier.
+        auxiliary_logits: likewise of the auxiliary head; its loss is always plain cross entropy.
+        category_embeddings: (B, C, h, w), what the category-consistent loss looks at.
+        class_weights: as in `semantic_segmentation_loss`, for both heads.
+        valid_pixels: as in `semantic_segmentation_loss`. OHEM and the category-consistent loss are means over what
+            this process has kept of this batch, whatever it is.
+
+    Returns:
+        Scalars by name: `decode_loss`, and `auxiliary_loss` and `category_loss` where their inputs are given.
+    """
+    ignore_index, align_corners = config.semantic_loss_ignore_index, config.align_corners
+    how = {
+        "ignore_index": ignore_index,
+        "reduction": config.loss_reduction,
+        "align_corners": align_corners,
+        "class_weights": class_weights,
+        "valid_pixels": valid_pixels,
+    }
+    if config.ohem_threshold is None:
+        decode_loss = semantic_segmentation_loss(logits, labels, **how)
+    else:
+        decode_loss = ohem_loss(
+            logits,
+            labels,
+            config.ohem_threshold,
+            config.ohem_min_kept,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
+            class_weights=class_weights,
+        )
+    losses = {"decode_loss": decode_loss}
+    if auxiliary_logits is not None:
+        auxiliary_loss = semantic_segmentation_loss(auxiliary_logits, labels, **how)
+        losses["auxiliary_loss"] = config.auxiliary_loss_weight * auxiliary_loss
+    if category_embeddings is not None:
+        category_loss = category_consistent_loss(
+            category_embeddings,
+            labels,
+            config.num_labels,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
+            per_image=config.category_consistent_per_image,
+        )
+        losses["category_loss"] = config.category_consistent_loss_weight * category_loss
+    return losses
 
 
 def semantic_segmentation_loss(
@@ -15,6 +83,7 @@ def semantic_segmentation_loss(
     reduction: str = "valid",
     align_corners: bool = False,
     class_weights: torch.Tensor | None = None,
+    valid_pixels: torch.Tensor | float | None = None,
 ) -> torch.Tensor:
     """Cross entropy of logits that are first resized bilinearly to the labels.
 
@@ -26,6 +95,8 @@ def semantic_segmentation_loss(
             the number of all pixels, ignored ones included, as mmsegmentation 1.x does.
         align_corners: of the resize.
         class_weights: (num_labels,) factors of the classes' cross entropy, or `None`. Pixels are counted as without.
+        valid_pixels: what `"valid"` divides by instead of the labelled pixels of `labels`. With their mean over the
+            processes and accumulation passes of a step, the mean of the losses is the loss of the joined batch.
 
     Returns:
         The loss, a scalar; 0 with zero gradients when every pixel is ignored.
@@ -33,22 +104,200 @@ def semantic_segmentation_loss(
     Raises:
         ValueError: labels of another rank or batch size, or an unknown reduction.
     """
-    if labels.dim() != 3 or labels.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"labels must be (batch, height, width) with the logits' batch size, got labels {tuple(labels.shape)} "
-            f"for logits {tuple(logits.shape)}"
-        )
     if reduction not in ("valid", "all"):
         raise ValueError(f"reduction must be 'valid' or 'all', got {reduction!r}")
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    logits = nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
     total = nn.functional.cross_entropy(
-        logits, labels, weight=class_weights, ignore_index=ignore_index, reduction="sum"
+        _resized(logits, labels, align_corners),
+        labels,
+        weight=class_weights,
+        ignore_index=ignore_index,
+        reduction="sum",
     )
     if reduction == "all":
         return total / (labels.numel() + _EPSILON)
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    if valid_pixels is None:
+        valid_pixels = (labels != ignore_index).sum()
+    count = torch.as_tensor(valid_pixels, dtype=total.dtype, device=total.device)
+    return total / torch.where(count > 0, count, 1)
 
 
-__all__ = ["semantic_segmentation_loss"]
+def ohem_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    threshold: float,
+    min_kept: int,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean cross entropy of the hard pixels: online hard example mining as the authors' code defines it.
+
+    A pixel is kept if its class has at most the probability `threshold`, or another that is higher where this keeps
+    too few. That one is found on a map 8 times smaller (probabilities sampled bilinearly, labels nearest, corners
+    aligned): the (min_kept // 64)-th smallest of its labelled pixels. Where the map has no more labelled pixels than
+    that, all are kept. It is searched in the whole batch of this process.
+
+    Args:
+        logits: (B, num_labels, h, w), floating point; computed in fp32, or float64 if they are.
+        labels: (B, H, W), int64, in 0..num_labels - 1 or `ignore_index`.
+        threshold: pixels whose class has at most this probability are always kept.
+        min_kept: pixels to keep at least, about, over the batch.
+        ignore_index: label of pixels that do not count.
+        align_corners: of the resize to the labels.
+        class_weights: (num_labels,) factors of the classes' cross entropy, or `None`; they do not change what is kept.
+
+    Returns:
+        The loss, a scalar; 0 with zero gradients when every pixel is ignored.
+
+    Raises:
+        ValueError: labels of another rank or batch size.
+    """
+    logits = _resized(logits, labels, align_corners)
+    valid = labels != ignore_index
+    cross_entropy = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+    with torch.no_grad():
+        bound = _ohem_bound(logits, labels, threshold, min_kept // _OHEM_FACTOR**2, ignore_index)
+        kept = valid & ((-cross_entropy).exp() <= bound)
+    if class_weights is not None:
+        cross_entropy = cross_entropy * class_weights[labels.where(valid, 0)]
+    return cross_entropy.where(kept, 0).sum() / kept.sum().clamp(min=1)
+
+
+def _ohem_bound(
+    logits: torch.Tensor, labels: torch.Tensor, threshold: float, min_kept: int, ignore_index: int
+) -> torch.Tensor:
+    """The largest probability that is kept, from the small map; infinite if that map has `min_kept` pixels or less.
+
+    Written without a branch on the data, which would synchronise with the device and break a compiled graph.
+    """
+    sizes = [max(1, round(side / _OHEM_FACTOR)) for side in labels.shape[-2:]]
+    labels = _nearest_labels(labels, sizes, align_corners=True)
+    valid = labels != ignore_index
+    probability = _sampled_probability(logits, labels.where(valid, 0))
+    if min_kept >= labels.numel():
+        return probability.new_full((), torch.inf)
+    if min_kept == 0:
+        return probability.new_full((), threshold).where(valid.any(), torch.inf)
+    hardest = probability.where(valid, torch.inf).flatten().sort().values[min_kept - 1]
+    return hardest.clamp(min=threshold).where(valid.sum() > min_kept, torch.inf)
+
+
+def _sampled_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Probability of the class `labels` (B, h, w) in the softmax of `logits` (B, K, H, W) resized to (h, w).
+
+    Bilinear, corners aligned. Only the four neighbours of every sample go through the softmax, not the whole map.
+    """
+    corners = []
+    for size, samples in zip(logits.shape[-2:], labels.shape[-2:], strict=True):
+        position = torch.linspace(0, size - 1, samples, dtype=logits.dtype, device=logits.device)
+        low = position.long().clamp(max=size - 1)
+        corners.append((low, (low + 1).clamp(max=size - 1), position - low))
+    (top, bottom, down), (left, right, across) = corners
+    probability = 0
+    for rows, row_weight in ((top, 1 - down), (bottom, down)):
+        for columns, column_weight in ((left, 1 - across), (right, across)):
+            neighbour = logits[:, :, rows[:, None], columns].softmax(1).gather(1, labels[:, None]).squeeze(1)
+            probability = probability + row_weight[:, None] * column_weight * neighbour
+    return probability
+
+
+def category_consistent_loss(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    num_labels: int,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+    per_image: bool = False,
+) -> torch.Tensor:
+    """Category-consistent loss (paper, TPAMI version): pulls a class together and pushes classes apart.
+
+    l_var + l_dis + 0.001 l_reg over the classes that occur, mu_c being the mean of class c's vectors:
+
+    - l_var: mean over classes of the mean over their pixels of phi(d), d the distance to mu_c; phi is 0 up to 0.5,
+      (d - 0.5)^2 up to 1.5, and d - 1.5 + 1 beyond. It bends there as printed: its slope drops from 2 to 1.
+    - l_dis: mean over ordered pairs of different classes of (3 - distance of their means)^2 where that is below 3.
+    - l_reg: mean over classes of the length of mu_c.
+
+    Args:
+        embeddings: (B, C, h, w), floating point; computed in fp32, or float64 if they are.
+        labels: (B, H, W), int64, in 0..num_labels - 1 or `ignore_index`; brought to (h, w) by nearest sampling.
+        num_labels: number of classes.
+        ignore_index: label of pixels that do not count.
+        align_corners: whether the corners of labels and embeddings fall together.
+        per_image: gather a class in every picture for itself and average over the pictures that have one; by default
+            over the batch.
+
+    Returns:
+        The loss, a scalar; l_dis is 0 with a single class, and all is 0 with zero gradients without any.
+
+    Raises:
+        ValueError: labels of another rank or batch size.
+    """
+    _check_labels(embeddings, labels)
+    batch, channels, *size = embeddings.shape
+    if embeddings.dtype != torch.float64:
+        embeddings = embeddings.float()
+    labels = _nearest_labels(labels, size, align_corners)
+    valid = labels != ignore_index
+    groups = batch if per_image else 1
+    # Every class of every group has a place in one long list; ignored pixels go to a last one that is cut off.
+    offset = num_labels * torch.arange(groups, device=labels.device).view(-1, 1, 1)
+    places = groups * num_labels
+    place = (labels + offset).where(valid, places).flatten()
+    vectors = embeddings.movedim(1, -1).reshape(-1, channels)
+    counts = vectors.new_zeros(places + 1).index_add(0, place, torch.ones_like(vectors[:, 0]))
+    counts = counts.where(torch.arange(places + 1, device=counts.device) < places, 0)
+    sums = vectors.new_zeros(places + 1, channels).index_add(0, place, vectors)
+    means = sums / counts.clamp(min=1)[:, None]
+
+    present = (counts[:places] > 0).view(groups, num_labels)
+    classes = present.sum(1)
+    # Nearer than delta_v nothing is to be learnt, and at 0 the root has no slope.
+    distance = (vectors - means[place]).square().sum(1).clamp(min=_DELTA_V**2).sqrt()
+    near, far = (distance - _DELTA_V).square(), distance - _DELTA_D + (_DELTA_D - _DELTA_V) ** 2
+    pulled = torch.where(distance <= _DELTA_D, near, far) / counts.clamp(min=1)[place]
+    pulled = pulled.new_zeros(places + 1).index_add(0, place, pulled)[:places].view(groups, num_labels)
+    variance = pulled.sum(1) / classes.clamp(min=1)
+
+    means = means[:places].view(groups, num_labels, channels)
+    distances = torch.linalg.vector_norm(means[:, :, None] - means[:, None], dim=-1)
+    pairs = present[:, :, None] & present[:, None] & ~torch.eye(num_labels, dtype=torch.bool, device=labels.device)
+    pushed = (2 * _DELTA_D - distances).clamp(min=0).square().where(pairs, 0)
+    separation = pushed.sum((1, 2)) / (classes * (classes - 1)).clamp(min=1)
+
+    lengths = torch.linalg.vector_norm(means, dim=-1).where(present, 0)
+    regularization = lengths.sum(1) / classes.clamp(min=1)
+    loss = variance + separation + _REGULARIZATION * regularization
+    return loss.sum() / (classes > 0).sum().clamp(min=1)
+
+
+def _check_labels(outputs: torch.Tensor, labels: torch.Tensor) -> None:
+    if labels.dim() != 3 or labels.shape[0] != outputs.shape[0]:
+        raise ValueError(
+            f"labels must be (batch, height, width) with the logits' batch size, got labels {tuple(labels.shape)} "
+            f"for logits {tuple(outputs.shape)}"
+        )
+
+
+def _resized(logits: torch.Tensor, labels: torch.Tensor, align_corners: bool) -> torch.Tensor:
+    """Logits at the labels' size, in fp32 or, if they are, float64."""
+    _check_labels(logits, labels)
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    return nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
+
+
+def _nearest_labels(labels: torch.Tensor, size: list[int], align_corners: bool) -> torch.Tensor:
+    """Labels (B, H, W) at the nearest pixel to every place of a (B, *size) map; halves go up. Exact, in integers."""
+    indices = []
+    for full, small in zip(labels.shape[-2:], size, strict=True):
+        place = torch.arange(small, device=labels.device)
+        if align_corners:
+            steps = max(1, small - 1)
+            indices.append((2 * place * (full - 1) + steps) // (2 * steps))
+        else:
+            indices.append((2 * place + 1) * full // (2 * small))
+    return labels[:, indices[0][:, None], indices[1]]
+
+
+__all__ = ["category_consistent_loss", "ccnet_losses", "ohem_loss", "semantic_segmentation_loss"]

@@ -14,8 +14,12 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet import CCNetConfig
 from .configuration_ccnet_resnet import CCNetResNetConfig
-from .criss_cross_attention import criss_cross_attention, criss_cross_attention_with_weights
-from .loss_ccnet import semantic_segmentation_loss
+from .criss_cross_attention import (
+    criss_cross_attention,
+    criss_cross_attention_residual,
+    criss_cross_attention_with_weights,
+)
+from .loss_ccnet import ccnet_losses
 from .modeling_ccnet_resnet import CCNetResNetBackbone
 
 
@@ -33,9 +37,12 @@ class CCNetModelOutput(BaseModelOutput):
             The weights of every round, as in [`CCNetSemanticSegmenterOutput`].
         feature_maps (`tuple[torch.Tensor]`):
             The backbone's feature maps; the last has fed the head, the one before it is for the auxiliary head.
+        attended_hidden_state (`torch.Tensor`, *optional*, returned with a `category_consistent_loss_weight`):
+            `(batch_size, hidden_size, height / stride, width / stride)`, the output of the last round of attention.
     """
 
     feature_maps: tuple[torch.FloatTensor, ...] | None = None
+    attended_hidden_state: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -45,7 +52,8 @@ class CCNetSemanticSegmenterOutput(SemanticSegmenterOutput):
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` is given):
-            Cross entropy of the logits plus the weighted cross entropy of the auxiliary logits.
+            Cross entropy of the logits (of the hard ones with OHEM) plus the weighted cross entropy of the auxiliary
+            logits and the weighted category-consistent loss, as configured.
         logits (`torch.Tensor` of shape `(batch_size, num_labels, height / stride, width / stride)`):
             Scores at the backbone's output stride.
         hidden_states (`tuple[torch.Tensor]`, *optional*, returned when `output_hidden_states=True`):
@@ -55,9 +63,13 @@ class CCNetSemanticSegmenterOutput(SemanticSegmenterOutput):
             logits: every pixel's weights over its column, then over its row.
         auxiliary_logits (`torch.Tensor`, *optional*, returned when `labels` is given or in training):
             `(batch_size, num_labels, height / stride, width / stride)` scores of the auxiliary head.
+        category_embeddings (`torch.Tensor`, *optional*, returned when `labels` is given or in training):
+            `(batch_size, category_consistent_channels, height / stride, width / stride)`, what the category-consistent
+            loss looks at.
     """
 
     auxiliary_logits: torch.FloatTensor | None = None
+    category_embeddings: torch.FloatTensor | None = None
 
 
 class CCNetConvLayer(nn.Module):
@@ -105,11 +117,14 @@ class CrissCrossAttention(nn.Module):
         Returns:
             (B, hidden_size, H, W), and a tuple with the weights (B, H, W, H + W) of the round, or `None`.
         """
-        projections = self.query(hidden_state), self.key(hidden_state), self.value(hidden_state)
+        query, key, value = self.query(hidden_state), self.key(hidden_state), self.value(hidden_state)
         if output_attentions:
-            context, weights = criss_cross_attention_with_weights(*projections)
+            context, weights = criss_cross_attention_with_weights(query, key, value)
             return self.gamma * context + hidden_state, (weights,)
-        return self.gamma * criss_cross_attention(*projections) + hidden_state, None
+        # The joint operator takes one dtype, which autocast may not give, and would attend again for a gradient.
+        if not torch.is_grad_enabled() and value.dtype == hidden_state.dtype == self.gamma.dtype:
+            return criss_cross_attention_residual(query, key, value, self.gamma, hidden_state), None
+        return self.gamma * criss_cross_attention(query, key, value) + hidden_state, None
 
 
 class RecurrentCrissCrossAttention(CrissCrossAttention):
@@ -155,15 +170,16 @@ class CCNetHead(GradientCheckpointingLayer):
 
     def forward(
         self, feature_map: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        hidden_state = self.input_projection(feature_map)
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """Returns the joined map, the attended one it is made of, and the attention's weights or `None`."""
+        attended = self.input_projection(feature_map)
         attentions = () if output_attentions else None
         if self.attention is not None:
-            hidden_state, attentions = self.attention(hidden_state, output_attentions)
-        hidden_state = self.output_projection(hidden_state)
+            attended, attentions = self.attention(attended, output_attentions)
+        hidden_state = self.output_projection(attended)
         if self.fusion is not None:
             hidden_state = self.fusion(torch.cat([feature_map, hidden_state], dim=1))
-        return hidden_state, attentions
+        return hidden_state, attended, attentions
 
 
 class CCNetAuxiliaryHead(nn.Module):
@@ -214,7 +230,7 @@ class CCNetModel(CCNetPreTrainedModel):
     `last_hidden_state` is what the classifier of [`CCNetForSemanticSegmentation`] sees, before dropout.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^auxiliary_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^auxiliary_head\.", r"^category_projection\."]
 
     def __init__(self, config: CCNetConfig):
         super().__init__(config)
@@ -253,12 +269,13 @@ class CCNetModel(CCNetPreTrainedModel):
         features = self.backbone.forward_with_filtered_kwargs(
             pixel_values, output_hidden_states=output_hidden_states, return_dict=True
         )
-        last_hidden_state, attentions = self.head(features.feature_maps[-1], output_attentions)
+        last_hidden_state, attended, attentions = self.head(features.feature_maps[-1], output_attentions)
         return CCNetModelOutput(
             last_hidden_state=last_hidden_state,
             hidden_states=features.hidden_states if output_hidden_states else None,
             attentions=attentions,
             feature_maps=tuple(features.feature_maps),
+            attended_hidden_state=attended if self.config.category_consistent_loss_weight > 0 else None,
         )
 
 
@@ -283,6 +300,9 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
                     f"{self.model.backbone.out_features}"
                 )
             self.auxiliary_head = CCNetAuxiliaryHead(config, channels[-2])
+        self.category_projection = None
+        if config.category_consistent_loss_weight > 0:
+            self.category_projection = nn.Conv2d(config.hidden_size, config.category_consistent_channels, 1)
         self.post_init()
 
     @can_return_tuple
@@ -333,25 +353,24 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
 
-        auxiliary_logits = None
-        if self.auxiliary_head is not None and (self.training or labels is not None):
-            auxiliary_logits = self.auxiliary_head(outputs.feature_maps[-2])
+        auxiliary_logits = category_embeddings = None
+        if self.training or labels is not None:
+            if self.auxiliary_head is not None:
+                auxiliary_logits = self.auxiliary_head(outputs.feature_maps[-2])
+            if self.category_projection is not None:
+                category_embeddings = self.category_projection(outputs.attended_hidden_state)
 
+        loss = None
+        if labels is not None:
+            loss = sum(ccnet_losses(self.config, labels, logits, auxiliary_logits, category_embeddings).values())
         return CCNetSemanticSegmenterOutput(
-            loss=None if labels is None else self._loss(logits, auxiliary_logits, labels),
+            loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             auxiliary_logits=auxiliary_logits,
+            category_embeddings=category_embeddings,
         )
-
-    def _loss(self, logits: torch.Tensor, auxiliary_logits: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        how = (config.semantic_loss_ignore_index, config.loss_reduction, config.align_corners)
-        loss = semantic_segmentation_loss(logits, labels, *how)
-        if auxiliary_logits is not None:
-            loss = loss + config.auxiliary_loss_weight * semantic_segmentation_loss(auxiliary_logits, labels, *how)
-        return loss
 
 
 # The pipeline and transformers' shared tests compare class names with these plain dictionaries, not with the

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ccnet_hf.configuration_ccnet import CCNetConfig
-from ccnet_hf.loss_ccnet import semantic_segmentation_loss
+from ccnet_hf.loss_ccnet import ccnet_losses
+from ccnet_hf.modeling_ccnet import CCNetSemanticSegmenterOutput
 from ccnet_hf.recipes import TrainingRecipe
 
 
@@ -50,10 +51,10 @@ def class_weights_from_frequencies(frequencies: torch.Tensor, power: float) -> t
 
 
 class SegmentationLoss(nn.Module):
-    """The losses of a model's output: cross entropy of both heads, weighted by class where weights are given.
+    """The losses of a model's output, weighted by class where weights are given.
 
     Args:
-        config: of the model; gives reduction, ignored label, align_corners and the auxiliary weight.
+        config: of the model; says which losses there are and how they count.
         class_weights: (num_labels,) or `None`.
     """
 
@@ -62,21 +63,31 @@ class SegmentationLoss(nn.Module):
         self.config = config
         self.register_buffer("class_weights", class_weights)
 
-    def forward(self, outputs, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Losses of outputs in training mode for labels (B, H, W): named scalars, `loss` being their sum."""
-        losses = {"decode_loss": self._cross_entropy(outputs.logits, labels)}
-        if outputs.auxiliary_logits is not None:
-            auxiliary = self._cross_entropy(outputs.auxiliary_logits, labels)
-            losses["auxiliary_loss"] = self.config.auxiliary_loss_weight * auxiliary
-        return {"loss": sum(losses.values()), **losses}
+    def forward(
+        self,
+        outputs: CCNetSemanticSegmenterOutput,
+        labels: torch.Tensor,
+        valid_pixels: torch.Tensor | float | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Losses of outputs in training mode.
 
-    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        return semantic_segmentation_loss(
-            logits,
+        Args:
+            outputs: of a `CCNetForSemanticSegmentation`.
+            labels: (B, H, W), int64.
+            valid_pixels: labelled pixels of a whole step divided by its passes over all processes. The mean of the
+                cross entropies over these passes is then that of the joined batch, however the pixels are shared out.
+                `None` counts those of `labels`. With the reduction `"all"` they do not matter.
+
+        Returns:
+            Named scalars, `loss` being the sum of the others.
+        """
+        losses = ccnet_losses(
+            self.config,
             labels,
-            ignore_index=config.semantic_loss_ignore_index,
-            reduction=config.loss_reduction,
-            align_corners=config.align_corners,
+            outputs.logits,
+            outputs.auxiliary_logits,
+            outputs.category_embeddings,
             class_weights=self.class_weights,
+            valid_pixels=valid_pixels,
         )
+        return {"loss": sum(losses.values()), **losses}
