@@ -19,6 +19,7 @@ from ccnet_hf.benchmark import einsum_attention
 # The package exports a function of the module's name, so the module is not an attribute of the package.
 operator_module = importlib.import_module("ccnet_hf.criss_cross_attention")
 criss_cross_attention_with_weights = operator_module.criss_cross_attention_with_weights
+criss_cross_attention_residual = operator_module.criss_cross_attention_residual
 
 SPATIAL = [(1,), (7,), (1, 1), (1, 6), (6, 1), (5, 7), (8, 4), (1, 1, 1), (3, 4, 5), (2, 1, 3)]
 
@@ -124,6 +125,43 @@ def test_gradients_of_some_inputs_only():
     grad_output = torch.randn(value.shape, dtype=torch.float64)
     (grad,) = torch.autograd.grad(criss_cross_attention(query, key, value), value, grad_output)
     torch.testing.assert_close(grad, gradients(explicit, (query, key, value), grad_output)[2])
+
+
+def plain_residual(query, key, value, gamma, residual):
+    return gamma * explicit(query, key, value) + residual
+
+
+def residual_inputs(spatial, dtype=torch.float64):
+    query, key, value = random_inputs(spatial, dtype=dtype)
+    return query, key, value, torch.tensor([0.7], dtype=dtype), value.flip(1)
+
+
+@pytest.mark.parametrize("spatial", [(7,), (1, 6), (5, 7), (2, 1, 3)], ids=str)
+def test_residual_equals_the_sum(spatial):
+    inputs = residual_inputs(spatial)
+    grad_output = torch.randn(inputs[2].shape, dtype=torch.float64)
+    before = [tensor.clone() for tensor in inputs]
+    output = criss_cross_attention_residual(*inputs)
+    torch.testing.assert_close(output, plain_residual(*inputs), rtol=0, atol=1e-12)
+    actual = gradients(criss_cross_attention_residual, inputs, grad_output)
+    torch.testing.assert_close(actual, gradients(plain_residual, inputs, grad_output), rtol=0, atol=1e-12)
+    assert all(map(torch.equal, inputs, before)), "the inputs are not written to"
+
+
+@pytest.mark.parametrize(
+    ("changed", "seen"),
+    [
+        ({3: torch.zeros(2)}, r"gamma \(2,\)"),
+        ({4: torch.zeros(2, 5, 4, 4)}, r"residual \(2, 5, 4, 4\)"),
+        ({3: torch.zeros(1, dtype=torch.float64)}, "gamma torch.float64"),
+        ({4: torch.zeros(2, 5, 4, 6, dtype=torch.bfloat16)}, "residual torch.bfloat16"),
+        ({4: torch.zeros(2, 5, 4, 6, device="meta")}, "residual torch.float32 on meta"),
+    ],
+)
+def test_residual_names_bad_input(changed, seen):
+    inputs = residual_inputs((4, 6), torch.float32)
+    with pytest.raises(ValueError, match=seen):
+        criss_cross_attention_residual(*(changed.get(index, tensor) for index, tensor in enumerate(inputs)))
 
 
 # --- memory layout and memory --------------------------------------------------------------------------------------
@@ -285,6 +323,12 @@ OPCHECK_SPATIAL = [(5,), (4, 6), (1, 3), (2, 3, 4)]
 def test_opcheck_forward(spatial, dtype):
     inputs = tuple(tensor.requires_grad_() for tensor in random_inputs(spatial, dtype=dtype))
     torch.library.opcheck(torch.ops.ccnet_hf.criss_cross_attention, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck_residual(dtype):
+    inputs = tuple(tensor.requires_grad_() for tensor in residual_inputs((4, 6), dtype))
+    torch.library.opcheck(torch.ops.ccnet_hf.criss_cross_attention_residual, inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,4 +1,4 @@
-"""Criss-cross attention as an operator: `torch.ops.ccnet_hf.criss_cross_attention` and its functional form.
+"""Criss-cross attention as an operator: `torch.ops.ccnet_hf.criss_cross_attention` and its functional forms.
 
 The operator is registered here with schema, fake implementation, autograd formula, FLOP formula and an implementation
 in PyTorch that runs on every device; a compiled implementation for one device may be attached to it later without this
@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 _NAMESPACE = "ccnet_hf"
 _FORWARD = "criss_cross_attention"
+_RESIDUAL = "criss_cross_attention_residual"
 _BACKWARD = "criss_cross_attention_backward"
 
 # Scores computed at a time: 2 MiB of them in fp32 on a CPU, measured; elsewhere enough to fill the device.
@@ -53,6 +54,46 @@ def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.T
         output, _ = _joint_attention(query, key, value)
         return output
     output, _ = torch.ops.ccnet_hf.criss_cross_attention(query, key, value)
+    return output
+
+
+def criss_cross_attention_residual(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, gamma: torch.Tensor, residual: torch.Tensor
+) -> torch.Tensor:
+    """`gamma * criss_cross_attention(query, key, value) + residual` as one operator, which writes its result once.
+
+    Made for inference. It is differentiable, but the backward pass computes the attention a second time, because only
+    the sum is kept of it: in training, the plain sum is faster.
+
+    Args:
+        query: (B, D, *spatial).
+        key: (B, D, *spatial).
+        value: (B, C, *spatial).
+        gamma: (1,), dtype and device of `value`.
+        residual: (B, C, *spatial), dtype and device of `value`.
+
+    Returns:
+        (B, C, *spatial) in the dtype of `value`.
+
+    Raises:
+        ValueError: as for `criss_cross_attention`, and for a gamma or residual that does not go with `value`.
+    """
+    _check_inputs(query, key, value)
+    if gamma.numel() != 1 or residual.shape != value.shape:
+        raise ValueError(
+            "criss_cross_attention_residual needs a gamma of one element and a residual of the value's shape, got "
+            f"gamma {tuple(gamma.shape)}, residual {tuple(residual.shape)} for value {tuple(value.shape)}"
+        )
+    for name, tensor in (("gamma", gamma), ("residual", residual)):
+        if tensor.dtype != value.dtype or tensor.device != value.device:
+            raise ValueError(
+                f"criss_cross_attention_residual needs one dtype and device, got {name} {tensor.dtype} on "
+                f"{tensor.device} for value {value.dtype} on {value.device}"
+            )
+    if torch.onnx.is_in_onnx_export():
+        output, _ = _joint_attention(query, key, value)
+        return gamma * output + residual
+    output, _ = torch.ops.ccnet_hf.criss_cross_attention_residual(query, key, value, gamma, residual)
     return output
 
 
@@ -250,6 +291,14 @@ def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tup
     return output, logsumexp
 
 
+def _forward_residual(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, gamma: torch.Tensor, residual: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The second operator's implementation: gamma times the output plus the residual, and the log-sum-exp."""
+    output, logsumexp = _forward(query, key, value)
+    return output.mul_(gamma).add_(residual), logsumexp
+
+
 @_without_autocast
 def _backward(
     grad: torch.Tensor,
@@ -303,6 +352,10 @@ def _fake_forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
     return _empty_channels_innermost(value), query.new_empty((query.shape[0], *query.shape[2:]), dtype=statistics)
 
 
+def _fake_residual(query, key, value, gamma, residual) -> tuple[torch.Tensor, torch.Tensor]:
+    return _fake_forward(query, key, value)
+
+
 def _fake_backward(grad, query, key, value, output, logsumexp) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tuple(map(_empty_channels_innermost, (query, key, value)))
 
@@ -319,6 +372,23 @@ def _autograd_backward(ctx, grad_output: torch.Tensor | None, grad_logsumexp: No
     return torch.ops.ccnet_hf.criss_cross_attention_backward(grad_output, *ctx.saved_tensors)
 
 
+def _setup_residual_context(ctx, inputs, output) -> None:
+    *projections, gamma, _ = inputs
+    ctx.save_for_backward(*projections, gamma)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd_residual_backward(ctx, grad_output: torch.Tensor | None, grad_logsumexp: None):
+    if grad_output is None:
+        return (None,) * 5
+    *projections, gamma = ctx.saved_tensors
+    output, logsumexp = torch.ops.ccnet_hf.criss_cross_attention(*projections)
+    grads = torch.ops.ccnet_hf.criss_cross_attention_backward(gamma * grad_output, *projections, output, logsumexp)
+    grad_gamma = (grad_output.to(logsumexp.dtype) * output).sum().to(gamma.dtype).view_as(gamma)
+    return *grads, grad_gamma, grad_output
+
+
 def _forward_flops(query_shape, key_shape, value_shape, *args, **kwargs) -> int:
     """2 FLOPs a multiply-add: scores and weighted sum over the positions of every axis."""
     spatial = query_shape[2:]
@@ -332,31 +402,44 @@ def _backward_flops(grad_shape, query_shape, key_shape, value_shape, *args, **kw
 
 
 def _register() -> None:
-    """Define the operator once per process, however many copies of this file are loaded (remote code is a copy)."""
-    operators = getattr(torch.ops, _NAMESPACE)
-    if hasattr(operators, _FORWARD):
-        return
-    library = torch.library.Library(_NAMESPACE, "FRAGMENT")
-    library.define(f"{_FORWARD}(Tensor query, Tensor key, Tensor value) -> (Tensor, Tensor)")
-    library.define(
-        f"{_BACKWARD}(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, Tensor logsumexp)"
-        " -> (Tensor, Tensor, Tensor)"
-    )
-    library.impl(_FORWARD, _forward, "CompositeExplicitAutograd")
-    library.impl(_BACKWARD, _backward, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{_NAMESPACE}::{_FORWARD}", _fake_forward, lib=library)
-    torch.library.register_fake(f"{_NAMESPACE}::{_BACKWARD}", _fake_backward, lib=library)
-    torch.library.register_autograd(
-        f"{_NAMESPACE}::{_FORWARD}", _autograd_backward, setup_context=_setup_context, lib=library
-    )
-    for name, formula in ((_FORWARD, _forward_flops), (_BACKWARD, _backward_flops)):
-        operator = getattr(operators, name)
+    """Define the operators once per process, however many copies of this file are loaded (remote code is a copy)."""
+    defined = getattr(torch.ops, _NAMESPACE)
+    attention = "Tensor query, Tensor key, Tensor value"
+    schemas = {
+        _FORWARD: f"({attention}) -> (Tensor, Tensor)",
+        _RESIDUAL: f"({attention}, Tensor gamma, Tensor residual) -> (Tensor, Tensor)",
+        _BACKWARD: f"(Tensor grad, {attention}, Tensor output, Tensor logsumexp) -> (Tensor, Tensor, Tensor)",
+    }
+    # implementation, fake implementation, FLOPs
+    formulas = {
+        _FORWARD: (_forward, _fake_forward, _forward_flops),
+        _RESIDUAL: (_forward_residual, _fake_residual, _forward_flops),
+        _BACKWARD: (_backward, _fake_backward, _backward_flops),
+    }
+    gradients = {
+        _FORWARD: (_autograd_backward, _setup_context),
+        _RESIDUAL: (_autograd_residual_backward, _setup_residual_context),
+    }
+    for name, schema in schemas.items():
+        if hasattr(defined, name):
+            continue
+        library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+        implementation, fake, flops = formulas[name]
+        library.define(name + schema)
+        library.impl(name, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=library)
+        if name in gradients:
+            backward, setup_context = gradients[name]
+            torch.library.register_autograd(
+                f"{_NAMESPACE}::{name}", backward, setup_context=setup_context, lib=library
+            )
+        operator = getattr(defined, name)
         if operator not in flop_registry:
-            register_flop_formula(operator)(formula)
-    # A library unregisters what it defined when it is collected.
-    torch._ccnet_hf_library = library
+            register_flop_formula(operator)(flops)
+        # A library unregisters what it defined when it is collected.
+        setattr(torch, f"_{_NAMESPACE}_{name}_library", library)
 
 
 _register()
 
-__all__ = ["criss_cross_attention", "criss_cross_attention_with_weights"]
+__all__ = ["criss_cross_attention", "criss_cross_attention_residual", "criss_cross_attention_with_weights"]

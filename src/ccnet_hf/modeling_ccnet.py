@@ -121,8 +121,9 @@ class CrissCrossAttention(nn.Module):
         if output_attentions:
             context, weights = criss_cross_attention_with_weights(query, key, value)
             return self.gamma * context + hidden_state, (weights,)
-        # The joint operator takes one dtype, which autocast may not give, and would attend again for a gradient.
-        if not torch.is_grad_enabled() and value.dtype == hidden_state.dtype == self.gamma.dtype:
+        # One kernel for all of it, for inference; it takes one dtype, which autocast may not give.
+        same_dtype = value.dtype == hidden_state.dtype == self.gamma.dtype
+        if hidden_state.is_cuda and same_dtype and not torch.is_grad_enabled():
             return criss_cross_attention_residual(query, key, value, self.gamma, hidden_state), None
         return self.gamma * criss_cross_attention(query, key, value) + hidden_state, None
 
