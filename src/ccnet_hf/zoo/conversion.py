@@ -1,21 +1,22 @@
-"""From a mmsegmentation checkpoint to a folder that `from_pretrained` reads.
+"""From a checkpoint of mmsegmentation or of the authors to a folder that `from_pretrained` reads.
 
 A checkpoint is foreign input: it is read without running code from it, and every doubt about it ends in a `ValueError`
 before anything is written.
 """
 
-import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
-from ccnet_hf.recipes import get_recipe
+from ccnet_hf.recipes import RECIPES, Recipe, get_recipe
+from ccnet_hf.zoo.authors import AUXILIARY_BIAS, authors_key, authors_recipe, fold, is_authors_layout
+from ccnet_hf.zoo.reading import read_state_dict
 
 
 # Parts of a key, ours and mmsegmentation's, replaced from top to bottom.
@@ -64,109 +65,83 @@ def mmsegmentation_key(key: str) -> str:
     return key
 
 
+def zoo_recipes() -> list[Recipe]:
+    """The recipes that mmsegmentation publishes a checkpoint for."""
+    return [recipe for recipe in RECIPES.values() if recipe.checkpoint_file]
+
+
+def zoo_recipe(variant: str) -> Recipe:
+    """The recipe of a zoo variant by its name or short name; `ValueError` for any other."""
+    recipe = get_recipe(variant)
+    if recipe.checkpoint_file is None:
+        raise ValueError(f"{recipe.name} is not a variant of mmsegmentation's zoo, so there is nothing to convert")
+    return recipe
+
+
 def convert_checkpoint(
-    variant: str, checkpoint: str | os.PathLike, output_dir: str | os.PathLike, num_labels: int | None = None
+    variant: str,
+    checkpoint: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    num_labels: int | None = None,
+    recurrence: int | None = None,
 ) -> None:
-    """Convert a mmsegmentation CCNet checkpoint into a folder with model, config and image processor.
+    """Convert a CCNet checkpoint of mmsegmentation or of the authors into a folder with model, config and processor.
+
+    Which of the two it is shows in the names of its entries. The folder keeps the checkpoint's numbers in its own
+    floating dtype (the smallest one that holds all of them, if there are several).
 
     Args:
-        variant: name or short name of a zoo variant of `recipes.py`; decides config and processor.
+        variant: name or short name of a zoo variant of `recipes.py`; decides config and processor. For the authors'
+            checkpoints it decides depth and classes, and [`authors_recipe`] the rest.
         checkpoint: `.pth` file, either `{"state_dict": ..., ...}` or the state dict alone. If its name ends with eight
             hexadecimal digits, as the zoo's do, they must be the start of the file's SHA-256.
         output_dir: folder to write. It appears complete or not at all; an existing one that holds files is refused.
         num_labels: number of classes of the checkpoint, for one that was trained on other classes than the variant's.
             Its classes then have no names and no colours.
+        recurrence: rounds of attention the checkpoint was trained with, which no file states; 2 if `None`.
 
     Raises:
-        ValueError: wrong variant or class count, a checkpoint that is damaged, foreign, or holds more than data,
-            entries that are missing, left over, of the wrong shape or not finite, or an output folder in use.
+        ValueError: wrong variant, class count or recurrence, a checkpoint that is damaged, foreign, or holds more than
+            data, entries that are missing, left over, of the wrong shape or not finite, or an output folder in use.
         OSError: a file that cannot be read or written.
     """
-    recipe = get_recipe(variant)
-    if recipe.checkpoint_file is None:
-        raise ValueError(f"{recipe.name} is not a variant of mmsegmentation's zoo, so there is nothing to convert")
+    recipe = zoo_recipe(variant)
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise ValueError(f"{output_dir} exists; name a new folder")
 
     state_dict = read_state_dict(checkpoint)
-    config = recipe.config() if num_labels is None else recipe.config(num_labels=num_labels)
-    model = CCNetForSemanticSegmentation(config)
-    expected = model.state_dict()
-    sources = {key: mmsegmentation_key(key) for key in expected}
-    _check_keys(checkpoint, set(sources.values()), set(state_dict))
-    _check_num_labels(checkpoint, state_dict["decode_head.conv_seg.weight"], config.num_labels, recipe.name)
+    by_authors = is_authors_layout(state_dict)
+    if by_authors:
+        recipe = authors_recipe(recipe)
+    changes = {"num_labels": num_labels, "recurrence": recurrence}
+    config = recipe.config(**{name: value for name, value in changes.items() if value is not None})
+    with torch.device("meta"):  # shapes only; every number comes from the checkpoint
+        model = CCNetForSemanticSegmentation(config)
+    sources = {key: mmsegmentation_key(key) for key in model.state_dict()}
+    if by_authors:
+        sources = {key: authors_key(source) for key, source in sources.items()}
+    shapes = {source: model.state_dict()[key].shape for key, source in sources.items()}
+    if by_authors:
+        shapes[AUXILIARY_BIAS] = shapes["dsn.1.bias"]
+        counters = {name for name in shapes if name.endswith(".num_batches_tracked")}
+        state_dict = dict.fromkeys(counters, torch.tensor(0)) | state_dict  # the first InPlaceABN had none
+    if config.recurrence == 0:
+        state_dict = {name: tensor for name, tensor in state_dict.items() if ".cca." not in name}
 
-    tensors = {}
-    for key, source in sources.items():
-        tensor, shape = state_dict[source], expected[key].shape
-        if key.endswith(".gamma") and tensor.ndim == 0:  # a scalar there, one element here
-            tensor = tensor.reshape(1)
-        if tensor.shape != shape:
-            raise ValueError(f"{checkpoint}: {source} has shape {tuple(tensor.shape)}, the variant {tuple(shape)}")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{checkpoint}: {source} holds NaN or infinity")
-        tensors[key] = tensor
-    model.load_state_dict(tensors)
+    classifier = sources["classifier.weight"]
+    _check_keys(checkpoint, set(shapes), set(state_dict))
+    _check_num_labels(checkpoint, state_dict[classifier], config.num_labels, recipe.name)
+    tensors = _check_tensors(checkpoint, state_dict, shapes)
+    if by_authors:
+        fold(tensors)
+    model = model.to(tensors[classifier].dtype).to_empty(device="cpu")
+    model.load_state_dict({key: tensors[source] for key, source in sources.items()})
 
     image_processor = recipe.image_processor()
     if num_labels is not None:
         image_processor.palette = None
     _write_whole(output_dir, (model.eval(), image_processor))
-
-
-def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Read the state dict of a `.pth` file, wrapped or bare, without the prefix of `DistributedDataParallel`.
-
-    Raises:
-        ValueError: the file is damaged, is no checkpoint, does not match the hash in its name, or its pickle asks for
-            anything but tensors and plain containers. No code of the file is run.
-        OSError: the file cannot be opened.
-    """
-    _check_hash(checkpoint)
-    with checkpoint.open("rb") as file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file can raise any
-            raise ValueError(f"{checkpoint} was refused: {_reason(error)}") from error
-    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state_dict, dict) or not state_dict:
-        raise ValueError(f"{checkpoint} holds no state dict")
-    for key, value in state_dict.items():
-        if not isinstance(key, str) or not _is_plain_tensor(value):
-            raise ValueError(f"{checkpoint} holds no state dict: entry {key!r} is no plain tensor")
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}
-
-
-def _reason(error: Exception) -> str:
-    """Why `torch.load(weights_only=True)` failed, in one clause."""
-    forbidden = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class) (\S+)", str(error))
-    if forbidden:
-        return f"its pickle asks for {forbidden[1]}, and only tensors and plain containers are accepted"
-    return f"it is damaged or no PyTorch checkpoint ({type(error).__name__})"
-
-
-def _is_plain_tensor(value: Any) -> bool:
-    """Whether `value` holds real numbers, all of them: not sparse, quantised, complex or without storage."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and not value.is_complex()
-    )
-
-
-def _check_hash(checkpoint: Path) -> None:
-    stated = re.search(r"-([0-9a-f]{8})\.pth$", checkpoint.name)
-    if stated is None:
-        return
-    with checkpoint.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(stated[1]):
-        raise ValueError(
-            f"{checkpoint} is not the file its name promises: its SHA-256 starts with {digest[:8]}, not {stated[1]}"
-        )
 
 
 def _check_keys(checkpoint: Path, expected: set[str], found: set[str]) -> None:
@@ -188,6 +163,27 @@ def _check_num_labels(checkpoint: Path, classifier_weight: torch.Tensor, num_lab
         )
 
 
+def _check_tensors(
+    checkpoint: Path, state_dict: dict[str, torch.Tensor], shapes: dict[str, torch.Size]
+) -> dict[str, torch.Tensor]:
+    """The entries named in `shapes`, all of one floating dtype but for the counters."""
+    tensors = {}
+    for name, shape in shapes.items():
+        tensor, is_counter = state_dict[name], name.endswith(".num_batches_tracked")
+        if name.endswith("cca.gamma.scale") and tensor.ndim == 0:  # a scalar there, one element here
+            tensor = tensor.reshape(1)
+        if tensor.shape != shape:
+            raise ValueError(f"{checkpoint}: {name} has shape {tuple(tensor.shape)}, the variant {tuple(shape)}")
+        if tensor.is_floating_point() == is_counter:
+            raise ValueError(f"{checkpoint}: {name} holds {tensor.dtype}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{checkpoint}: {name} holds NaN or infinity")
+        tensors[name] = tensor
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    dtype = reduce(torch.promote_types, dtypes)
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
 def _enumerate(keys: set[str]) -> str:
     listed = sorted(keys)[:_MAX_LISTED_KEYS]
     rest = f" and {len(keys) - len(listed)} more" if len(keys) > len(listed) else ""
@@ -197,10 +193,11 @@ def _enumerate(keys: set[str]) -> str:
 def _write_whole(output_dir: Path, parts: Iterable[Any]) -> None:
     """Save every part into a hidden neighbour of `output_dir`, then give it the name in one step."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial_dir = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
+    unfinished = output_dir.with_name(f".{output_dir.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
     try:
         for part in parts:
-            part.save_pretrained(partial_dir)
-        os.replace(partial_dir, output_dir)
+            part.save_pretrained(unfinished)
+        os.replace(unfinished, output_dir)
     finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)

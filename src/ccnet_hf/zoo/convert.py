@@ -1,30 +1,91 @@
-"""The command that converts one mmsegmentation checkpoint."""
+"""The command that converts one checkpoint, or all of mmsegmentation's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
 
 from ccnet_hf.command import run_command
-from ccnet_hf.recipes import get_recipe
-from ccnet_hf.zoo.conversion import convert_checkpoint
+from ccnet_hf.recipes import Recipe
+from ccnet_hf.zoo.conversion import convert_checkpoint, zoo_recipe, zoo_recipes
+from ccnet_hf.zoo.download import download_checkpoint
 
 
 @dataclass
 class ConvertArguments:
-    variant: str = field(
-        metadata={"help": "zoo variant, e.g. ccnet-r101-cityscapes (see `python -m ccnet_hf.zoo list`)"}
+    output: str = field(
+        metadata={"help": "folder to write; must not hold files yet. With --all: one folder in it for each variant"}
     )
-    checkpoint: str = field(metadata={"help": "mmsegmentation's .pth file"})
-    output: str = field(metadata={"help": "folder to write; must not hold files yet"})
+    variant: str | None = field(
+        default=None,
+        metadata={"help": "zoo variant, e.g. ccnet-r101-cityscapes (see `python -m ccnet_hf.zoo list`)"},
+    )
+    all: bool = field(
+        default=False, metadata={"help": "convert all 16 variants, but for those that --output holds already"}
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": ".pth file of mmsegmentation or of the authors; default: download the zoo's"}
+    )
+    checkpoints: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder of the zoo's files under their published names; missing ones are downloaded into it; "
+            "default: torch's cache"
+        },
+    )
     num_labels: int | None = field(
         default=None,
         metadata={"help": "number of classes, if the checkpoint was trained on other classes than the variant's"},
     )
+    recurrence: int | None = field(
+        default=None, metadata={"help": "rounds of attention the checkpoint was trained with; default: 2"}
+    )
+
+    def __post_init__(self):
+        if self.all == (self.variant is not None):
+            raise ValueError("give either --variant or --all")
+        if self.checkpoint is not None and (self.all or self.checkpoints is not None):
+            raise ValueError("--checkpoint goes neither with --all nor with --checkpoints")
+        if self.all and (self.num_labels is not None or self.recurrence is not None):
+            raise ValueError("--num_labels and --recurrence are for one --variant, not for --all")
 
 
 def convert(arguments: ConvertArguments) -> None:
-    """Convert a mmsegmentation CCNet checkpoint into a folder that `from_pretrained` reads."""
-    convert_checkpoint(arguments.variant, arguments.checkpoint, arguments.output, num_labels=arguments.num_labels)
-    print(f"{get_recipe(arguments.variant).name} written to {arguments.output}")
+    """Convert a CCNet checkpoint of mmsegmentation or of the authors into a folder that `from_pretrained` reads."""
+    checkpoints = Path(arguments.checkpoints or Path(torch.hub.get_dir()) / "checkpoints")
+    output = Path(arguments.output)
+    if arguments.all:
+        _convert_all(checkpoints, output)
+        return
+    recipe = zoo_recipe(arguments.variant)
+    checkpoint = arguments.checkpoint or _published(recipe, checkpoints)
+    convert_checkpoint(recipe.name, checkpoint, output, arguments.num_labels, arguments.recurrence)
+    print(f"{recipe.name} written to {output}")
+
+
+def _convert_all(checkpoints: Path, output: Path) -> None:
+    """Convert what `output` lacks. A bad checkpoint does not keep the others back; a bad disk or network does."""
+    bad = []
+    for recipe in zoo_recipes():
+        folder = output / recipe.name
+        if (folder / "config.json").is_file():
+            print(f"{recipe.name} is there already")
+            continue
+        try:
+            convert_checkpoint(recipe.name, _published(recipe, checkpoints), folder)
+        except ValueError as error:
+            bad.append(f"{recipe.name}: {error}")
+        else:
+            print(f"{recipe.name} written to {folder}")
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(zoo_recipes())} variants were not converted: {'; '.join(bad)}")
+
+
+def _published(recipe: Recipe, checkpoints: Path) -> Path:
+    """The zoo's file for this variant, downloaded if the folder does not hold it."""
+    file = checkpoints / recipe.checkpoint_file
+    return file if file.is_file() else download_checkpoint(recipe.checkpoint_url, checkpoints)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,67 @@
+"""Reads the state dict of a foreign `.pth` file without running code from it."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+
+
+def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Read the state dict of a `.pth` file, wrapped or bare, without the prefix of `DistributedDataParallel`.
+
+    Raises:
+        ValueError: the file is damaged, is no checkpoint, does not match the hash in its name, or its pickle asks for
+            anything but tensors and plain containers. No code of the file is run.
+        OSError: the file cannot be opened.
+    """
+    check_hash(checkpoint, checkpoint.name)
+    with checkpoint.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file can raise any
+            raise ValueError(f"{checkpoint} was refused: {_reason(error)}") from error
+    state_dict = content
+    if isinstance(content, dict):  # mmsegmentation wraps it as "state_dict", the authors' loader knows "model" too
+        state_dict = next((content[key] for key in ("state_dict", "model") if key in content), content)
+    if not isinstance(state_dict, dict) or not state_dict:
+        raise ValueError(f"{checkpoint} holds no state dict")
+    for key, value in state_dict.items():
+        if not isinstance(key, str) or not _is_plain_tensor(value):
+            raise ValueError(f"{checkpoint} holds no state dict: entry {key!r} is no plain tensor")
+    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+
+
+def check_hash(file: Path, name: str) -> None:
+    """Raise `ValueError` if `name` ends with eight hexadecimal digits that `file`'s SHA-256 does not start with."""
+    stated = re.search(r"-([0-9a-f]{8})\.pth$", name)
+    if stated is None:
+        return
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if not digest.startswith(stated[1]):
+        raise ValueError(
+            f"{file} is not the file its name promises: its SHA-256 starts with {digest[:8]}, not {stated[1]}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """Why `torch.load(weights_only=True)` failed, in one clause."""
+    forbidden = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class) (\S+)", str(error))
+    if forbidden:
+        return f"its pickle asks for {forbidden[1]}, and only tensors and plain containers are accepted"
+    return f"it is damaged or no PyTorch checkpoint ({type(error).__name__})"
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    """Whether `value` holds numbers, all of them: not sparse, quantised, complex or without storage."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.dtype in _DTYPES
+    )
