@@ -152,11 +152,12 @@ def ohem_loss(
     Raises:
         ValueError: labels of another rank or batch size.
     """
-    logits = _resized(logits, labels, align_corners)
+    # One logarithm for choice and loss: where a sample falls on a pixel, as with 769x769, the two must tie.
+    log_probabilities = _resized(logits, labels, align_corners).log_softmax(1)
     valid = labels != ignore_index
-    cross_entropy = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+    cross_entropy = nn.functional.nll_loss(log_probabilities, labels, ignore_index=ignore_index, reduction="none")
     with torch.no_grad():
-        bound = _ohem_bound(logits, labels, threshold, min_kept // _OHEM_FACTOR**2, ignore_index)
+        bound = _ohem_bound(log_probabilities, labels, threshold, min_kept // _OHEM_FACTOR**2, ignore_index)
         kept = valid & ((-cross_entropy).exp() <= bound)
     if class_weights is not None:
         cross_entropy = cross_entropy * class_weights[labels.where(valid, 0)]
@@ -164,7 +165,7 @@ def ohem_loss(
 
 
 def _ohem_bound(
-    logits: torch.Tensor, labels: torch.Tensor, threshold: float, min_kept: int, ignore_index: int
+    log_probabilities: torch.Tensor, labels: torch.Tensor, threshold: float, min_kept: int, ignore_index: int
 ) -> torch.Tensor:
     """The largest probability that is kept, from the small map; infinite if that map has `min_kept` pixels or less.
 
@@ -173,7 +174,7 @@ def _ohem_bound(
     sizes = [max(1, round(side / _OHEM_FACTOR)) for side in labels.shape[-2:]]
     labels = _nearest_labels(labels, sizes, align_corners=True)
     valid = labels != ignore_index
-    probability = _sampled_probability(logits, labels.where(valid, 0))
+    probability = _sampled_probability(log_probabilities, labels.where(valid, 0))
     if min_kept >= labels.numel():
         return probability.new_full((), torch.inf)
     if min_kept == 0:
@@ -182,22 +183,21 @@ def _ohem_bound(
     return hardest.clamp(min=threshold).where(valid.sum() > min_kept, torch.inf)
 
 
-def _sampled_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Probability of the class `labels` (B, h, w) in the softmax of `logits` (B, K, H, W) resized to (h, w).
-
-    Bilinear, corners aligned. Only the four neighbours of every sample go through the softmax, not the whole map.
-    """
+def _sampled_probability(log_probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Probability of the class `labels` (B, h, w) in a map (B, K, H, W) resized to (h, w), corners aligned."""
     corners = []
-    for size, samples in zip(logits.shape[-2:], labels.shape[-2:], strict=True):
-        position = torch.linspace(0, size - 1, samples, dtype=logits.dtype, device=logits.device)
-        low = position.long().clamp(max=size - 1)
-        corners.append((low, (low + 1).clamp(max=size - 1), position - low))
+    for size, samples in zip(log_probabilities.shape[-2:], labels.shape[-2:], strict=True):
+        place = torch.arange(samples, device=labels.device)
+        steps = max(1, samples - 1)
+        low = place * (size - 1) // steps
+        share = (place * (size - 1) % steps).to(log_probabilities.dtype) / steps
+        corners.append((low, (low + 1).clamp(max=size - 1), share))
     (top, bottom, down), (left, right, across) = corners
     probability = 0
-    for rows, row_weight in ((top, 1 - down), (bottom, down)):
-        for columns, column_weight in ((left, 1 - across), (right, across)):
-            neighbour = logits[:, :, rows[:, None], columns].softmax(1).gather(1, labels[:, None]).squeeze(1)
-            probability = probability + row_weight[:, None] * column_weight * neighbour
+    for rows, row_share in ((top, 1 - down), (bottom, down)):
+        for columns, column_share in ((left, 1 - across), (right, across)):
+            neighbour = log_probabilities[:, :, rows[:, None], columns].gather(1, labels[:, None]).squeeze(1).exp()
+            probability = probability + row_share[:, None] * column_share * neighbour
     return probability
 
 
