@@ -22,7 +22,7 @@ def assert_equal(first: dict, second: dict) -> None:
 
 def test_learns_to_tell_three_colours(make_trainer, recipe):
     losses = []
-    trainer = make_trainer(replace(recipe, batch_size=4, max_train_steps=50, learning_rate=2e-2))
+    trainer = make_trainer(recipe=replace(recipe, batch_size=4, max_train_steps=50, learning_rate=2e-2))
     trainer.accelerator.log = lambda numbers, step: losses.append(numbers["decode_loss"])
     trainer.run()
     assert len(losses) == 50
@@ -55,7 +55,7 @@ def test_checkpoints_hold_a_loadable_model_and_the_step(make_trainer, tmp_path):
     make_trainer(checkpointing_steps=3).run()
     folders = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert folders == ["checkpoint-3", "checkpoint-4"]
-    assert json.loads((tmp_path / "checkpoint-3" / "state" / "progress.json").read_text()) == {"step": 3}
+    assert json.loads((tmp_path / "checkpoint-3" / "state" / "progress.json").read_text())["step"] == 3
     CCNetForSemanticSegmentation.from_pretrained(tmp_path / "checkpoint-3")
 
 
@@ -121,8 +121,8 @@ def test_accumulation_takes_the_same_examples_and_divides_the_loss(make_trainer,
     recipe = replace(recipe, max_train_steps=1, optimizer="sgd", max_grad_norm=None)
     # Batch statistics and dropout differ between parts and whole by nature; all that is left learns alike.
     frozen = ["model", "auxiliary_head.projection", "dropout", "auxiliary_head.dropout"]
-    whole = make_trainer(recipe, model=model(), frozen_modules=frozen)
-    parts = make_trainer(recipe, model=model(), frozen_modules=frozen, per_device_batch_size=1)
+    whole = make_trainer(recipe=recipe, model=model(), frozen_modules=frozen)
+    parts = make_trainer(recipe=recipe, model=model(), frozen_modules=frozen, per_device_batch_size=1)
     assert parts.accumulation_steps == 2
     for trainer in (whole, parts):
         trainer.run()
@@ -147,7 +147,7 @@ def test_frozen_modules_do_not_change(make_trainer):
 
 
 def test_evaluates_every_eval_steps_and_at_the_end(make_trainer, recipe):
-    trainer = make_trainer(replace(recipe, eval_steps=3))
+    trainer = make_trainer(recipe=replace(recipe, eval_steps=3))
     seen = []
 
     def evaluate(model):

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
+import datasets
 import torch
+from datasets.distributed import split_dataset_by_node
+
+from ccnet_hf.data.loading import SegmentationDataset
 
 
 class SeededBatches(torch.utils.data.Sampler):
@@ -54,9 +61,125 @@ class SeededBatches(torch.utils.data.Sampler):
             for position in range(first, first + share):
                 epoch, place = divmod(position, self.num_examples)
                 if epoch not in orders:
-                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                    generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
                     orders[epoch] = torch.randperm(self.num_examples, generator=generator)
                     orders.pop(epoch - 2, None)
                 keys.append((epoch, int(orders[epoch][place])))
             for begin in range(0, share, part):
                 yield keys[begin : begin + part]
+
+
+class StreamedBatches(torch.utils.data.Sampler):
+    """The same for a stream: batches of (epoch, place in the epoch, encoded example).
+
+    A stream cannot be indexed, so its examples travel with the keys: this process reads them one after the other,
+    still encoded, and the loader's workers decode and augment them. Examples and draws do not depend on the number of
+    workers. Every epoch shuffles the order of the shards and, with a buffer, of the examples, by (seed, epoch).
+
+    A process takes every n-th shard, or every n-th example where the shards do not divide. To start later than at
+    step 0 it reads what came before and drops it, because the buffer's content is the outcome of all of it.
+
+    Args:
+        dataset: what `load_split(..., streaming=True)` returns.
+        buffer_size: examples to draw from; they are held in memory, encoded.
+        batch_size, start, stop, seed, process_index, num_processes, micro_batches: as for `SeededBatches`.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        buffer_size: int,
+        batch_size: int,
+        start: int,
+        stop: int,
+        seed: int = 0,
+        process_index: int = 0,
+        num_processes: int = 1,
+        micro_batches: int = 1,
+    ):
+        self.dataset = dataset
+        self.buffer_size = buffer_size
+        self.batch_size = batch_size
+        self.steps = range(start, stop)
+        self.seed = seed
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.micro_batches = micro_batches
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.micro_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, dict[str, Any]]]]:
+        share = self.batch_size // self.num_processes
+        part = share // self.micro_batches
+        keys = islice(self._keys(), self.steps.start * share, self.steps.stop * share)
+        while batch := list(islice(keys, part)):
+            yield batch
+
+    def _keys(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        epoch = 0
+        while True:
+            order = self.dataset.shuffle(seed=epoch_seed(self.seed, epoch), buffer_size=self.buffer_size)
+            order = split_dataset_by_node(order, rank=self.process_index, world_size=self.num_processes)
+            place = None
+            for place, example in enumerate(order):
+                yield epoch, place * self.num_processes + self.process_index, example
+            if place is None:
+                raise ValueError(f"the stream has no example for process {self.process_index}")
+            epoch += 1
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Seed of an epoch's order."""
+    return seed * 1_000_003 + epoch
+
+
+def batch_loader(
+    dataset: SegmentationDataset, buffer_size: int, num_workers: int, pin_memory: bool, **steps: int
+) -> torch.utils.data.DataLoader:
+    """Load the batches of the steps that `SeededBatches` or `StreamedBatches` describe by `steps`.
+
+    Raises:
+        ValueError: there is no example.
+    """
+    if dataset.streamed:
+        sampler = StreamedBatches(dataset.dataset, buffer_size, **steps)
+    elif not len(dataset):
+        raise ValueError("the split to train on is empty")
+    else:
+        sampler = SeededBatches(len(dataset), **steps)
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        worker_init_fn=_outlive_termination,
+        generator=torch.Generator(),  # its own: the loader's draw would move the global one on every resume
+        pin_memory=pin_memory,
+    )
+
+
+def read_batches(loader: torch.utils.data.DataLoader) -> Iterator[dict[str, Any]]:
+    """The loader's batches; what is wrong with an example is said as briefly by a worker as by this process."""
+    try:
+        yield from loader
+    except ValueError as error:
+        if "in DataLoader worker process" not in str(error):
+            raise
+        # torch puts the worker's traceback into the message; its last line is `Class: message`.
+        raise ValueError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack examples into `pixel_values` (B, 3, H, W), `labels` (B, H, W), and the lists `names` and `corrupt`."""
+    return {
+        "pixel_values": torch.stack([example["image"] for example in examples]),
+        "labels": torch.stack([example["label"] for example in examples]),
+        "names": [example["name"] for example in examples],
+        "corrupt": [message for example in examples for message in example["corrupt"]],
+    }
+
+
+def _outlive_termination(_: int) -> None:
+    # Schedulers send SIGTERM to every process of a job; the one that trains still needs its workers to save.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,23 +13,27 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.recipes import TrainingRecipe
-from ccnet_hf.training.batches import SeededBatches
-from ccnet_hf.training.checkpoints import checkpoint_folder, find_checkpoint, move_files, whole_folder
+from ccnet_hf.training.batches import batch_loader, read_batches
+from ccnet_hf.training.checkpoints import (
+    BEST_CHECKPOINT,
+    checkpoint_folder,
+    find_checkpoint,
+    move_files,
+    remove_old_checkpoints,
+    tidy,
+    whole_folder,
+)
 from ccnet_hf.training.depthwise import speed_up_dilated_depthwise
 from ccnet_hf.training.initialization import freeze
 from ccnet_hf.training.optimization import SegmentationLoss, build_optimizer, build_scheduler
-
-
-# In the progress bar.
-_SHORT_NAMES = {"decode_loss": "decode", "auxiliary_loss": "auxiliary", "images_per_second": "img/s"}
+from ccnet_hf.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,12 @@ class TrainingSettings:
         ema_decay: of the moving average of the weights that is evaluated and saved; 0 saves the weights themselves.
         frozen_modules: names of modules that do not learn.
         checkpointing_steps: steps between two checkpoints; `None` keeps none.
+        checkpoints_total_limit: how many of them are kept, the newest; `None` keeps all.
         resume_from_checkpoint: a checkpoint's folder, or `"last"`.
+        load_best_model_at_end: save the model with the best mIoU at the end, instead of the last.
+        logging_steps: steps between two lines of numbers.
+        compile: run the training steps through `torch.compile`.
+        shuffle_buffer_size: examples a stream's order is drawn from.
         dataloader_num_workers: processes that prepare batches.
     """
 
@@ -54,12 +62,20 @@ class TrainingSettings:
     ema_decay: float = 0.0
     frozen_modules: list[str] = field(default_factory=list)
     checkpointing_steps: int | None = None
+    checkpoints_total_limit: int | None = None
     resume_from_checkpoint: str | None = None
+    load_best_model_at_end: bool = False
+    logging_steps: int = 10
+    compile: bool = False
+    shuffle_buffer_size: int = 256
     dataloader_num_workers: int = 4
 
 
 class Trainer:
     """Trains a model by a recipe.
+
+    The gradient of a step is that of the joined batch of all passes and processes: the cross entropies divide by the
+    labelled pixels of all of them. OHEM and the category-consistent loss choose and average within one pass.
 
     Args:
         accelerator: says where and in which precision.
@@ -69,7 +85,12 @@ class Trainer:
         recipe: what is trained.
         settings: how it runs.
         class_weights: (num_labels,) weights of the cross entropy, or `None`.
-        evaluate: scores a model, called every `recipe.eval_steps` steps; its numbers are logged.
+        evaluate: scores a model, called every `recipe.eval_steps` steps; its numbers are logged, and the model with
+            the highest `eval_mean_iou` is kept in `checkpoint-best`.
+
+    Attributes:
+        step: steps done.
+        corrupt: messages about the examples this process had to replace.
 
     Raises:
         ValueError: the batch sizes do not go into each other, or a checkpoint or module is not there.
@@ -93,12 +114,18 @@ class Trainer:
         self.settings = settings
         self.evaluate = evaluate
         per_pass = settings.per_device_batch_size * accelerator.num_processes
-        if recipe.batch_size % per_pass:
+        if per_pass < 1 or recipe.batch_size % per_pass:
             raise ValueError(
                 f"a batch of {recipe.batch_size} does not come in passes of {per_pass} (--per_device_train_batch_size "
                 f"{settings.per_device_batch_size} on {accelerator.num_processes} processes)"
             )
         self.accumulation_steps = recipe.batch_size // per_pass
+        sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if sharded and (settings.ema_decay > 0 or (evaluate and recipe.eval_steps)):
+            raise ValueError(
+                f"{accelerator.distributed_type.value} shards the model, which --ema_decay and evaluation during the "
+                "training (--eval_steps, 0 for none) need whole"
+            )
 
         self.frozen = freeze(model, settings.frozen_modules)
         if accelerator.device.type == "cpu":
@@ -117,7 +144,11 @@ class Trainer:
             self.average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
             accelerator.register_for_checkpointing(self.average)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        # Beside the model, which stays as it is for evaluation at changing sizes.
+        self._forward = torch.compile(self.model) if settings.compile else self.model
         self.step = 0
+        self.corrupt: list[str] = []
+        self._best_mean_iou: float | None = None
         self._stop_requested = False
 
     @property
@@ -128,7 +159,8 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Train to the recipe's last step and save the model in `output_dir`.
 
-        SIGTERM ends the training after the step in progress with a checkpoint and `SystemExit(143)`.
+        SIGTERM, on whichever process, ends the training after the step in progress with a checkpoint and
+        `SystemExit(143)` on all of them.
 
         Returns:
             The last evaluation's numbers, empty without one.
@@ -136,6 +168,9 @@ class Trainer:
         Raises:
             ValueError: the loss is not finite; the message names the step and the batch's examples.
         """
+        if self.accelerator.is_main_process:
+            tidy(self.settings.output_dir)
+        self.accelerator.wait_for_everyone()
         if self.settings.resume_from_checkpoint:
             self._resume()
         previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
@@ -146,77 +181,112 @@ class Trainer:
 
     def _run(self) -> dict[str, float]:
         recipe, settings = self.recipe, self.settings
-        batches = iter(self._data_loader())
-        numbers: dict[str, float] = {}
-        bar = tqdm(
-            total=recipe.max_train_steps,
-            initial=self.step,
-            desc="train",
-            disable=not self.accelerator.is_main_process,
+        batches = read_batches(self._data_loader())
+        progress = Progress(
+            self.accelerator,
+            self.trained_model,
+            settings.output_dir,
+            recipe.batch_size,
+            start=self.step,
+            stop=recipe.max_train_steps,
+            every=settings.logging_steps,
         )
+        # A checkpoint is older than the evaluation after the same step, so a resumed run does that again.
+        numbers = self._evaluate(progress) if self.step else {}
         self._train_mode()
-        started = time.perf_counter()
         while self.step < recipe.max_train_steps:
-            logged = self._train_step(batches)
-            self.step += 1
-            finished = time.perf_counter()
-            logged["images_per_second"] = recipe.batch_size / (finished - started)
-            started = finished
-            bar.update()
-            bar.set_postfix({_SHORT_NAMES.get(name, name): f"{value:.3g}" for name, value in logged.items()})
-            self.accelerator.log(logged, step=self.step)
-
-            if self._stop_requested:
+            with progress.waiting():
+                passes = [next(batches) for _ in range(self.accumulation_steps)]
+            valid_pixels, stop = self._agree(passes)
+            if stop:
+                progress.close()
                 self.save_checkpoint()
-                bar.close()
                 raise SystemExit(128 + signal.SIGTERM)
-            is_last = self.step == recipe.max_train_steps
-            if settings.checkpointing_steps and (self.step % settings.checkpointing_steps == 0 or is_last):
-                self.save_checkpoint()
-            if self.evaluate and recipe.eval_steps and (self.step % recipe.eval_steps == 0 or is_last):
-                numbers = self.evaluate(self.trained_model.eval())
-                self.accelerator.log(numbers, step=self.step)
-                bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
-                self._train_mode()
-                started = time.perf_counter()
-        bar.close()
+            learning_rate = self.scheduler.get_last_lr()[0]
+            losses = self._train_step(passes, valid_pixels)
+            self.step += 1
+            progress.advance(self.step, losses, learning_rate)
+            with progress.elsewhere():
+                if settings.checkpointing_steps and self._is_due(settings.checkpointing_steps):
+                    self.save_checkpoint()
+                numbers = self._evaluate(progress) or numbers
+        progress.close()
         self._save_trained_model()
         return numbers
 
-    def _train_step(self, batches) -> dict[str, float]:
-        """One optimiser step; what is to be logged of it."""
-        logged: dict[str, float] = {}
-        for part in range(self.accumulation_steps):
-            batch = next(batches)
-            is_last = part == self.accumulation_steps - 1
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.recipe.max_train_steps
+
+    def _agree(self, batches: list[dict[str, Any]]) -> tuple[float, bool]:
+        """What all processes must know of the coming step: labelled pixels per pass, and whether to stop before it."""
+        ignore_index = self.loss.config.semantic_loss_ignore_index
+        labelled = sum(int((batch["labels"] != ignore_index).sum()) for batch in batches)
+        mine = torch.tensor([labelled, self._stop_requested], dtype=torch.int64, device=self.accelerator.device)
+        total, stop = self.accelerator.reduce(mine, "sum").tolist()
+        return total / (self.accelerator.num_processes * self.accumulation_steps), stop > 0
+
+    def _train_step(self, batches: list[dict[str, Any]], valid_pixels: float) -> dict[str, float]:
+        """One optimiser step; its losses on this process."""
+        device, passes = self.accelerator.device, []
+        for batch in batches:
+            is_last = batch is batches[-1]
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                outputs = self.model(pixel_values=batch["pixel_values"].to(self.accelerator.device))
-                losses = self.loss(outputs, batch["labels"].to(self.accelerator.device))
-                values = {name: float(value.detach()) for name, value in losses.items()}
-                if not math.isfinite(values["loss"]):
-                    names = ", ".join(batch["names"])
-                    raise ValueError(f"the loss is {values['loss']} at step {self.step + 1}; its batch: {names}")
-                self.accelerator.backward(losses["loss"] / self.accumulation_steps)
-            for name, value in values.items():
-                logged[name] = logged.get(name, 0.0) + value / self.accumulation_steps
+                pixel_values = batch["pixel_values"].to(
+                    device, self.trained_model.dtype, non_blocking=True, memory_format=torch.channels_last
+                )
+                outputs = self._forward(pixel_values=pixel_values)
+                losses = self.loss(outputs, batch["labels"].to(device, non_blocking=True), valid_pixels)
+                self.accelerator.backward(losses["loss"] / len(batches))
+            passes.append(torch.stack([value.detach() for value in losses.values()]))
+        # One wait for the device per step, and before the weights take anything from it.
+        for values, batch in zip(torch.stack(passes).tolist(), batches, strict=True):
+            loss = dict(zip(losses, values, strict=True))["loss"]
+            if not math.isfinite(loss):
+                names = ", ".join(batch["names"])
+                raise ValueError(f"the loss is {loss} at step {self.step + 1}; its batch: {names}")
         if self.recipe.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        logged["lr"] = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
-        return logged
+        new = {message for batch in batches for message in batch["corrupt"]}.difference(self.corrupt)
+        self.corrupt += sorted(new)
+        return dict(zip(losses, torch.stack(passes).mean(0).tolist(), strict=True))
 
     def _train_mode(self) -> None:
         self.model.train()
         for module in self.frozen:
             module.eval()
 
+    def _evaluate(self, progress: Progress) -> dict[str, float]:
+        """Score and keep the model if that is due after this step."""
+        if not (self.evaluate and self.recipe.eval_steps and self._is_due(self.recipe.eval_steps)):
+            return {}
+        if self.accelerator.num_processes > 1:
+            # Batch statistics differ by process until the next forward pass; the first process's are what is saved.
+            for buffer in self.trained_model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        numbers = self.evaluate(self.trained_model.eval())
+        progress.scores(self.step, numbers)
+        mean_iou = numbers.get("eval_mean_iou")
+        if mean_iou is not None and (self._best_mean_iou is None or mean_iou > self._best_mean_iou):
+            self._best_mean_iou = mean_iou
+            with whole_folder(self.settings.output_dir / BEST_CHECKPOINT, self.accelerator) as unfinished:
+                self._save_model(unfinished)
+                if self.accelerator.is_main_process:
+                    scores = json.dumps({"step": self.step, **numbers}, indent=1)
+                    (unfinished / "scores.json").write_text(scores + "\n")
+        self._train_mode()
+        return numbers
+
     def _data_loader(self) -> torch.utils.data.DataLoader:
-        sampler = SeededBatches(
-            num_examples=len(self.dataset),
+        return batch_loader(
+            self.dataset,
+            buffer_size=self.settings.shuffle_buffer_size,
+            num_workers=self.settings.dataloader_num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
             batch_size=self.recipe.batch_size,
             start=self.step,
             stop=self.recipe.max_train_steps,
@@ -225,50 +295,48 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             micro_batches=self.accumulation_steps,
         )
-        return torch.utils.data.DataLoader(
-            self.dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=self.settings.dataloader_num_workers,
-            generator=torch.Generator(),  # its own: the loader's draw would move the global one on every resume
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
 
     def save_checkpoint(self) -> None:
         """Write `checkpoint-<step>`: the model, ready for `from_pretrained`, and in `state/` what resuming needs."""
-        folder = checkpoint_folder(self.settings.output_dir, self.step)
-        with whole_folder(folder, self.accelerator) as unfinished:
+        output_dir, limit = self.settings.output_dir, self.settings.checkpoints_total_limit
+        corrupt = self.all_corrupt()
+        with whole_folder(checkpoint_folder(output_dir, self.step), self.accelerator) as unfinished:
             self.accelerator.save_state(str(unfinished / "state"))
+            self._save_model(unfinished)
             if self.accelerator.is_main_process:
-                (unfinished / "state" / "progress.json").write_text(json.dumps({"step": self.step}))
-                self._save_model(unfinished)
+                progress = {"step": self.step, "best_mean_iou": self._best_mean_iou, "corrupt": corrupt}
+                (unfinished / "state" / "progress.json").write_text(json.dumps(progress))
+        if limit and self.accelerator.is_main_process:
+            remove_old_checkpoints(output_dir, limit)
+
+    def all_corrupt(self) -> list[str]:
+        """Messages about the examples any process had to replace."""
+        return sorted(set(gather_object(self.corrupt)))
 
     def _save_model(self, folder: Path) -> None:
-        self.trained_model.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+        """Write model and image processor; all processes take part, because each may hold a share of the model."""
+        state_dict = self.accelerator.get_state_dict(self.model) if self.average is None else None
+        if self.accelerator.is_main_process:
+            self.trained_model.save_pretrained(folder, state_dict=state_dict)
+            self.image_processor.save_pretrained(folder)
 
     def _save_trained_model(self) -> None:
         output_dir = self.settings.output_dir
+        if self.settings.load_best_model_at_end and self._best_mean_iou is not None:
+            best = type(self.trained_model).from_pretrained(output_dir / BEST_CHECKPOINT)
+            self.trained_model.load_state_dict(best.state_dict())
         finished = output_dir / ".model"
         with whole_folder(finished, self.accelerator) as unfinished:
-            if self.accelerator.is_main_process:
-                self._save_model(unfinished)
+            self._save_model(unfinished)
         if self.accelerator.is_main_process:
             move_files(finished, output_dir)
 
     def _resume(self) -> None:
         folder = find_checkpoint(self.settings.output_dir, self.settings.resume_from_checkpoint) / "state"
         self.accelerator.load_state(str(folder))
-        self.step = json.loads((folder / "progress.json").read_text())["step"]
+        progress = json.loads((folder / "progress.json").read_text())
+        self.step, self._best_mean_iou = progress["step"], progress["best_mean_iou"]
+        self.corrupt = progress["corrupt"]
 
     def _request_stop(self, *_: Any) -> None:
         self._stop_requested = True
-
-
-def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack examples into `pixel_values` (B, 3, H, W), `labels` (B, H, W) and the list `names`."""
-    return {
-        "pixel_values": torch.stack([example["image"] for example in examples]),
-        "labels": torch.stack([example["label"] for example in examples]),
-        "names": [example["name"] for example in examples],
-    }

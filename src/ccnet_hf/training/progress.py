@@ -1,0 +1,161 @@
+"""What a training shows while it runs: the live line, the trackers, and a log that outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm.auto import tqdm
+
+from ccnet_hf.modeling_ccnet import CrissCrossAttention
+
+
+LOG_FILE = "training_log.jsonl"
+
+# What the live line calls the numbers, in its order.
+_SHORT_NAMES = {
+    "lr": "lr",
+    "loss": "loss",
+    "decode_loss": "decode",
+    "auxiliary_loss": "aux",
+    "category_loss": "category",
+    "gamma": "gamma",
+    "images_per_second": "img/s",
+    "data_wait": "wait",
+    "memory_gb": "GB",
+}
+
+
+class Progress:
+    """Adds up what the steps report and shows it every few steps; all processes call it alike.
+
+    Numbers by name: the losses (means over the steps since the last line and over processes), `lr`, `gamma` (of the
+    criss-cross attention), `images_per_second`, `data_wait` (share of the time spent waiting for batches), `memory_gb`
+    (10^9 bytes: peak on the GPU, on the CPU what the process holds now).
+
+    Args:
+        accelerator: whose main process shows the line and whose trackers get the numbers.
+        model: has the gamma.
+        output_dir: folder of the log, a line of JSON for every line shown.
+        batch_size: pictures per step over all processes.
+        start: steps done before; what the log says beyond them is dropped.
+        stop: the last step.
+        every: steps between two lines.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        output_dir: Path,
+        batch_size: int,
+        start: int,
+        stop: int,
+        every: int,
+    ):
+        self.accelerator = accelerator
+        self.attention = next((part for part in model.modules() if isinstance(part, CrissCrossAttention)), None)
+        self.batch_size = batch_size
+        self.stop = stop
+        self.every = every
+        self.file = output_dir / LOG_FILE
+        if accelerator.is_main_process:
+            _truncate(self.file, start)
+        self.bar = tqdm(total=stop, initial=start, desc="train", disable=not accelerator.is_main_process)
+        self._losses: dict[str, float] = {}
+        self._restart()
+
+    def _restart(self) -> None:
+        self._losses = dict.fromkeys(self._losses, 0.0)
+        self._steps = 0
+        self._seconds = self._waited = 0.0
+        self._resumed = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for a batch."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Around evaluation and saving, which do not count for the speed."""
+        self._seconds += time.perf_counter() - self._resumed
+        yield
+        self._resumed = time.perf_counter()
+
+    def advance(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """After a step: its number, counted from 1, its losses on this process, and its learning rate."""
+        for name, value in losses.items():
+            self._losses[name] = self._losses.get(name, 0.0) + value
+        self._steps += 1
+        self.bar.update()
+        if step % self.every == 0 or step == self.stop:
+            numbers = self._numbers(lr)
+            self.bar.set_postfix({_SHORT_NAMES.get(name, name): f"{value:.3g}" for name, value in numbers.items()})
+            self.log(step, numbers)
+            self._restart()
+
+    def _numbers(self, lr: float) -> dict[str, float]:
+        names = list(self._losses)
+        means = torch.tensor([self._losses[name] / self._steps for name in names], device=self.accelerator.device)
+        numbers = {"lr": lr, **dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))}
+        if self.attention is not None:
+            numbers["gamma"] = float(self.attention.gamma.detach().mean())
+        seconds = self._seconds + time.perf_counter() - self._resumed
+        numbers["images_per_second"] = self._steps * self.batch_size / seconds
+        numbers["data_wait"] = self._waited / seconds
+        if self.accelerator.device.type == "cuda":
+            numbers["memory_gb"] = torch.cuda.max_memory_allocated(self.accelerator.device) / 1e9
+        else:
+            numbers["memory_gb"] = psutil.Process().memory_info().rss / 1e9
+        return {name: numbers[name] for name in sorted(numbers, key=_place)}
+
+    def scores(self, step: int, numbers: dict[str, float]) -> None:
+        """After an evaluation."""
+        self.log(step, numbers)
+        self.bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        """Hand numbers to the trackers and the log."""
+        self.accelerator.log(numbers, step=step)
+        if self.accelerator.is_main_process:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as file:
+                file.write(json.dumps({"step": step, **numbers}) + "\n")
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        self.bar.close()
+
+
+def read_log(file: Path) -> list[dict[str, float]]:
+    """The rows of a log, in order; a last line cut short by a kill is left out."""
+    if not file.is_file():
+        return []
+    lines = file.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def _place(name: str) -> int:
+    names = list(_SHORT_NAMES)
+    return names.index(name) if name in names else len(names)
+
+
+def _truncate(file: Path, step: int) -> None:
+    """Drop what the log says of later steps, and of evaluations at this one, which are done again."""
+    if not file.is_file():
+        return
+    rows = [row for row in read_log(file) if row["step"] < step or (row["step"] == step and "lr" in row)]
+    shortened = file.with_name(f".{file.name}.unfinished")
+    shortened.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(shortened, file)

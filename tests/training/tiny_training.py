@@ -1,0 +1,95 @@
+"""A training small enough for a test: a tiny network on eight coloured pictures."""
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor
+from ccnet_hf.data.loading import SegmentationDataset
+from ccnet_hf.data.transforms import training_transforms
+from ccnet_hf.recipes import TrainingRecipe
+from ccnet_hf.training.loop import Trainer, TrainingSettings
+
+
+RECIPE = TrainingRecipe(
+    crop_size=(32, 32),
+    scale=(48, 36),
+    ratio_range=(1.0, 1.3),
+    photometric_distortion=False,  # classes are colours
+    batch_size=2,
+    max_train_steps=4,
+    eval_steps=0,
+    optimizer="adamw",
+    learning_rate=5e-3,
+    min_learning_rate=0.0,
+    warmup_steps=1,
+    max_grad_norm=5.0,
+)
+
+
+def tiny_model(**changes) -> CCNetForSemanticSegmentation:
+    torch.manual_seed(0)
+    backbone = {
+        "model_type": "ccnet_resnet",
+        "depths": [1, 1, 1, 1],
+        "hidden_sizes": [8, 8, 16, 16],
+        "stem_size": 8,
+        "out_features": ["stage3", "stage4"],
+    }
+    config = {"backbone_config": backbone, "hidden_size": 16, "auxiliary_channels": 8, "num_labels": 3}
+    return CCNetForSemanticSegmentation(CCNetConfig(**(config | changes)))
+
+
+def coloured_split(size: int = 8) -> datasets.Dataset:
+    """Pictures of two halves, each in the colour of its class."""
+    colours = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250]], np.uint8)
+    labels = []
+    for index in range(size):
+        label = np.full((36, 48), index % 3, np.uint8)
+        label[:, 10 + 4 * index % 30 :] = (index + 1) % 3
+        labels.append(label)
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")}
+    )
+    rows = {
+        "image": [colours[label] for label in labels],
+        "label": labels,
+        "name": [f"picture{index}" for index in range(size)],
+    }
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def build_trainer(
+    output_dir, recipe=RECIPE, model=None, transform=None, split=None, streaming=False, skip_corrupt=False, **settings
+) -> Trainer:
+    """A `Trainer` in this process; further keyword arguments are fields of the settings."""
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    split = coloured_split() if split is None else split
+    for column in ("image", "label"):
+        split = split.cast_column(column, datasets.Image(decode=False))
+    if streaming:
+        split = split.to_iterable_dataset(num_shards=2)
+    chain = training_transforms(recipe, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    dataset = SegmentationDataset(
+        split, num_labels=3, transform=transform(chain) if transform else chain, skip_corrupt=skip_corrupt
+    )
+    defaults = {
+        "output_dir": output_dir,
+        "per_device_batch_size": recipe.batch_size,
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        "shuffle_buffer_size": 5,
+    }
+    model = model or tiny_model()
+    torch.manual_seed(1)  # of dropout
+    return Trainer(
+        Accelerator(cpu=True),
+        model,
+        CCNetImageProcessor(size={"shortest_edge": 36, "longest_edge": 48}),
+        dataset,
+        recipe,
+        TrainingSettings(**(defaults | settings)),
+    )
