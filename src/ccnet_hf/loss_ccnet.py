@@ -152,7 +152,7 @@ def ohem_loss(
     Raises:
         ValueError: labels of another rank or batch size.
     """
-    # One logarithm for choice and loss: where a sample falls on a pixel, as with 769x769, the two must tie.
+    # One logarithm for the bound and the pixels: where a sample is a pixel, as in the corners, the two must tie.
     log_probabilities = _resized(logits, labels, align_corners).log_softmax(1)
     valid = labels != ignore_index
     cross_entropy = nn.functional.nll_loss(log_probabilities, labels, ignore_index=ignore_index, reduction="none")

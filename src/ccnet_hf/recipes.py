@@ -1,13 +1,16 @@
 """How every published CCNet is built, fed, trained and tested: the one table the rest of the package reads.
 
 The 16 zoo variants are mmsegmentation's `configs/ccnet`, resolved. What they share is the defaults of the dataclasses
-and of `CCNetConfig`; what differs by benchmark stands in `_PROTOCOLS`; what differs by variant in `_ZOO`.
+and of `CCNetConfig`; what differs by benchmark stands in `_PROTOCOLS`; what differs by variant in `_ZOO`. Beside them
+stand the authors' own training on Cityscapes, a training on LIP, and our small checkpoints for CamVid.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ccnet_hf.data import Benchmark, get_benchmark
@@ -26,7 +29,8 @@ class TrainingRecipe:
         crop_size: (height, width) of the random crop.
         scale: (long, short) of the keep-ratio resize that a random ratio multiplies before the crop.
         ratio_range: that ratio is uniform in this range.
-        cat_max_ratio: a crop is redrawn, up to ten times, while one class covers more than this share of it.
+        ratio_step: the ratio is one of low, low + step, ..., high; `None` draws any number in between.
+        cat_max_ratio: a crop is redrawn, up to ten times, while one class covers this share of it; 1 takes any.
         photometric_distortion: brightness, contrast, saturation and hue, each with probability 1/2.
         pad_before_normalization: pad small crops with black (VOC12Aug) instead of the mean colour.
         batch_size: pictures per step, over all processes.
@@ -41,6 +45,9 @@ class TrainingRecipe:
         warmup_steps: steps of linear warm-up.
         max_grad_norm: gradients are clipped to this norm; `None` leaves them.
         backbone_learning_rate_factor: the backbone learns at `learning_rate` times this.
+
+    Raises:
+        ValueError: for a value outside what is allowed; the message names the field.
     """
 
     crop_size: tuple[int, int]
@@ -49,6 +56,7 @@ class TrainingRecipe:
     max_train_steps: int
     eval_steps: int
     ratio_range: tuple[float, float] = (0.5, 2.0)
+    ratio_step: float | None = None
     cat_max_ratio: float = 0.75
     photometric_distortion: bool = True
     pad_before_normalization: bool = False
@@ -61,6 +69,70 @@ class TrainingRecipe:
     warmup_steps: int = 0
     max_grad_norm: float | None = None
     backbone_learning_rate_factor: float = 1.0
+
+    def __post_init__(self):
+        for name, (is_allowed, description) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not is_allowed(value):
+                raise ValueError(f"{name} must be {description}, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_pair(value: Any, kind: type = float) -> bool:
+    """Whether `value` is two positive numbers, integers with the kind `int`."""
+    numbers = int if kind is int else int | float
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, numbers) and v > 0 for v in value)
+
+
+_COUNT = (lambda value: isinstance(value, int) and value >= 1, "a positive integer")
+_COUNT_OR_0 = (lambda value: isinstance(value, int) and value >= 0, "an integer, at least 0")
+_NUMBER_OR_0 = (lambda value: _is_number(value) and value >= 0, "a number, at least 0")
+_NUMBER_OR_NONE = (lambda value: value is None or (_is_number(value) and value > 0), "a positive number or None")
+_SWITCH = (lambda value: isinstance(value, bool), "true or false")
+
+# field of `TrainingRecipe`: what it may be, as a test and in words
+_ALLOWED = {
+    "crop_size": (lambda value: _is_pair(value, int), "two positive integers, height and width"),
+    "scale": (lambda value: _is_pair(value, int) and value[0] >= value[1], "two positive integers, long and short"),
+    "batch_size": _COUNT,
+    "max_train_steps": _COUNT,
+    "eval_steps": _COUNT_OR_0,
+    "ratio_range": (lambda value: _is_pair(value) and value[0] <= value[1], "two positive numbers, low and high"),
+    "ratio_step": _NUMBER_OR_NONE,
+    "cat_max_ratio": (lambda value: _is_number(value) and 0 < value <= 1, "in (0, 1]"),
+    "photometric_distortion": _SWITCH,
+    "pad_before_normalization": _SWITCH,
+    "optimizer": (lambda value: value in ("sgd", "adamw"), "'sgd' or 'adamw'"),
+    "learning_rate": (lambda value: _is_number(value) and value > 0, "a positive number"),
+    "min_learning_rate": _NUMBER_OR_0,
+    "power": _NUMBER_OR_0,
+    "momentum": (lambda value: _is_number(value) and 0 <= value < 1, "in [0, 1)"),
+    "weight_decay": _NUMBER_OR_0,
+    "warmup_steps": _COUNT_OR_0,
+    "max_grad_norm": _NUMBER_OR_NONE,
+    "backbone_learning_rate_factor": _NUMBER_OR_0,
+}
+
+
+def override_training(recipe: TrainingRecipe, values: Mapping[str, Any]) -> TrainingRecipe:
+    """A recipe with other values for the named fields, as a command line or a YAML file gives them.
+
+    Args:
+        recipe: is left as it is.
+        values: by field; lists stand for tuples, and `None` for what is not given.
+
+    Raises:
+        ValueError: there is no such field, or its value is not allowed; the message names the field.
+    """
+    known = [field.name for field in fields(TrainingRecipe)]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"a training recipe has no {name!r}; it has {', '.join(known)}")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -75,6 +147,7 @@ class Recipe:
         image_mean: of the RGB channels, for pixels scaled to 0..1.
         image_std: likewise.
         training: how it is trained.
+        backbone_checkpoint: Hub id of the ImageNet weights that a new model's backbone starts from, or `None`.
         tta_ratios: scales of the multi-scale test, each with and without flip.
         reported: scores and costs as the zoo reports them (never measured here), or `None` for our own checkpoints.
         checkpoint_file: the zoo's file; the end of its name is the start of its sha256.
@@ -87,6 +160,7 @@ class Recipe:
     model: dict[str, Any]
     size: dict[str, int]
     training: TrainingRecipe
+    backbone_checkpoint: str | None = None
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     tta_ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -195,6 +269,8 @@ def _zoo_recipe(
             eval_steps=100 * kilosteps,
             pad_before_normalization=pad_before_normalization,
         ),
+        # mmsegmentation's resnet50_v1c and resnet101_v1c are GluonCV's too.
+        backbone_checkpoint=f"timm/resnet{depth}c.gluon_in1k",
         reported={
             "mean_iou": mean_iou,
             "mean_iou_multi_scale_flip": mean_iou_multi_scale_flip,
@@ -204,6 +280,83 @@ def _zoo_recipe(
         checkpoint_file=checkpoint_file,
         checkpoint_url=f"https://download.openmmlab.com/mmsegmentation/v0.5/ccnet/{published}/{checkpoint_file}",
         mmseg_config=f"ccnet_r{depth}-d8_{_GPUS}xb{batch_per_gpu}-{kilosteps}k_{benchmark}-{crop}",
+    )
+
+
+def _authors_recipe(name: str, **losses: Any) -> Recipe:
+    """The authors' network and training on Cityscapes, as in their repository speedinghzl/CCNet; `losses` are added.
+
+    Reported there: 78.40 to 79.74 over three runs, with OHEM 78.67 to 80.00; 80.5 in the paper with the
+    category-consistent loss. Their ImageNet weights, the scene parsing group's `resnet101-imagenet.pth`, are not on
+    the Hub. GluonCV's network with the same stem stands in for it, and its normalisation for their BGR mean.
+    """
+    return Recipe(
+        name=name,
+        benchmark="cityscapes",
+        model={
+            "backbone_config": {
+                "model_type": "ccnet_resnet",
+                "depths": _DEPTHS[101],
+                "stem_size": 128,
+                "contract_dilation": False,
+                "pool_ceil_mode": True,
+                "out_features": ["stage3", "stage4"],
+            },
+            "head_activation": "leaky_relu",
+            "auxiliary_channels": 512,
+            "align_corners": True,
+            "inference": {"mode": "slide", "crop_size": [769, 769], "stride": [513, 513]},
+            **losses,
+        },
+        size={"shortest_edge": 1024, "longest_edge": 2048},
+        training=TrainingRecipe(
+            crop_size=(769, 769),
+            scale=(2048, 1024),
+            ratio_range=(0.7, 2.1),
+            ratio_step=0.1,
+            cat_max_ratio=1.0,
+            photometric_distortion=False,
+            batch_size=8,
+            max_train_steps=60_000,
+            eval_steps=6_000,
+            min_learning_rate=0.0,
+            weight_decay=1e-4,
+        ),
+        backbone_checkpoint="timm/resnet101s.gluon_in1k",
+    )
+
+
+def _lip_recipe(name: str) -> Recipe:
+    """CCNet with the category-consistent loss on LIP, trained as CE2P is (Liu et al., AAAI 2019): 150 epochs.
+
+    The paper's 55.47 is CE2P with RCCA as its context module. Its edge branch is not part of this model.
+    """
+    return Recipe(
+        name=name,
+        benchmark="lip",
+        model={
+            "backbone_config": {
+                "model_type": "ccnet_resnet",
+                "depths": _DEPTHS[101],
+                "out_features": ["stage3", "stage4"],
+            },
+            "align_corners": True,
+            "category_consistent_loss_weight": 1.0,
+        },
+        size={"shortest_edge": 473, "longest_edge": 473},
+        training=TrainingRecipe(
+            crop_size=(473, 473),
+            scale=(473, 473),
+            ratio_range=(0.5, 1.5),
+            cat_max_ratio=1.0,
+            photometric_distortion=False,
+            batch_size=40,
+            max_train_steps=114_000,
+            eval_steps=11_400,
+            learning_rate=7e-3,
+            min_learning_rate=0.0,
+        ),
+        backbone_checkpoint="timm/resnet101c.gluon_in1k",
     )
 
 
@@ -249,6 +402,10 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *(_zoo_recipe(*row) for row in _ZOO),
+        _authors_recipe("ccnet-r101-cityscapes-authors"),
+        _authors_recipe("ccnet-r101-cityscapes-authors-ohem", ohem_threshold=0.7, ohem_min_kept=100_000),
+        _authors_recipe("ccnet-r101-cityscapes-authors-ccl", category_consistent_loss_weight=1.0),
+        _lip_recipe("ccnet-r101-lip"),
         _camvid_recipe("ccnet-mobilenetv2-camvid", recurrence=2),
         _camvid_recipe("ccnet-mobilenetv2-camvid-r0", recurrence=0),
     )
