@@ -10,7 +10,9 @@ SUBCOMMANDS = {
     "segment": ("ccnet_hf.inference.segment", "segment pictures"),
     "train": ("ccnet_hf.training.train", "train a model"),
     "eval": ("ccnet_hf.evaluation.evaluate", "score a checkpoint on a dataset"),
+    "prepare": ("ccnet_hf.data.prepare", "turn a benchmark's archives into a dataset"),
     "convert": ("ccnet_hf.zoo.convert", "convert a mmsegmentation checkpoint"),
+    "push": ("ccnet_hf.zoo.push", "publish checkpoints or a dataset on the Hub"),
     "benchmark": ("ccnet_hf.benchmark", "measure speed and memory"),
     "zoo": ("ccnet_hf.zoo.__main__", "list the variants of the model zoo"),
 }

@@ -4,10 +4,13 @@ from ccnet_hf.data.ade20k import ADE20K
 from ccnet_hf.data.benchmark import Benchmark
 from ccnet_hf.data.camvid import CAMVID
 from ccnet_hf.data.cityscapes import CITYSCAPES
+from ccnet_hf.data.lip import LIP
 from ccnet_hf.data.voc12aug import VOC12AUG
 
 
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (CITYSCAPES, ADE20K, VOC12AUG, CAMVID)}
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark for benchmark in (CITYSCAPES, ADE20K, VOC12AUG, LIP, CAMVID)
+}
 
 
 def get_benchmark(name: str) -> Benchmark:
@@ -17,4 +20,4 @@ def get_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-__all__ = ["ADE20K", "BENCHMARKS", "CAMVID", "CITYSCAPES", "VOC12AUG", "Benchmark", "get_benchmark"]
+__all__ = ["ADE20K", "BENCHMARKS", "CAMVID", "CITYSCAPES", "LIP", "VOC12AUG", "Benchmark", "get_benchmark"]

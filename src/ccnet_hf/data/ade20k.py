@@ -1,6 +1,10 @@
 """ADE20K scene parsing, 150 classes (Zhou et al., 2017). In the source 0 is "other" and class ids start at 1."""
 
+from collections.abc import Sequence
+
+from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmark import Benchmark
+from ccnet_hf.data.layout import LabelFormat, RawLayout
 
 
 # Name and RGB colour, by training id.
@@ -157,13 +161,40 @@ _CLASSES = (
     ("flag", (92, 0, 255)),
 )
 
+_NUM_EXAMPLES = {"train": 20210, "validation": 2000}
+
+
+def _names(files: Sequence[RawFile], split: str) -> list[str]:
+    """The pictures of a split are numbered without a gap."""
+    prefix = {"train": "train", "validation": "val"}[split]
+    return [f"ADE_{prefix}_{number:08d}" for number in range(1, _NUM_EXAMPLES[split] + 1)]
+
+
 ADE20K = Benchmark(
     name="ade20k",
     title="ADE20K",
     class_names=tuple(name for name, _ in _CLASSES),
     palette=tuple(colour for _, colour in _CLASSES),
-    num_examples={"train": 20210, "validation": 2000},
+    num_examples=_NUM_EXAMPLES,
     reduce_labels=True,
     homepage="https://groups.csail.mit.edu/vision/datasets/ADE20K/",
     license="non-commercial research and education",
+    raw=RawLayout(
+        images=("images/{split}/(?P<name>ADE_(?:train|val)_\\d{8})\\.jpg",),
+        labels=(
+            LabelFormat(
+                "annotations/{split}/(?P<name>ADE_(?:train|val)_\\d{8})\\.png",
+                {0: 255} | {value: value - 1 for value in range(1, 151)},
+            ),
+        ),
+        splits={"train": "training", "validation": "validation"},
+        names=_names,
+        description=(
+            "ADEChallengeData2016.zip (images/<split>/ADE_*.jpg and annotations/<split>/ADE_*.png); "
+            "the full ADE20K with *_seg.png is another labelling"
+        ),
+        mapping=(
+            "The annotations' 1..150 become 0..149, their 0 (other) becomes 255: what `do_reduce_labels` does is done."
+        ),
+    ),
 )

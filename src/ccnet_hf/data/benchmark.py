@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ccnet_hf.data.layout import RawLayout
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -18,6 +20,7 @@ class Benchmark:
         flip_label_pairs: pairs of training ids that a horizontal flip exchanges (left and right arm).
         homepage: where the data and its terms are found.
         license: the terms in a few words.
+        raw: how its official distribution is laid out and labelled.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Benchmark:
     flip_label_pairs: tuple[tuple[int, int], ...] = field(default=())
     homepage: str = ""
     license: str = ""
+    raw: RawLayout | None = None
 
     @property
     def num_labels(self) -> int:

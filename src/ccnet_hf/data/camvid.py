@@ -1,6 +1,7 @@
 """CamVid in the SegNet version: frames of four driving sequences at 480x360, 11 classes (Brostow et al., 2009)."""
 
 from ccnet_hf.data.benchmark import Benchmark
+from ccnet_hf.data.layout import LabelFormat, RawLayout
 
 
 # Name and RGB colour, by training id.
@@ -26,4 +27,15 @@ CAMVID = Benchmark(
     num_examples={"train": 367, "validation": 101, "test": 233},
     homepage="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/",
     license="research use only",
+    raw=RawLayout(
+        images=("{split}/(?P<name>[^/]+)\\.png",),
+        labels=(LabelFormat("{split}annot/(?P<name>[^/]+)\\.png", {**{i: i for i in range(11)}, 11: 255}),),
+        splits={"train": "train", "validation": "val", "test": "test"},
+        name_list="{split}\\.txt",
+        description=(
+            "the SegNet version, CamVid/<split>/*.png and CamVid/<split>annot/*.png; "
+            "the original with 32 colours is another labelling"
+        ),
+        mapping="The annotations' ids 0..10 are the training ids, their 11 (void) becomes 255.",
+    ),
 )

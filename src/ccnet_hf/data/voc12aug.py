@@ -1,6 +1,13 @@
 """Pascal VOC 2012 with SBD's labels in the training set (Hariharan et al., 2011), 21 classes with background."""
 
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmark import Benchmark
+from ccnet_hf.data.layout import LabelFormat, RawLayout, read_names
 
 
 # Name and RGB colour, by training id.
@@ -28,6 +35,43 @@ _CLASSES = (
     ("tvmonitor", (0, 64, 128)),
 )
 
+_VOID_COLOUR = (224, 224, 192)
+_LISTS = {
+    "VOC train": ("ImageSets/Segmentation/train\\.txt", "ImageSets/Segmentation/train.txt of VOCdevkit/VOC2012"),
+    "VOC val": ("ImageSets/Segmentation/val\\.txt", "ImageSets/Segmentation/val.txt of VOCdevkit/VOC2012"),
+    "SBD train": ("dataset/train\\.txt", "benchmark_RELEASE/dataset/train.txt of SBD"),
+    "SBD val": ("dataset/val\\.txt", "benchmark_RELEASE/dataset/val.txt of SBD"),
+}
+
+
+def training_names(voc_train: set[str], voc_val: set[str], sbd: set[str]) -> set[str]:
+    """The augmented training set: all that either set labels, without VOC's validation pictures."""
+    return (voc_train | sbd) - voc_val
+
+
+def _names(files: Sequence[RawFile], split: str) -> list[str]:
+    lists = {}
+    for key, (pattern, path) in _LISTS.items():
+        names = read_names(files, pattern)
+        if names is None:
+            raise ValueError(f"the list {path} is missing")
+        lists[key] = set(names)
+    if split == "validation":
+        return sorted(lists["VOC val"])
+    return sorted(training_names(lists["VOC train"], lists["VOC val"], lists["SBD train"] | lists["SBD val"]))
+
+
+def _decode_sbd(encoded: bytes) -> np.ndarray:
+    """Read the classes of an SBD file, `GTcls.Segmentation`: (H, W), 0..20 without void."""
+    import scipy.io  # only this benchmark needs it
+
+    try:
+        label = scipy.io.loadmat(io.BytesIO(encoded), variable_names="GTcls")["GTcls"][0]["Segmentation"][0]
+    except Exception as error:  # a damaged file makes SciPy raise a dozen kinds
+        raise ValueError(f"is not a whole SBD file ({type(error).__name__}: {error})") from error
+    return label
+
+
 VOC12AUG = Benchmark(
     name="voc12aug",
     title="Pascal VOC 2012 (augmented)",
@@ -36,4 +80,26 @@ VOC12AUG = Benchmark(
     num_examples={"train": 10582, "validation": 1449},
     homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
     license="pictures from Flickr under their own terms",
+    raw=RawLayout(
+        images=("JPEGImages/(?P<name>\\d{4}_\\d{6})\\.jpg", "dataset/img/(?P<name>\\d{4}_\\d{6})\\.jpg"),
+        labels=(
+            LabelFormat(
+                "SegmentationClass/(?P<name>\\d{4}_\\d{6})\\.png",
+                {**{i: i for i in range(21)}, 255: 255},
+                colours={colour: i for i, (_, colour) in enumerate(_CLASSES)} | {_VOID_COLOUR: 255},
+            ),
+            LabelFormat("dataset/cls/(?P<name>\\d{4}_\\d{6})\\.mat", {i: i for i in range(21)}, decode=_decode_sbd),
+        ),
+        splits={"train": "train", "validation": "val"},
+        names=_names,
+        description=(
+            "VOCtrainval_11-May-2012.tar (VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}) "
+            "and SBD's benchmark.tgz (benchmark_RELEASE/dataset/{img,cls,train.txt,val.txt})"
+        ),
+        mapping=(
+            "Training set: all pictures that VOC's training list or SBD labels, without VOC's validation pictures. "
+            "Ids 0..20 and 255 (void) are VOC's; where VOC has no label SBD's is taken, which has no void. "
+            "Palettes, also expanded to RGB, are read by VOC's colours."
+        ),
+    ),
 )

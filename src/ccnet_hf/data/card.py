@@ -1,0 +1,113 @@
+"""The card of a prepared dataset: what the Hub and `datasets` read of it, and what people should know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import datasets
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from ccnet_hf.data.benchmark import Benchmark
+
+
+_TEXT = """# {title}
+
+{title} as {count} pictures with label maps for semantic segmentation in {num_labels} classes, converted from the
+official distribution by `ccnet_hf` (`prepare_dataset.py {name}`).
+
+**Terms: {license}.** The terms of the benchmark hold for this copy of it; see [its site]({homepage}).
+
+| split | pictures | in the benchmark |
+|---|---|---|
+{splits}
+{skipped}
+| column | |
+|---|---|
+| `image` | the picture, the very bytes of the distribution's file |
+| `label` | single-channel PNG of the same size: training ids 0..{last}, {ignore_index} is ignored |
+| `name` | the file's stem in the distribution |
+| `classes` | the classes that occur in `label`; carries the names of the classes |
+
+## From the distribution's labels to training ids
+
+{mapping}
+
+## Classes
+
+| id | name | colour (RGB) |
+|---|---|---|
+{classes}
+"""
+
+
+def _size_category(count: int) -> str:
+    for limit, category in ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")):
+        if count < limit:
+            return category
+    return "100K<n<1M"
+
+
+def write_card(
+    output_dir: Path,
+    benchmark: Benchmark,
+    features: datasets.Features,
+    num_examples: Mapping[str, int],
+    num_bytes: Mapping[str, int],
+    skipped: Sequence[str],
+) -> None:
+    """Write `README.md` of a prepared dataset, replacing an older one at once.
+
+    Args:
+        output_dir: folder of the dataset, with its shards in `data/`.
+        benchmark: what was prepared.
+        features: the columns.
+        num_examples: rows by split, in the order of the splits.
+        num_bytes: bytes of the parquet files by split.
+        skipped: why examples were left out.
+    """
+    count = sum(num_examples.values())
+    data = DatasetCardData(
+        pretty_name=benchmark.title,
+        license="other",
+        license_name=f"{benchmark.name}-terms",
+        license_link=benchmark.homepage,
+        task_categories=["image-segmentation"],
+        task_ids=["semantic-segmentation"],
+        annotations_creators=["expert-generated"],
+        source_datasets=["original"],
+        size_categories=[_size_category(count)],
+    )
+    split_dict = datasets.SplitDict()
+    for split, number in num_examples.items():
+        split_dict.add(datasets.SplitInfo(split, num_bytes=num_bytes[split], num_examples=number))
+    size = sum(num_bytes.values())
+    info = datasets.DatasetInfo(features=features, splits=split_dict, download_size=size, dataset_size=size)
+    DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+    files = [{"split": split, "path": f"data/{split}-*"} for split in num_examples]
+    MetadataConfigs({"default": {"data_files": files}}).to_dataset_card_data(data)
+
+    text = _TEXT.format(
+        title=benchmark.title,
+        name=benchmark.name,
+        count=f"{count:,}",
+        num_labels=benchmark.num_labels,
+        license=benchmark.license,
+        homepage=benchmark.homepage,
+        splits="\n".join(
+            f"| {split} | {number:,} | {benchmark.num_examples[split]:,} |" for split, number in num_examples.items()
+        ),
+        skipped=f"\nLeft out because a file was missing or damaged: {len(skipped):,}.\n" if skipped else "",
+        last=benchmark.num_labels - 1,
+        ignore_index=benchmark.ignore_index,
+        mapping=benchmark.raw.mapping,
+        classes="\n".join(
+            f"| {i} | {name} | {' '.join(map(str, colour))} |"
+            for i, (name, colour) in enumerate(zip(benchmark.class_names, benchmark.palette, strict=True))
+        ),
+    )
+    unfinished = output_dir / ".README.md.unfinished"
+    DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(unfinished)
+    unfinished.replace(output_dir / "README.md")

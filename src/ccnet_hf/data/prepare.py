@@ -1,0 +1,256 @@
+"""The command that turns a benchmark's official distribution into a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+from huggingface_hub import HfApi
+from tqdm.auto import tqdm
+
+from ccnet_hf.command import run_command
+from ccnet_hf.data import BENCHMARKS, Benchmark, get_benchmark
+from ccnet_hf.data.archives import close_archives, list_files
+from ccnet_hf.data.card import write_card
+from ccnet_hf.data.layout import RawExample, find_examples
+from ccnet_hf.data.shards import dataset_features, plan_shards, row_maker, write_shard
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """What a preparation has done.
+
+    Attributes:
+        num_examples: rows by split; a split without any is not there.
+        skipped: why examples were left out, naming their files.
+        num_kept_shards: finished shards that were found and kept.
+    """
+
+    num_examples: dict[str, int]
+    skipped: list[str]
+    num_kept_shards: int
+
+
+def prepare_dataset(
+    name: str,
+    source: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    num_proc: int = 1,
+    allow_incomplete: bool = False,
+    skip_corrupt: bool = False,
+    max_shard_size: int = 500_000_000,
+) -> PreparedDataset:
+    """Write a benchmark as parquet shards and a card, which `datasets.load_dataset(output_dir)` reads.
+
+    Called again after an end of any kind, it keeps the finished shards and makes the others.
+
+    Args:
+        name: of the benchmark, e.g. `"cityscapes"`.
+        source: the distribution as downloaded: a folder, an archive, or several of them.
+        output_dir: folder to write.
+        num_proc: workers that read, check and encode.
+        allow_incomplete: take fewer pictures than the benchmark has.
+        skip_corrupt: leave out examples with a missing or damaged file instead of ending there.
+        max_shard_size: most bytes of pictures in one parquet file.
+
+    Raises:
+        ValueError: files are missing, damaged or of another kind; the message names them.
+        OSError: the disk is full, or a worker died.
+    """
+    benchmark = get_benchmark(name)
+    if num_proc < 1:
+        raise ValueError(f"num_proc must be at least 1, it is {num_proc}")
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    output_dir = Path(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"{output_dir} is a file; --output_dir must be a folder")
+    scratch = output_dir / ".unpacked"
+    try:
+        found = find_examples(list_files(sources, scratch), benchmark.raw)
+        examples = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt)
+        prepared = _write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size)
+    except ImportError as error:
+        raise ValueError(f"{benchmark.title} needs {error.name}: pip install 'ccnet-hf[train]'") from error
+    finally:
+        close_archives()
+    shutil.rmtree(scratch, ignore_errors=True)
+    return prepared
+
+
+def build(
+    name: str, source: str | Path | Sequence[str | Path], output_dir: str | Path, **kwargs
+) -> datasets.DatasetDict:
+    """Prepare a benchmark and load it; arguments as for `prepare_dataset`."""
+    prepare_dataset(name, source, output_dir, **kwargs)
+    return datasets.load_dataset(str(output_dir))
+
+
+def _first(names: Sequence[str], count: int = 3) -> str:
+    """A few of many names."""
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _verify(
+    benchmark: Benchmark,
+    examples: Mapping[str, Sequence[RawExample]],
+    sources: Sequence[str | Path],
+    allow_incomplete: bool,
+    skip_corrupt: bool,
+) -> dict[str, list[RawExample]]:
+    """Compare what was found with the benchmark's counts, before hours of work.
+
+    Returns:
+        The examples of which there is at least a file, without the splits that have none.
+
+    Raises:
+        ValueError: something is missing and is not allowed to be.
+    """
+    if not any(example.image and example.label for found in examples.values() for example in found):
+        where = ", ".join(map(str, sources))
+        raise ValueError(
+            f"no picture of {benchmark.title} with its label is in {where}; looked for {benchmark.raw.description}"
+        )
+    present = {split: [example for example in found if not example.is_absent] for split, found in examples.items()}
+    fewer, broken = [], []
+    for split, found in present.items():
+        expected = benchmark.num_examples[split]
+        if len(found) > expected:
+            raise ValueError(f"split {split} has {len(found):,} examples, {benchmark.title} has {expected:,}")
+        if len(found) < expected:
+            missing = [example.name for example in examples[split] if example.is_absent] or [
+                f"{prefix} {number} of {wanted}"
+                for prefix, wanted in benchmark.raw.num_by_prefix.get(split, {}).items()
+                if (number := sum(example.name.startswith(f"{prefix}_") for example in found)) < wanted
+            ]
+            details = f" (missing: {_first(missing)})" if missing else ""
+            fewer.append(f"split {split} has {len(found):,} of {expected:,} examples{details}")
+        for kind in ("image", "label"):
+            if names := [example.name for example in found if not getattr(example, kind)]:
+                broken.append(f"split {split} has no {kind} for {_first(names)}")
+    problems = [] if allow_incomplete else fewer
+    hints = ["--allow_incomplete takes what is there"] if problems else []
+    if broken and not skip_corrupt:
+        problems = problems + broken
+        hints.append("--skip_corrupt leaves out examples that lack a file")
+    if problems:
+        raise ValueError(f"{benchmark.title} is incomplete: {'; '.join(problems)}. {'; '.join(hints)}")
+    return {split: found for split, found in present.items() if found}
+
+
+def _write(
+    benchmark: Benchmark,
+    examples: Mapping[str, Sequence[RawExample]],
+    output_dir: Path,
+    num_proc: int,
+    skip_corrupt: bool,
+    max_shard_size: int,
+) -> PreparedDataset:
+    features = dataset_features(benchmark)
+    folder = output_dir / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = {split: plan_shards(folder, split, found, max_shard_size) for split, found in examples.items()}
+    planned = {shard.path for group in shards.values() for shard in group}
+    foreign = sorted(path for path in folder.glob("[!.]*") if path not in planned)
+    if foreign:
+        raise ValueError(f"{foreign[0]} is not part of this dataset; remove it or choose another --output_dir")
+
+    skipped, num_kept = [], 0
+    total = sum(map(len, examples.values()))
+    with row_maker(benchmark, num_proc) as make_rows, tqdm(total=total, unit="picture", disable=None) as bar:
+        for shard in (shard for group in shards.values() for shard in group):
+            bar.set_description(shard.path.stem)
+            reasons = shard.skipped()
+            if reasons is None or (reasons and not skip_corrupt):
+                rows = (_count(row, bar) for row in make_rows(shard.examples))
+                reasons = write_shard(shard, rows, features, skip_corrupt)
+            else:
+                num_kept += 1
+                bar.update(len(shard.examples))
+            skipped += reasons
+    rows = {split: sum(shard.num_rows for shard in group) for split, group in shards.items()}
+    num_examples = {split: number for split, number in rows.items() if number}
+    if not num_examples:
+        raise ValueError(f"every example was left out, the first because of: {skipped[0]}")
+    num_bytes = {split: sum(shard.path.stat().st_size for shard in shards[split]) for split in num_examples}
+    write_card(output_dir, benchmark, features, num_examples, num_bytes, skipped)
+    return PreparedDataset(num_examples, skipped, num_kept)
+
+
+def _count(row: dict | str, bar: tqdm) -> dict | str:
+    bar.update()
+    return row
+
+
+def push_dataset(output_dir: str | Path, hub_dataset_id: str) -> str:
+    """Upload a prepared dataset to a private dataset repository on the Hub, which is made if there is none.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        ValueError: the repository is public.
+        OSError: the Hub cannot be reached or refuses.
+    """
+    api = HfApi()
+    url = api.create_repo(hub_dataset_id, repo_type="dataset", private=True, exist_ok=True)
+    if not api.repo_info(hub_dataset_id, repo_type="dataset").private:
+        raise ValueError(
+            f"{hub_dataset_id} is public, and a benchmark's terms rarely allow to publish a copy of it; "
+            "make the repository private and publish it yourself where you may"
+        )
+    api.upload_folder(
+        folder_path=output_dir,
+        repo_id=hub_dataset_id,
+        repo_type="dataset",
+        allow_patterns=["README.md", "data/*.parquet"],
+        commit_message="Upload the prepared dataset",
+    )
+    return str(url)
+
+
+@dataclass
+class PrepareArguments:
+    name: str = field(metadata={"positional": True, "choices": list(BENCHMARKS), "help": "benchmark"})
+    source: list[str] = field(
+        metadata={"help": "the distribution as downloaded: a folder, archives (zip, tar, tar.gz), or several of both"}
+    )
+    output_dir: str = field(metadata={"help": "folder for the dataset; finished shards in it are kept"})
+    hub_dataset_id: str | None = field(
+        default=None, metadata={"help": "namespace/name of a private dataset repository to upload to"}
+    )
+    num_proc: int = field(default=1, metadata={"help": "workers that read, check and encode"})
+    allow_incomplete: bool = field(
+        default=False, metadata={"help": "take fewer examples than the benchmark has, leaving out empty splits"}
+    )
+    skip_corrupt: bool = field(
+        default=False, metadata={"help": "leave out examples with a missing or damaged file and list them at the end"}
+    )
+
+
+def prepare(arguments: PrepareArguments) -> None:
+    """Turn a benchmark's official distribution into a Hugging Face dataset of parquet shards, and push it if asked."""
+    prepared = prepare_dataset(
+        arguments.name,
+        arguments.source,
+        arguments.output_dir,
+        num_proc=arguments.num_proc,
+        allow_incomplete=arguments.allow_incomplete,
+        skip_corrupt=arguments.skip_corrupt,
+    )
+    official = get_benchmark(arguments.name).num_examples
+    counts = (f"{split} {prepared.num_examples.get(split, 0):,} of {count:,}" for split, count in official.items())
+    print(f"{arguments.name} written to {arguments.output_dir}: {', '.join(counts)}")
+    if prepared.num_kept_shards:
+        print(f"{prepared.num_kept_shards} finished shards were kept")
+    if prepared.skipped:
+        print(f"{len(prepared.skipped):,} examples were left out:", *prepared.skipped, sep="\n  ")
+    if arguments.hub_dataset_id:
+        print(f"pushed to {push_dataset(arguments.output_dir, arguments.hub_dataset_id)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(PrepareArguments, prepare, argv, prog="prepare_dataset.py")

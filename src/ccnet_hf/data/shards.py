@@ -1,0 +1,200 @@
+"""Examples into parquet shards: each written whole or not at all, and kept when it is made again."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ccnet_hf.data.benchmark import Benchmark
+from ccnet_hf.data.layout import RawExample, open_picture, read_same
+
+
+# The shard's key-value metadata: what it was made from, and what was left out of it.
+_SOURCE_KEY, _SKIPPED_KEY = b"ccnet_hf.source", b"ccnet_hf.skipped"
+_ROW_GROUP_BYTES = 32 << 20  # what a reader of a stream holds at once
+
+
+def dataset_features(benchmark: Benchmark) -> datasets.Features:
+    """Columns of a prepared benchmark: `image`, `label`, `name`, and in `classes` the ones that occur, with names."""
+    return datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.Image(),
+            "name": datasets.Value("string"),
+            "classes": datasets.List(datasets.ClassLabel(names=list(benchmark.class_names))),
+        }
+    )
+
+
+def make_row(example: RawExample, ignore_index: int = 255) -> dict[str, Any]:
+    """Read one example and check it: the picture's bytes as they are, the label map as PNG of training ids.
+
+    Raises:
+        ValueError: a file is missing, damaged or does not fit the other; the message names it.
+    """
+    for kind, files in (("picture", example.image), ("label", example.label)):
+        if not files:
+            raise ValueError(f"{example.name}: has no {kind}")
+    encoded = read_same(example.image)
+    try:
+        picture = open_picture(encoded)
+    except ValueError as error:
+        raise ValueError(f"{example.image[0]}: {error}") from error
+    try:
+        label = example.label_format.read(read_same(example.label))
+    except ValueError as error:
+        raise ValueError(f"{example.label[0]}: {error}") from error
+    if label.shape != (picture.height, picture.width):
+        raise ValueError(
+            f"{example.label[0]}: the label map is {label.shape[0]}x{label.shape[1]}, "
+            f"its picture {picture.height}x{picture.width}"
+        )
+    png = io.BytesIO()
+    PIL.Image.fromarray(label).save(png, "PNG")
+    counts = np.bincount(label.ravel(), minlength=256)
+    return {
+        "image": {"bytes": encoded, "path": PurePosixPath(example.image[0].path).name},
+        "label": {"bytes": png.getvalue(), "path": f"{example.name}.png"},
+        "name": example.name,
+        "classes": [int(i) for i in np.flatnonzero(counts) if i != ignore_index],
+    }
+
+
+def _row_or_error(example: RawExample, ignore_index: int) -> dict[str, Any] | str:
+    """Errors travel as text, so that one bad file does not end the work of the others."""
+    try:
+        return make_row(example, ignore_index)
+    except ValueError as error:
+        return str(error)
+
+
+@contextmanager
+def row_maker(benchmark: Benchmark, num_proc: int) -> Iterator[Callable[[Sequence[RawExample]], Iterable]]:
+    """Yield a function that makes the rows (or error messages) of many examples in their order, in `num_proc` workers.
+
+    Raises:
+        OSError: a worker died.
+    """
+    make = partial(_row_or_error, ignore_index=benchmark.ignore_index)
+    if num_proc == 1:
+        yield partial(map, make)
+        return
+    # Not forked: the threads of PyTorch and Arrow do not survive a fork.
+    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
+        try:
+            yield partial(pool.map, make, chunksize=4)
+        except BrokenProcessPool as error:
+            raise OSError("a worker was killed, most often for want of memory; try a smaller --num_proc") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A parquet file and the examples it is made of."""
+
+    path: Path
+    examples: Sequence[RawExample]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when other files, or files of other sizes, are to go into the shard."""
+        members = [
+            [example.name, *([(PurePosixPath(file.path).name, file.size) for file in group])]
+            for example in self.examples
+            for group in (example.image, example.label)
+        ]
+        return hashlib.sha256(json.dumps(members).encode()).hexdigest()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the written file."""
+        return pq.read_metadata(self.path).num_rows
+
+    def skipped(self) -> list[str] | None:
+        """What was left out when the shard was made; `None` if it is not there or was made from other files."""
+        if not self.path.is_file():
+            return None
+        try:
+            metadata = pq.read_metadata(self.path).metadata or {}
+        except pa.ArrowInvalid:
+            return None
+        if metadata.get(_SOURCE_KEY) != self.fingerprint.encode():
+            return None
+        return json.loads(metadata[_SKIPPED_KEY])
+
+
+def plan_shards(folder: Path, split: str, examples: Sequence[RawExample], max_shard_size: int) -> list[Shard]:
+    """Divide a split into shards of at most `max_shard_size` bytes of pictures, always in the same way."""
+    parts: list[list[RawExample]] = [[]]
+    size = 0
+    for example in examples:
+        added = sum(file.size for file in example.image[:1])
+        if parts[-1] and size + added > max_shard_size:
+            parts.append([])
+            size = 0
+        parts[-1].append(example)
+        size += added
+    return [
+        Shard(folder / f"{split}-{index:05d}-of-{len(parts):05d}.parquet", part) for index, part in enumerate(parts)
+    ]
+
+
+def write_shard(
+    shard: Shard, rows: Iterable[dict[str, Any] | str], features: datasets.Features, skip_corrupt: bool
+) -> list[str]:
+    """Write a shard under its name once it is complete.
+
+    Args:
+        shard: what to write.
+        rows: a row, or why there is none, for every example of the shard.
+        features: the dataset's columns.
+        skip_corrupt: leave out what has no row.
+
+    Returns:
+        Why examples were left out.
+
+    Raises:
+        ValueError: an example has no row and must not be left out.
+    """
+    schema = features.arrow_schema
+    unfinished = shard.path.with_name(f".{shard.path.name}.unfinished")
+    skipped: list[str] = []
+    try:
+        with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+            group: list[dict[str, Any]] = []
+            size = 0
+            for row in rows:
+                if isinstance(row, str):
+                    if not skip_corrupt:
+                        raise ValueError(row)
+                    skipped.append(row)
+                    continue
+                group.append(row)
+                size += len(row["image"]["bytes"])
+                if size > _ROW_GROUP_BYTES:
+                    writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                    group, size = [], 0
+            if group:
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            writer.add_key_value_metadata({_SOURCE_KEY: shard.fingerprint, _SKIPPED_KEY: json.dumps(skipped)})
+        unfinished.replace(shard.path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return skipped
