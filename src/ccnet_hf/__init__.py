@@ -6,6 +6,7 @@ Importing this package registers its classes with `AutoConfig`, `AutoModel`, `Au
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
+from . import kernels
 from .configuration_ccnet import CCNetConfig
 from .configuration_ccnet_resnet import CCNetResNetConfig
 from .criss_cross_attention import criss_cross_attention
@@ -24,6 +25,8 @@ from .modeling_ccnet_resnet import CCNetResNetBackbone
 
 
 __version__ = "0.1.0"
+
+kernels.attach()
 
 AutoConfig.register(CCNetConfig.model_type, CCNetConfig, exist_ok=True)
 AutoModel.register(CCNetConfig, CCNetModel, exist_ok=True)
