@@ -26,7 +26,7 @@ GAINS = {
 
 def mmsegmentation_state_dict(depth: int, num_labels: int) -> dict[str, torch.Tensor]:
     """State dict of mmsegmentation's `ccnet_r{depth}-d8` in its own order."""
-    return {key: torch.from_numpy(_tensor(key, shape)) for key, shape in key_shapes(depth, num_labels)}
+    return {key: reference_tensor(key, shape) for key, shape in key_shapes(depth, num_labels)}
 
 
 def key_shapes(depth: int, num_labels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -73,7 +73,12 @@ def _norm(prefix: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{prefix}.num_batches_tracked", ()
 
 
-def _tensor(key: str, shape: tuple[int, ...]) -> np.ndarray:
+def reference_tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """One entry of that state dict."""
+    return torch.from_numpy(_values(key, shape))
+
+
+def _values(key: str, shape: tuple[int, ...]) -> np.ndarray:
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape, dtype=np.int64)
     if key.endswith("gamma.scale"):

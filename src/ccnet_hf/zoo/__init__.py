@@ -1,6 +1,7 @@
-"""The model zoo: mmsegmentation's 16 CCNet checkpoints as folders that `from_pretrained` reads."""
+"""The model zoo: CCNet checkpoints of mmsegmentation and of the authors as folders that `from_pretrained` reads."""
 
 from ccnet_hf.zoo.conversion import convert_checkpoint, mmsegmentation_key
+from ccnet_hf.zoo.export import export_checkpoint
 
 
-__all__ = ["convert_checkpoint", "mmsegmentation_key"]
+__all__ = ["convert_checkpoint", "export_checkpoint", "mmsegmentation_key"]

@@ -1,57 +1,32 @@
-"""`python -m ccnet_hf.zoo list [--json]`: the variants of the zoo."""
+"""`python -m ccnet_hf.zoo COMMAND`: the variants of the zoo, and what can be done with a converted folder."""
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-from ccnet_hf.command import run_command
-from ccnet_hf.data import get_benchmark
-from ccnet_hf.recipes import RECIPES, SHORT_NAMES, Recipe
+from importlib import import_module
 
 
-@dataclass
-class ListArguments:
-    json: bool = field(default=False, metadata={"help": "print a JSON list of objects instead of a table"})
-
-
-def list_variants(arguments: ListArguments) -> None:
-    """List the variants of the zoo with the mIoU that mmsegmentation reports for them (not measured here)."""
-    variants = [describe(recipe) for recipe in RECIPES.values() if recipe.checkpoint_file]
-    if arguments.json:
-        print(json.dumps(variants, indent=2))
-        return
-    width = max(len(variant["name"]) for variant in variants)
-    print(f"{'variant':{width}}  classes  inference  reported mIoU (multi-scale + flip)  short name")
-    for variant in variants:
-        reported = f"{variant['reported']['mean_iou']:.2f} ({variant['reported']['mean_iou_multi_scale_flip']:.2f})"
-        print(
-            f"{variant['name']:{width}}  {variant['num_labels']:7}  {variant['inference']['mode']:9}  {reported:34}  "
-            f"{variant['short_name'] or ''}".rstrip()
-        )
-
-
-def describe(recipe: Recipe) -> dict:
-    """What the zoo knows of a variant, ready for JSON."""
-    short_names = {name: short_name for short_name, name in SHORT_NAMES.items()}
-    return {
-        "name": recipe.name,
-        "short_name": short_names.get(recipe.name),
-        "benchmark": recipe.benchmark,
-        "num_labels": get_benchmark(recipe.benchmark).num_labels,
-        "inference": recipe.model["inference"],
-        "reported": recipe.reported,
-        "checkpoint_url": recipe.checkpoint_url,
-        "mmseg_config": recipe.mmseg_config,
-    }
+# command: (module with `main(argv) -> int`, what it does)
+COMMANDS = {
+    "list": ("ccnet_hf.zoo.listing", "[--json]: list the 16 variants"),
+    "verify": ("ccnet_hf.zoo.verify", "DIR: check a converted folder"),
+    "export": ("ccnet_hf.zoo.export", "DIR --output F.pth: write a folder as a mmsegmentation checkpoint"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] != ["list"]:
-        print("error: say what to do: python -m ccnet_hf.zoo list [--json]", file=sys.stderr)
+    if argv[:1] in (["-h"], ["--help"]):
+        print("usage: python -m ccnet_hf.zoo COMMAND ...", "", sep="\n")
+        for name, (_, purpose) in COMMANDS.items():
+            print(f"  {name:6} {purpose}")
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        seen = f", not {argv[0]!r}" if argv else ""
+        print(f"error: say what to do: {', '.join(COMMANDS)}{seen} (see --help)", file=sys.stderr)
         return 2
-    return run_command(ListArguments, list_variants, argv[1:], prog="python -m ccnet_hf.zoo list")
+    module, _ = COMMANDS[argv[0]]
+    return import_module(module).main(argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""The way back: a folder as a checkpoint that mmsegmentation loads, and the command for it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor
+
+from ccnet_hf.command import run_command
+from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.zoo.conversion import mmsegmentation_key
+
+
+@dataclass
+class ExportArguments:
+    folder: str = field(metadata={"positional": True, "help": "folder of a CCNet with the dilated ResNet"})
+    output: str = field(metadata={"help": ".pth file to write; must not exist yet"})
+
+
+def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> None:
+    """Write the model of a folder as mmsegmentation's `ccnet_r*-d8` expects it: `state_dict` and `meta`.
+
+    Every tensor keeps its bytes. `meta` names classes and palette as mmsegmentation 1.x (`dataset_meta`) and 0.x
+    (`CLASSES`, `PALETTE`) look for them. What is no part of a checkpoint there (depth, recurrence, `align_corners`,
+    the test protocol) has to be in the mmsegmentation config it is loaded with.
+
+    Args:
+        folder: what `convert_checkpoint`, a training or `save_pretrained` has written.
+        output: file to write, whole or not at all.
+
+    Raises:
+        ValueError: the folder holds no complete CCNet, or one that mmsegmentation's cannot compute; the file exists.
+        OSError: the file cannot be written.
+    """
+    folder, output = Path(folder), Path(output)
+    if output.exists():
+        raise ValueError(f"{output} exists; name a new file")
+    if not folder.is_dir():
+        raise ValueError(f"no such model folder: {folder}")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        _check_config(folder, config)
+        palette = AutoImageProcessor.from_pretrained(folder).palette
+        model, loading = CCNetForSemanticSegmentation.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load {folder}: {error}") from error
+    if loading["missing_keys"]:
+        raise ValueError(f"cannot load {folder}: its weights lack {sorted(loading['missing_keys'])[0]}")
+
+    state_dict = {mmsegmentation_key(key): tensor for key, tensor in model.state_dict().items()}
+    gamma = "decode_head.cca.gamma.scale"
+    state_dict[gamma] = state_dict[gamma].reshape(())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    try:
+        torch.save({"meta": _meta(config, palette), "state_dict": state_dict}, unfinished)
+        os.replace(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _check_config(folder: Path, config: CCNetConfig) -> None:
+    """Refuse what has no counterpart in mmsegmentation's `ResNetV1c`, `CCHead` and `FCNHead`."""
+    if config.model_type != "ccnet":
+        raise ValueError(f"{folder} holds a model of type {config.model_type!r}, not 'ccnet'")
+    backbone = config.backbone_config
+    if backbone.model_type != "ccnet_resnet":
+        raise ValueError(f"{folder} has a backbone of type {backbone.model_type!r}; only 'ccnet_resnet' is exported")
+    required = {
+        "backbone_config.pool_ceil_mode": (backbone.pool_ceil_mode, False),
+        "head_activation": (config.head_activation, "relu"),
+        "query_key_size": (config.query_key_size or config.hidden_size // 8, config.hidden_size // 8),
+    }
+    for name, (found, needed) in required.items():
+        if found != needed:
+            raise ValueError(f"{folder} has {name}={found!r}; mmsegmentation's CCNet knows {needed!r} only")
+    if config.recurrence == 0:
+        raise ValueError(f"{folder} has recurrence=0, a head without attention; mmsegmentation's CCNet has one")
+
+
+def _meta(config: CCNetConfig, palette: list[list[int]] | None) -> dict[str, Any]:
+    classes = tuple(config.id2label[index] for index in range(config.num_labels))
+    meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}
+    if palette is not None:
+        meta["PALETTE"] = meta["dataset_meta"]["palette"] = palette
+    return meta
+
+
+def export(arguments: ExportArguments) -> None:
+    """Write a folder's model as a checkpoint that mmsegmentation loads."""
+    export_checkpoint(arguments.folder, arguments.output)
+    print(f"{arguments.folder} written to {arguments.output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(ExportArguments, export, argv, prog="python -m ccnet_hf.zoo export")
