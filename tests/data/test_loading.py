@@ -64,6 +64,14 @@ def test_maps_columns_and_names_what_is_there(tmp_path):
         load_split(folder, "validation")
 
 
+def test_pictures_without_labels_are_all_ignored(tmp_path):
+    folder = write_folder(tmp_path / "data", test=make_split([LABEL], name=["a"]).remove_columns("label"))
+    split = load_split(folder, "test", label_column_name=None)
+    picture, label, name = SegmentationDataset(split, num_labels=3).read(0)
+    assert (picture.size, label.shape, name) == ((3, 2), (2, 3), "a")
+    assert (label == 255).all()
+
+
 def test_wrong_id_is_named_with_file_and_range():
     dataset = SegmentationDataset(_encoded(make_split([LABEL, LABEL], name=["fine", "wrong.png"])), num_labels=2)
     with pytest.raises(ValueError, match=r"fine: label id 2 is outside 0\.\.1 and is not 255"):

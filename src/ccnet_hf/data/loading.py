@@ -21,7 +21,7 @@ def load_split(
     dataset_name: str,
     split: str,
     image_column_name: str = "image",
-    label_column_name: str = "label",
+    label_column_name: str | None = "label",
     streaming: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load one split with the columns `image` and `label` (still encoded) and, where there is one, `name`.
@@ -30,7 +30,7 @@ def load_split(
         dataset_name: a folder written by `save_to_disk`, a folder of parquet files, or the id of a dataset on the Hub.
         split: e.g. `"train"`, `"validation"`, or several one after the other, `"train+validation"`.
         image_column_name: the dataset's column of pictures.
-        label_column_name: the dataset's column of label maps, one id per pixel.
+        label_column_name: the dataset's column of label maps, one id per pixel; `None` reads pictures without labels.
         streaming: read the examples one after the other when they are asked for, instead of making them ready on disk
             first.
 
@@ -57,7 +57,9 @@ def load_split(
         chosen = [_as_stream(part) for part in chosen]
     dataset = datasets.concatenate_datasets(chosen)
 
-    columns = {image_column_name: "image", label_column_name: "label"}
+    columns = {image_column_name: "image"}
+    if label_column_name is not None:
+        columns[label_column_name] = "label"
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise ValueError(
@@ -66,7 +68,7 @@ def load_split(
         )
     kept = [*columns, *(["name"] if "name" in dataset.column_names and "name" not in columns else [])]
     dataset = dataset.select_columns(kept).rename_columns({old: new for old, new in columns.items() if old != new})
-    for column in ("image", "label"):
+    for column in columns.values():
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
     return dataset
 
@@ -173,15 +175,17 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return self.decode(self.dataset[index], index)
 
     def decode(self, example: dict[str, Any], index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
-        """What `read` returns, of an example whose columns are at hand.
+        """What `read` returns, of an example whose columns are at hand; without a label column all is ignored.
 
         Raises:
             CorruptExample: a file is missing or unreadable, or the two differ in size.
             ValueError: the label map has colours instead of ids, or an id that is neither a class nor ignored.
         """
         name = _name(example, index)
-        label = self.decode_label(example, index)
+        label = self.decode_label(example, index) if "label" in example else None
         picture = convert_to_rgb(_open(example["image"], name))
+        if label is None:
+            label = np.full((picture.height, picture.width), self.ignore_index, dtype=np.uint8)
         if label.shape != (picture.height, picture.width):
             raise CorruptExample(
                 f"{name}: the picture is {picture.height}x{picture.width}, "
