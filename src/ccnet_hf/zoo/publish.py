@@ -1,0 +1,206 @@
+"""Bringing repositories to the Hub, over a connection that may break at any moment.
+
+A repository appears in one commit on top of the newest one, so that no user ever meets half of it. Files that are
+there and equal are not sent again; whatever broke, the same call again completes it.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence, Set
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # of the client's own HTTP library, whichever that is
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from ccnet_hf.zoo.repository import CARD_FILE, MODEL_CODE, HubRepository
+
+
+ATTEMPTS = 5
+FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds
+_TRANSIENT_STATUSES = (408, 412, 429, 500, 502, 503, 504)  # 412: somebody else has committed in between
+_FILES_OF_AN_EMPTY_REPOSITORY = {".gitattributes", CARD_FILE}
+
+T = TypeVar("T")
+
+
+def check_token(api: HfApi, namespace: str) -> None:
+    """Make sure, before anything is sent, that the token is valid and may write to a namespace.
+
+    Raises:
+        ValueError: it may only read, or its owner neither is the namespace nor may write to it.
+        OSError: there is no token, or the Hub does not accept or answer it.
+    """
+    try:
+        user = retry(api.whoami, "signing in")
+    except LocalTokenNotFoundError as error:
+        raise OSError("no token for the Hub: run `hf auth login` or set HF_TOKEN") from error
+    token = user.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise ValueError(f"the token of {user['name']} may only read; pushing needs one that may write")
+    readers = ("read", "no_access")
+    allowed = [user["name"], *(org["name"] for org in user.get("orgs", []) if org.get("roleInOrg") not in readers)]
+    if namespace not in allowed:
+        raise ValueError(f"{user['name']}'s token may not write to {namespace!r}, only to {', '.join(allowed)}")
+
+
+def publish(api: HfApi, repository: HubRepository, private: bool) -> list[str]:
+    """Make a repository on the Hub equal to `repository`, in one commit.
+
+    Args:
+        api: client of the Hub.
+        repository: what it shall hold.
+        private: whether only its owners may see it, if it is created now.
+
+    Returns:
+        Paths of the files that were sent; empty if the repository was up to date.
+
+    Raises:
+        ValueError: the name is taken by something else, or by a public repository where a private one was asked for.
+        OSError: the Hub refused, or could not be reached in several attempts.
+    """
+    return retry(lambda: _publish(api, repository, private), repository.repo_id)
+
+
+def _publish(api: HfApi, repository: HubRepository, private: bool) -> list[str]:
+    repo_id, repo_type = repository.repo_id, repository.repo_type
+    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    info = api.repo_info(repo_id, repo_type=repo_type)
+    if private and not info.private:
+        raise ValueError(f"{repo_id} exists and is public; make it private or choose another name")
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type)
+    present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    _check_name(repository, present.keys() - _FILES_OF_AN_EMPTY_REPOSITORY)
+    changed = [path for path, content in repository.files.items() if not _is_equal(present.get(path), content)]
+    if changed:
+        api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path, repository.files[path]) for path in changed],
+            commit_message="Publish with ccnet_hf",
+            repo_type=repo_type,
+            parent_commit=info.sha,
+        )
+    return changed
+
+
+def _check_name(repository: HubRepository, present: Set[str]) -> None:
+    """Refuse to write over something else. A file that does not belong to a dataset would even become part of it."""
+    foreign = present - repository.files.keys()
+    if repository.repo_type == "model" and MODEL_CODE in present:
+        return
+    if foreign or (present and repository.repo_type == "model"):
+        raise ValueError(
+            f"the name {repository.repo_id} is taken: it holds {', '.join(sorted(foreign or present)[:5])}, which are "
+            "not part of what is pushed; remove them or choose another name"
+        )
+
+
+def _is_equal(present: RepoFile | None, content: bytes | Path) -> bool:
+    """Whether the Hub's file has this content, by its size and hash: SHA-256 if it is large, git's SHA-1 if not."""
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    if present is None or present.size != size:
+        return False
+    expected, digest = (present.blob_id, hashlib.sha1(b"blob %d\0" % size))
+    if present.lfs is not None:
+        expected, digest = present.lfs.sha256, hashlib.sha256()
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    else:
+        digest.update(content)
+    return digest.hexdigest() == expected
+
+
+def collect(api: HfApi, title: str, description: str, repo_ids: Sequence[str], private: bool) -> str:
+    """Put model repositories of one namespace into its collection called `title`, and return the collection's address.
+
+    Raises:
+        OSError: as for `publish`.
+    """
+    namespace = repo_ids[0].split("/")[0]
+    collection = retry(
+        lambda: api.create_collection(
+            title, namespace=namespace, description=description, private=private, exists_ok=True
+        ),
+        f"the collection {title!r}",
+    )
+    present = {item.item_id for item in collection.items}
+    for repo_id in repo_ids:
+        if repo_id not in present:
+            retry(
+                lambda repo_id=repo_id: api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True),
+                f"{repo_id} in the collection {title!r}",
+            )
+    return collection.url
+
+
+def retry(request: Callable[[], T], what: str) -> T:
+    """Return what `request` returns, repeating it while the Hub is busy, in trouble or out of reach.
+
+    Waits twice as long every time, and at least as long as the Hub asks for in `Retry-After`. `request` must bear
+    being repeated after any of its parts.
+
+    Raises:
+        OSError: it failed `ATTEMPTS` times, or the Hub refused it for good. One sentence, which begins with `what`.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return request()
+        except (LocalTokenNotFoundError, OfflineModeIsEnabled):
+            raise
+        except Exception as error:
+            cause = _cause(error)
+            if cause is None:
+                raise
+            if not _is_transient(cause):
+                raise OSError(f"{what}: {_describe(cause)}") from error
+            if attempt == ATTEMPTS - 1:
+                advice = "run the same command again, what has arrived is kept"
+                raise OSError(f"{what}: {_describe(cause)}, {ATTEMPTS} times; {advice}") from error
+            wait = max(FIRST_WAIT * 2**attempt, _retry_after(cause))
+            print(f"{what}: {_describe(cause)}, trying again in {wait:.0f} s", flush=True)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _cause(error: BaseException) -> Exception | None:
+    """What went wrong between us and the Hub, also where the client wraps it; `None` if it was something else."""
+    cause = error
+    while cause is not None:
+        # A gateway in trouble answers with a page where the client expects JSON.
+        if isinstance(cause, HTTPError | ConnectionError | TimeoutError | json.JSONDecodeError):
+            return cause
+        cause = cause.__cause__
+    return error if isinstance(error, RuntimeError) else None  # of hf_xet, which uploads large files
+
+
+def _is_transient(cause: Exception) -> bool:
+    return not isinstance(cause, HfHubHTTPError) or cause.response.status_code in _TRANSIENT_STATUSES
+
+
+def _retry_after(cause: Exception) -> float:
+    stated = cause.response.headers.get("Retry-After", "") if isinstance(cause, HfHubHTTPError) else ""
+    return min(float(stated), LONGEST_WAIT) if stated.isdigit() else 0.0
+
+
+def _describe(cause: Exception) -> str:
+    if isinstance(cause, json.JSONDecodeError):
+        return "the Hub answered something that is no JSON"
+    if not isinstance(cause, HfHubHTTPError):
+        return f"the connection to the Hub broke ({str(cause) or type(cause).__name__})"
+    status = cause.response.status_code
+    meaning = {
+        401: "the Hub does not accept the token (expired or revoked?): run `hf auth login` or renew HF_TOKEN",
+        403: "the token may not write there",
+        429: "the Hub asks for patience (429)",
+    }
+    reason = cause.server_message or str(cause).splitlines()[0]
+    return meaning.get(status, f"the Hub answered {status} ({' '.join(reason.split())})")

@@ -1,0 +1,101 @@
+"""The command that publishes converted checkpoints and prepared datasets on the Hub."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from ccnet_hf.command import run_command
+from ccnet_hf.recipes import RECIPES, get_recipe
+from ccnet_hf.zoo.publish import check_token, collect, publish
+from ccnet_hf.zoo.repository import HubRepository, check_license, dataset_repository, model_repositories
+
+
+COLLECTION = "CCNet"
+COLLECTION_DESCRIPTION = "mmsegmentation's CCNet checkpoints for transformers, converted by ccnet_hf."
+
+
+@dataclass
+class PushArguments:
+    variant: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "zoo variants to publish, each under its name and its short one; `python -m ccnet_hf.zoo list`"
+        },
+    )
+    all: bool = field(default=False, metadata={"help": "publish all variants, and gather them in a collection"})
+    checkpoints: str | None = field(
+        default=None, metadata={"help": "folder that holds the converted checkpoints, one folder per variant"}
+    )
+    namespace: str | None = field(default=None, metadata={"help": "user or organisation on the Hub"})
+    dataset: str | None = field(
+        default=None, metadata={"help": "folder written by prepare_dataset.py, to publish instead of checkpoints"}
+    )
+    hub_dataset_id: str | None = field(default=None, metadata={"help": "namespace/name of the dataset on the Hub"})
+    private: bool = field(default=False, metadata={"help": "create private repositories"})
+    dry_run: bool = field(default=False, metadata={"help": "show what would go where, and send nothing"})
+
+    def __post_init__(self):
+        if sum([bool(self.variant), self.all, bool(self.dataset)]) != 1:
+            raise ValueError("give one of --variant, --all and --dataset")
+        needed = ("hub_dataset_id",) if self.dataset else ("checkpoints", "namespace")
+        missing = [f"--{name}" for name in needed if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"{'--dataset' if self.dataset else 'checkpoints'} need {' and '.join(missing)}")
+        if self.dataset and self.hub_dataset_id.count("/") != 1:
+            raise ValueError(f"--hub_dataset_id must be namespace/name, got {self.hub_dataset_id!r}")
+
+
+def push(arguments: PushArguments) -> None:
+    """Publish checkpoints or a dataset on the Hub. What is there and equal is not sent again."""
+    repositories = list_repositories(arguments)
+    for repository in repositories:
+        check_license(repository, arguments.private)
+    if arguments.dry_run:
+        for repository in repositories:
+            print("\n".join(describe(repository)))
+        return
+    api = HfApi()
+    check_token(api, repositories[0].repo_id.split("/")[0])
+    for repository in repositories:
+        sent = publish(api, repository, arguments.private)
+        print(f"{repository.repo_id}: {f'sent {len(sent)} files' if sent else 'up to date'}", flush=True)
+    if arguments.all:
+        repo_ids = [repository.repo_id for repository in repositories]
+        print(f"collection: {collect(api, COLLECTION, COLLECTION_DESCRIPTION, repo_ids, arguments.private)}")
+
+
+def list_repositories(arguments: PushArguments) -> list[HubRepository]:
+    """Everything the arguments ask to publish, read from the folders and checked.
+
+    Raises:
+        ValueError: an unknown variant, or a folder that is not what it should be.
+    """
+    if arguments.dataset:
+        return [dataset_repository(Path(arguments.dataset), arguments.hub_dataset_id)]
+    recipes = {name: recipe for name, recipe in RECIPES.items() if recipe.checkpoint_file}
+    if not arguments.all:
+        recipes = {recipe.name: recipe for recipe in map(get_recipe, arguments.variant)}
+    for recipe in recipes.values():
+        if not recipe.checkpoint_file:
+            raise ValueError(f"{recipe.name} is not a variant of mmsegmentation's zoo")
+    return [
+        repository
+        for recipe in recipes.values()
+        for repository in model_repositories(recipe, Path(arguments.checkpoints), arguments.namespace)
+    ]
+
+
+def describe(repository: HubRepository) -> list[str]:
+    """One line for the repository, and one per file with its size in bytes."""
+    sizes = {
+        path: content.stat().st_size if isinstance(content, Path) else len(content)
+        for path, content in repository.files.items()
+    }
+    header = f"{repository.repo_type} {repository.repo_id}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB"
+    return [header, *(f"  {size:>13,}  {path}" for path, size in sizes.items())]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(PushArguments, push, argv, prog="push_to_hub.py")

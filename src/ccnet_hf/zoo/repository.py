@@ -1,0 +1,190 @@
+"""What a repository on the Hub holds: a checkpoint with its card and its code, or a prepared dataset with its card."""
+
+import json
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import DatasetCard, ModelCard
+from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_import_files
+
+import ccnet_hf
+from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.recipes import Recipe
+from ccnet_hf.zoo.cards import render_card, repository_names
+
+
+# For config.json alone: in preprocessor_config.json it would win over the classes that `import ccnet_hf` registers. Of
+# the two image processors transformers takes the second where torchvision is installed.
+AUTO_MAP = {
+    "AutoConfig": "configuration_ccnet.CCNetConfig",
+    "AutoModel": "modeling_ccnet.CCNetModel",
+    "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
+    "AutoImageProcessor": [
+        "image_processing_pil_ccnet.CCNetImageProcessorPil",
+        "image_processing_ccnet.CCNetImageProcessor",
+    ],
+}
+
+CONFIG_FILE, PROCESSOR_FILE, CARD_FILE = "config.json", "preprocessor_config.json", "README.md"
+MODEL_CODE = "modeling_ccnet.py"  # a model repository without it is not one of ours
+
+# What tells one variant's folder from another's; the sizes of layers are the weights' affair.
+_CONFIG_FIELDS = ("id2label", "inference", "align_corners", "loss_reduction", "recurrence")
+_PROCESSOR_FIELDS = ("size", "image_mean", "image_std", "do_reduce_labels", "align_corners", "palette")
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A repository as it shall be on the Hub.
+
+    Attributes:
+        repo_id: namespace/name.
+        repo_type: `"model"` or `"dataset"`.
+        files: path in the repository -> its content, or the local file with it.
+    """
+
+    repo_id: str
+    repo_type: Literal["model", "dataset"]
+    files: dict[str, bytes | Path]
+
+    @property
+    def card(self) -> ModelCard | DatasetCard:
+        text = self.files[CARD_FILE]
+        text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text.decode()
+        return (DatasetCard if self.repo_type == "dataset" else ModelCard)(text)
+
+
+def code_files() -> list[Path]:
+    """The modules a published checkpoint needs: those `AUTO_MAP` names, and all that they import of each other."""
+    package = Path(ccnet_hf.__file__).parent
+    files = set()
+    for reference in AUTO_MAP.values():
+        for name in reference if isinstance(reference, list) else [reference]:
+            module = package / f"{name.partition('.')[0]}.py"
+            files |= {module, *map(Path, get_relative_import_files(str(module)))}
+    return sorted(files)
+
+
+def model_repositories(recipe: Recipe, checkpoints: Path, namespace: str) -> list[HubRepository]:
+    """The repositories of a zoo variant, under its own name and its short one, from a converted checkpoint.
+
+    Args:
+        recipe: the variant.
+        checkpoints: folder with the variant's folder in it, under either name.
+        namespace: user or organisation on the Hub.
+
+    Raises:
+        ValueError: the folder is missing, incomplete, damaged, or another variant's.
+    """
+    names = repository_names(recipe)
+    found = [checkpoints / name for name in names if (checkpoints / name).is_dir()]
+    if not found:
+        raise ValueError(f"{checkpoints} holds no folder {' or '.join(names)}; convert_checkpoint.py writes it")
+    folder = found[0]
+    config, processor = _read_json(folder / CONFIG_FILE), _read_json(folder / PROCESSOR_FILE)
+    _check_variant(folder, config, processor, recipe)
+    processor.pop("image_processor_type", None)
+    files: dict[str, bytes | Path] = {
+        CONFIG_FILE: _json(config | {"auto_map": AUTO_MAP}),
+        PROCESSOR_FILE: _json(processor),
+        **{file.name: file for file in _weight_files(folder)},
+        **{file.name: file for file in code_files()},
+    }
+    return [
+        HubRepository(
+            repo_id=f"{namespace}/{name}",
+            repo_type="model",
+            files={CARD_FILE: render_card(recipe, name, namespace).encode()} | files,
+        )
+        for name in names
+    ]
+
+
+def dataset_repository(folder: Path, repo_id: str) -> HubRepository:
+    """The repository of a folder that `prepare_dataset.py` wrote: parquet files and a card.
+
+    Raises:
+        ValueError: the folder has no parquet file or no card.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+    has_data = any(name.endswith(".parquet") for name in files)
+    if not has_data or CARD_FILE not in files:
+        missing = CARD_FILE if has_data else "parquet file"
+        raise ValueError(f"{folder} holds no {missing}; prepare_dataset.py writes such a folder")
+    return HubRepository(repo_id, "dataset", files)
+
+
+def check_license(repository: HubRepository, private: bool) -> None:
+    """Refuse a repository whose card does not state the terms, and to publish data that has its own ones.
+
+    Raises:
+        ValueError: as above, or the card's metadata cannot be read.
+    """
+    try:
+        metadata = repository.card.data
+    except Exception as error:  # whatever YAML and the card classes raise
+        raise ValueError(f"{repository.repo_id}: the metadata of {CARD_FILE} cannot be read ({error})") from error
+    if not metadata.get("license"):
+        raise ValueError(f"{repository.repo_id}: {CARD_FILE} states no license in its metadata")
+    if metadata.license == "other" and not (metadata.get("license_name") and metadata.get("license_link")):
+        raise ValueError(
+            f"{repository.repo_id}: the license 'other' in {CARD_FILE} needs license_name and license_link too"
+        )
+    if repository.repo_type == "dataset" and metadata.license in ("other", "unknown") and not private:
+        raise ValueError(
+            f"{repository.repo_id}: the data is under terms of its own ({metadata.get('license_name', 'unknown')}); "
+            "it is pushed with --private only"
+        )
+
+
+def _check_variant(folder: Path, config: dict, processor: dict, recipe: Recipe) -> None:
+    if config.get("model_type") != CCNetConfig.model_type:
+        raise ValueError(f"{folder} holds a {config.get('model_type')!r} model, not a {CCNetConfig.model_type!r}")
+    found, expected = CCNetConfig.from_dict(config), recipe.config()
+    for name in _CONFIG_FIELDS:
+        _check_equal(folder / CONFIG_FILE, name, getattr(found, name), getattr(expected, name), recipe)
+    depths = [getattr(side.backbone_config, "depths", None) for side in (found, expected)]
+    _check_equal(folder / CONFIG_FILE, "backbone_config.depths", *depths, recipe)
+    expected_processor = json.loads(recipe.image_processor().to_json_string())
+    for name in _PROCESSOR_FIELDS:
+        _check_equal(folder / PROCESSOR_FILE, name, processor.get(name), expected_processor[name], recipe)
+
+
+def _check_equal(file: Path, name: str, found: Any, expected: Any, recipe: Recipe) -> None:
+    if found != expected:
+        found, expected = reprlib.repr(found), reprlib.repr(expected)
+        raise ValueError(f"{file} is not {recipe.name}'s: {name} is {found} there and {expected} in the variant")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files, with the index if there are several. None of them is truncated."""
+    weights = sorted(folder.glob("model*.safetensors"))
+    if not weights:
+        raise ValueError(f"{folder} holds no model.safetensors")
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error})") from error
+    return [*weights, *sorted(folder.glob("model*.safetensors.index.json"))]
+
+
+def _read_json(file: Path) -> dict:
+    if not file.is_file():
+        raise ValueError(f"{file.parent} holds no {file.name}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error})") from error
+
+
+def _json(value: dict) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

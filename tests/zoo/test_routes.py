@@ -1,0 +1,171 @@
+"""All 16 variants pushed, then used from the Hub in fresh processes: by the package, and by remote code without it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_hub import FakeHub
+from PIL import Image
+from tiny_zoo import REPOSITORY_NAMES, ZOO, connect, quiet, write_checkpoint
+
+import ccnet_hf
+from ccnet_hf.recipes import get_recipe
+from ccnet_hf.zoo.push import main
+
+
+PIXEL_VALUES = torch.linspace(-2, 2, 3 * 33 * 49).reshape(1, 3, 33, 49)
+
+# A strip: test sizes enlarge its shorter side to a few pixels only.
+PICTURE_SIZE = (256, 3)
+
+COMMON = """
+import json, re
+import torch
+from huggingface_hub import hf_hub_download
+from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, pipeline
+
+pixel_values = torch.linspace(-2, 2, 3 * 33 * 49).reshape(1, 3, 33, 49)
+
+def run_card(name, index):
+    card = open(hf_hub_download(f"me/{name}", "README.md"), encoding="utf-8").read()
+    namespace = {}
+    exec(re.findall(r"```python\\n(.*?)```", card, flags=re.DOTALL)[index], namespace)
+    return [segment["label"] for segment in namespace["segments"]]
+
+@torch.no_grad()
+def load(name, **arguments):
+    segmenter = pipeline("image-segmentation", model=f"me/{name}", **arguments)
+    hidden_state = AutoModel.from_pretrained(f"me/{name}", **arguments)(pixel_values).last_hidden_state
+    logits = segmenter.model(pixel_values).logits
+    torch.save({"logits": logits, "hidden_state": hidden_state}, f"{name}.pt")
+    return {
+        "labels": sorted(segment["label"] for segment in segmenter("street.jpg")),
+        "classes": [type(segmenter.model).__name__, type(segmenter.image_processor).__name__],
+        "module": type(segmenter.model).__module__.split(".")[0],
+        "palette": len(segmenter.image_processor.palette),
+    }
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The fake Hub after `push_to_hub.py --all`, and what the models gave before."""
+    folder = tmp_path_factory.mktemp("zoo")
+    with FakeHub() as hub, pytest.MonkeyPatch.context() as monkeypatch, quiet():
+        connect(hub, monkeypatch, folder / "no_token")
+        hub.expected = {}
+        for recipe in ZOO:
+            model = write_checkpoint(recipe, folder)
+            with torch.no_grad():
+                hub.expected[recipe.name] = {
+                    "logits": model(PIXEL_VALUES).logits,
+                    "hidden_state": model.model(PIXEL_VALUES).last_hidden_state,
+                }
+        assert main(["--all", "--checkpoints", str(folder), "--namespace", "me"]) == 0
+        yield hub
+
+
+def run(script: str, hub: FakeHub, folder: Path):
+    """What a script prints as JSON in a fresh process without a terminal; it must not warn, nor ask."""
+    picture = np.random.default_rng(0).integers(0, 256, (*reversed(PICTURE_SIZE), 3), dtype=np.uint8)
+    Image.fromarray(picture).save(folder / "street.jpg")
+    source = str(Path(ccnet_hf.__file__).parents[1])
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_read",
+        "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", COMMON + script],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    # Where code is trusted, transformers names the files it comes in.
+    notice = r"\[transformers\] A new version of the following files was downloaded.*?pin a revision\."
+    messages = re.sub(notice if "trust_remote_code" in script else "^$", "", result.stderr, flags=re.DOTALL)
+    lines = [line for part in messages.splitlines() for line in part.split("\r") if line.strip()]
+    assert [line for line in lines if not line.startswith("Loading weights")] == []
+    return json.loads(result.stdout)
+
+
+def assert_equal_outputs(name: str, hub: FakeHub, folder: Path) -> None:
+    expected = hub.expected[get_recipe(name).name]
+    found = torch.load(folder / f"{name}.pt")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_everything_is_there(hub):
+    assert sorted(id for _, id in hub.repositories) == sorted(f"me/{name}" for name in REPOSITORY_NAMES)
+    assert len(hub.repositories) == 22
+    assert all(len(repository.commits) == 2 for repository in hub.repositories.values())
+    (collection,) = hub.collections.values()
+    assert [item["id"] for item in collection["items"]] == [id for _, id in hub.repositories]
+
+
+def test_with_the_package(hub, tmp_path):
+    """Every variant and short name, without a word about remote code."""
+    script = f"""
+import ccnet_hf
+card = run_card("ccnet-r50-voc12aug", 0)
+print(json.dumps([card, {{name: load(name) for name in {REPOSITORY_NAMES}}}]))
+"""
+    card, loaded = run(script, hub, tmp_path)
+    assert card
+    for name in REPOSITORY_NAMES:
+        recipe = get_recipe(name)
+        assert loaded[name]["classes"] == ["CCNetForSemanticSegmentation", "CCNetImageProcessor"]
+        assert loaded[name]["module"] == "ccnet_hf"
+        assert loaded[name]["palette"] == recipe.config().num_labels
+        assert set(loaded[name]["labels"]) <= set(recipe.config().id2label.values())
+        assert_equal_outputs(name, hub, tmp_path)
+    assert not (tmp_path / "home/modules").exists() or not list((tmp_path / "home/modules").rglob("modeling_*.py"))
+
+
+def test_as_remote_code_then_with_the_package(hub, tmp_path):
+    """Two repositories while `ccnet_hf` cannot be imported; then the package in the same process, and a third one."""
+    first, second, third = "ccnet-r50-cityscapes", "ccnet-r50-voc12aug-512x512-40k", "ccnet-r50-ade20k"
+    script = f"""
+import sys
+sys.modules["ccnet_hf"] = None
+trusted = {{"trust_remote_code": True}}
+remote = [load(name, **trusted) for name in ("{first}", "{second}")]
+processors = [
+    [type(processor).__name__, dict(processor.size)]
+    for backend in ("torchvision", "pil")
+    for processor in [AutoImageProcessor.from_pretrained("me/{first}", backend=backend, **trusted)]
+]
+card = run_card("{first}", 1)
+auto = AutoModelForSemanticSegmentation.from_pretrained("me/{first}", **trusted)
+with torch.no_grad():
+    torch.save({{"logits": auto(pixel_values).logits}}, "{first}-auto.pt")
+del sys.modules["ccnet_hf"]
+import ccnet_hf
+print(json.dumps([remote, processors, card, load("{third}"), torch.ops.ccnet_hf.__name__]))
+"""
+    remote, processors, card, packaged, _ = run(script, hub, tmp_path)
+    for loaded in remote:
+        assert loaded["classes"] == ["CCNetForSemanticSegmentation", "CCNetImageProcessor"]
+        assert loaded["module"] == "transformers_modules"
+    assert packaged["module"] == "ccnet_hf"
+    size = {"shortest_edge": 1025, "longest_edge": 2049}
+    assert processors == [["CCNetImageProcessor", size], ["CCNetImageProcessorPil", size]]
+    assert card
+    for name in (first, second, third):
+        assert_equal_outputs(name, hub, tmp_path)
+    auto = torch.load(tmp_path / f"{first}-auto.pt")["logits"]
+    torch.testing.assert_close(auto, hub.expected[get_recipe(first).name]["logits"], rtol=0, atol=1e-6)

@@ -1,0 +1,48 @@
+"""Checkpoints of the zoo's variants, small in width but with the variants' own configs, and a push of them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from fake_hub import FakeHub
+from huggingface_hub import constants
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from tiny_models import wake_attention
+
+from ccnet_hf import CCNetForSemanticSegmentation
+from ccnet_hf.recipes import RECIPES, SHORT_NAMES, Recipe
+
+
+ZOO = [recipe for recipe in RECIPES.values() if recipe.checkpoint_file]
+REPOSITORY_NAMES = [recipe.name for recipe in ZOO] + list(SHORT_NAMES)
+
+
+def write_checkpoint(recipe: Recipe, folder: Path) -> CCNetForSemanticSegmentation:
+    """Write what the converter would, with a few channels and random weights, into `folder / recipe.name`."""
+    torch.manual_seed(ZOO.index(recipe))
+    backbone_config = recipe.model["backbone_config"] | {"hidden_sizes": [8, 8, 16, 16], "stem_size": 8}
+    config = recipe.config(backbone_config=backbone_config, hidden_size=16, auxiliary_channels=8)
+    model = CCNetForSemanticSegmentation(config).eval()
+    wake_attention(model.model.head.attention)
+    model.save_pretrained(folder / recipe.name)
+    recipe.image_processor().save_pretrained(folder / recipe.name)
+    return model
+
+
+def connect(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, no_token_file: Path) -> None:
+    """Point this process's `huggingface_hub` to a fake Hub, signed in as `me`."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(no_token_file))
+    monkeypatch.setenv("HF_TOKEN", "hf_write")
+
+
+class quiet:
+    """No progress bars, which would stand between the lines that a test looks for."""
+
+    def __enter__(self) -> None:
+        disable_progress_bars()
+
+    def __exit__(self, *exception) -> None:
+        enable_progress_bars()
