@@ -1,12 +1,18 @@
 """Starting points: pretrained tensors under other names, frozen modules, and dilated depthwise convolutions."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 
+import ccnet_hf.training.initialization
+from ccnet_hf import CCNetResNetConfig
+from ccnet_hf.modeling_ccnet_resnet import CCNetResNetBackbone
 from ccnet_hf.training.depthwise import speed_up_dilated_depthwise
 from ccnet_hf.training.initialization import freeze, load_backbone_checkpoint
 
@@ -57,10 +63,146 @@ def test_names_the_first_layer_that_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"9\.0\.weight \(4, 4, 1, 1\) \(layer 19 of 24\)"):
         load_backbone_checkpoint(module, stored(tensors, tmp_path / "file.safetensors"))
     (tmp_path / "text").write_text("no tensors")
-    with pytest.raises(ValueError, match="is not a readable safetensors file"):
-        load_backbone_checkpoint(module, tmp_path / "text")
-    with pytest.raises(ValueError, match="is not a readable safetensors file"):
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    torch.save({"epoch": 3}, tmp_path / "counter.pth")
+    torch.save({"weight": Malicious(str(tmp_path / "ran"))}, tmp_path / "code.pth")
+    for name in ("text", "text.safetensors", "code.pth"):
+        with pytest.raises(ValueError, match=rf"{name} is not a readable safetensors or PyTorch file"):
+            load_backbone_checkpoint(module, tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(ValueError, match="holds no state dict"):
+        load_backbone_checkpoint(module, tmp_path / "counter.pth")
+    with pytest.raises(OSError, match=r"no file .*missing\.safetensors"):
         load_backbone_checkpoint(module, tmp_path / "missing.safetensors")
+
+
+class Malicious:
+    """A pickle of it writes a file when it is read."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.path),))
+
+
+def resnet(**changes) -> CCNetResNetBackbone:
+    fields = {"depths": [3, 4, 6, 3], "out_features": ["stage3", "stage4"]}
+    return CCNetResNetBackbone(CCNetResNetConfig(**(fields | changes))).eval()
+
+
+@pytest.fixture(scope="module")
+def timm_resnet50c():
+    """timm's classifier and its features at output stride 8, with random weights and running statistics."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    classifier = timm.create_model("resnet50c")
+    for name, buffer in classifier.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    features = timm.create_model("resnet50c", features_only=True, output_stride=8, out_indices=(3, 4))
+    features.load_state_dict(classifier.state_dict(), strict=False)
+    return classifier.state_dict(), features.eval()
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_timm_resnet_gives_bit_equal_features(timm_resnet50c, tmp_path, suffix):
+    tensors, features = timm_resnet50c
+    file = tmp_path / f"file.{suffix}"
+    save_file(tensors, file) if suffix == "safetensors" else torch.save({"state_dict": tensors}, file)
+    backbone = resnet()
+    load_backbone_checkpoint(backbone, file)
+    pixel_values = torch.randn(1, 3, 65, 97)
+    with torch.inference_mode():
+        for ours, theirs in zip(backbone(pixel_values).feature_maps, features(pixel_values), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def renamed(backbone: nn.Module, stem: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The backbone's tensors, randomised, under the names of another ResNet-V1c."""
+    renamings = (
+        *((rf"stem\.convolutions\.{i}\.convolution", stem[2 * i]) for i in range(3)),
+        *((rf"stem\.convolutions\.{i}\.normalization", stem[2 * i + 1]) for i in range(3)),
+        *((rf"stages\.{i}\.blocks\.", f"layer{i + 1}.") for i in range(4)),
+        (r"conv(\d)\.convolution", r"conv\1"),
+        (r"conv(\d)\.normalization", r"bn\1"),
+        (r"shortcut\.convolution", "downsample.0"),
+        (r"shortcut\.normalization", "downsample.1"),
+    )
+    tensors = {}
+    for key, value in randomized(backbone).items():
+        for ours, theirs in renamings:
+            key = re.sub(ours, theirs, key)
+        tensors[key] = value
+    return tensors
+
+
+TINY = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 8, 8, 8], "stem_size": 8}
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        ("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),  # mmsegmentation
+        ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),  # the authors
+    ],
+)
+def test_resnets_of_other_houses(stem, tmp_path):
+    backbone = resnet(**TINY)
+    tensors = renamed(backbone, stem)
+    assert stem[5] + ".running_var" in tensors and "layer2.1.bn3.weight" in tensors
+    load_backbone_checkpoint(
+        backbone, stored(tensors | {"fc.weight": torch.rand(3, 8)}, tmp_path / "file.safetensors")
+    )
+    again = renamed(backbone, stem)  # random again, but with every name in its place
+    loaded = dict(zip(again, backbone.state_dict().values(), strict=True))
+    for key, value in loaded.items():
+        if "num_batches" not in key:
+            assert torch.equal(value, tensors[key]), key
+
+
+def test_resnets_of_another_depth_or_width_are_refused(tmp_path):
+    stem = ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")
+    deeper = stored(renamed(resnet(**TINY | {"depths": [1, 2, 3, 1]}), stem), tmp_path / "deeper.safetensors")
+    backbone = resnet(**TINY)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(ValueError, match=r"less deep and has no layer3\.1"):
+        load_backbone_checkpoint(backbone, deeper)
+    wider = stored(renamed(resnet(**TINY | {"stem_size": 16}), stem), tmp_path / "wider.safetensors")
+    with pytest.raises(ValueError, match=r"conv1\.0\.weight has the shape \(8, 3, 3, 3\), .* \(4, 3, 3, 3\)"):
+        load_backbone_checkpoint(backbone, wider)
+    assert_filled(backbone, before)
+
+
+def test_hub_ids(tmp_path, monkeypatch):
+    backbone = resnet(**TINY)
+    stem = ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")
+    file = stored(renamed(backbone, stem), tmp_path / "model.safetensors")
+    asked = []
+
+    def download(repo_id, filename):
+        asked.append((repo_id, filename))
+        return file
+
+    monkeypatch.setattr(ccnet_hf.training.initialization, "hf_hub_download", download)
+    load_backbone_checkpoint(backbone, "timm/resnet50c.gluon_in1k")
+    assert asked == [("timm/resnet50c.gluon_in1k", "model.safetensors")]
+
+    def out_of_reach(repo_id, filename):
+        raise LocalEntryNotFoundError("five lines about caches")
+
+    monkeypatch.setattr(ccnet_hf.training.initialization, "hf_hub_download", out_of_reach)
+    with pytest.raises(OSError, match=r"timm/resnet50c\.gluon_in1k cannot be downloaded.* name the file"):
+        load_backbone_checkpoint(backbone, "timm/resnet50c.gluon_in1k")
+
+    def unknown(repo_id, filename):
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)  # its arguments differ by version
+
+    monkeypatch.setattr(ccnet_hf.training.initialization, "hf_hub_download", unknown)
+    with pytest.raises(OSError, match="neither a file nor a model on the Hub"):
+        load_backbone_checkpoint(backbone, "timm/resnet50z")
+    with pytest.raises(OSError, match="no file nothing"):
+        load_backbone_checkpoint(backbone, "nothing")
 
 
 def test_freeze(tmp_path):

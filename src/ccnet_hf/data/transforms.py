@@ -5,6 +5,7 @@ The random numbers come from torch's default generator, so whoever seeds it (see
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,16 +31,23 @@ class RandomResize(v2.Transform):
     Args:
         scale: (long, short) edges to fit into.
         ratio_range: (low, high) of the ratio.
+        ratio_step: draw one of low, low + step, ..., high instead.
     """
 
-    def __init__(self, scale: tuple[int, int], ratio_range: tuple[float, float]):
+    def __init__(self, scale: tuple[int, int], ratio_range: tuple[float, float], ratio_step: float | None = None):
         super().__init__()
         self.scale = scale
         self.ratio_range = ratio_range
+        self.ratio_step = ratio_step
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = flat_inputs[0].shape[-2:]
-        ratio = _uniform(*self.ratio_range)
+        low, high = self.ratio_range
+        if self.ratio_step is None:
+            ratio = _uniform(low, high)
+        else:
+            steps = round((high - low) / self.ratio_step)
+            ratio = low + self.ratio_step * int(torch.randint(steps + 1, ()))
         longest, shortest = (int(edge * ratio) for edge in self.scale)
         return {"size": list(resize_output_size(height, width, longest=longest, shortest=shortest))}
 
@@ -85,6 +93,27 @@ class RandomCrop(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return F.crop(inpt, **params)
+
+
+class RandomHorizontalFlip(v2.RandomHorizontalFlip):
+    """Mirror picture and label with probability 1/2, and exchange the labels that mean left and right.
+
+    Args:
+        label_pairs: training ids that change places, e.g. of the left and the right arm.
+    """
+
+    def __init__(self, label_pairs: Sequence[tuple[int, int]] = ()):
+        super().__init__()
+        self.label_pairs = label_pairs
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        flipped = super().transform(inpt, params)
+        if not self.label_pairs or not isinstance(inpt, tv_tensors.Mask):
+            return flipped
+        exchanged = torch.arange(256, dtype=torch.uint8)
+        for left, right in self.label_pairs:
+            exchanged[left], exchanged[right] = right, left
+        return tv_tensors.wrap(exchanged[flipped.long()].to(inpt.dtype), like=inpt)
 
 
 class PhotometricDistortion(v2.Transform):
@@ -153,8 +182,16 @@ def training_transforms(
     image_mean: tuple[float, float, float],
     image_std: tuple[float, float, float],
     ignore_index: int = 255,
+    flip_label_pairs: Sequence[tuple[int, int]] = (),
 ) -> v2.Compose:
     """Build the augmentation of a recipe.
+
+    Args:
+        recipe: says what is drawn and how large the crop is.
+        image_mean: of the RGB channels, for pixels scaled to 0..1.
+        image_std: likewise.
+        ignore_index: label of pixels that do not count.
+        flip_label_pairs: of the benchmark, see `RandomHorizontalFlip`.
 
     The result maps an Image (3, H, W) uint8 and a Mask (H, W) uint8 to the normalised picture (3, h, w) float32 and
     the labels (h, w) int64, with (h, w) the recipe's crop size.
@@ -163,9 +200,9 @@ def training_transforms(
     pad = PadToSize(recipe.crop_size, ignore_index)
     return v2.Compose(
         [
-            RandomResize(recipe.scale, recipe.ratio_range),
+            RandomResize(recipe.scale, recipe.ratio_range, recipe.ratio_step),
             RandomCrop(recipe.crop_size, recipe.cat_max_ratio, ignore_index),
-            v2.RandomHorizontalFlip(),
+            RandomHorizontalFlip(flip_label_pairs),
             *([PhotometricDistortion()] if recipe.photometric_distortion else []),
             *([pad, *normalize] if recipe.pad_before_normalization else [*normalize, pad]),
             v2.ToDtype({tv_tensors.Mask: torch.int64, "others": None}),

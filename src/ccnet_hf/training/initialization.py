@@ -3,49 +3,132 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file
 from torch import nn
 
 
-def _layers(state_dict: dict[str, torch.Tensor]) -> list[dict[str, str]]:
-    """The layers of a state dict in its own order: for each, the key by tensor name, without batch norm's counter."""
-    layers: dict[str, dict[str, str]] = {}
-    for key in state_dict:
-        layer, _, tensor = key.rpartition(".")
-        if tensor != "num_batches_tracked":
-            layers.setdefault(layer, {})[tensor] = key
-    return list(layers.values())
+_HUB_FILE = "model.safetensors"
+
+# The three convolutions of a ResNet-V1c's stem, each before its batch norm, as others call them.
+_STEM_NAMES = (
+    ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"),  # timm
+    ("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),  # mmsegmentation
+    ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),  # the authors
+)
 
 
-def _natural(key: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"[._]", key)]
+def load_backbone_checkpoint(backbone: nn.Module, checkpoint: str | Path) -> None:
+    """Fill a backbone from a checkpoint of the same network, whatever its keys are called.
 
-
-def load_backbone_checkpoint(backbone: nn.Module, file: str | Path) -> None:
-    """Fill a backbone from a safetensors file of the same network, whatever its keys are called.
-
-    A file that has every key of the backbone (without the prefix of timm's wrapper) is taken by name. Otherwise both
+    A checkpoint with every key of the backbone is taken by name: the backbone's own names (without the prefix of
+    timm's wrapper), and for a `CCNetResNetBackbone` also those of timm, mmsegmentation and the authors. Otherwise both
     networks are read layer by layer, the file's in natural order of their names, and the backbone's layers must be one
-    unbroken run of the file's, equal in tensor names and shapes; what stands before and after (a classifier) is left
+    unbroken run of the file's, equal in tensor names and shapes. What stands before and after (a classifier) is left
     out.
+
+    Args:
+        backbone: is changed in place, and left as it is when an error is raised.
+        checkpoint: a safetensors or a PyTorch file, from which no code is run, or the id of a model on the Hub, e.g.
+            `"timm/resnet101c.gluon_in1k"`.
 
     Raises:
         ValueError: the file is not readable, or the two do not fit; the message names the first layer that does not.
+        OSError: there is neither such a file nor such a model on the Hub, or no way to the Hub.
     """
-    try:
-        tensors = load_file(str(file))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a readable safetensors file ({error})") from error
+    tensors = _read_tensors(_local_file(checkpoint))
     state = backbone.state_dict()
-    bare = {key.removeprefix("_backbone."): key for key in state if not key.endswith("num_batches_tracked")}
-    if bare.keys() <= tensors.keys() and all(tensors[name].shape == state[key].shape for name, key in bare.items()):
-        for name, key in bare.items():
-            state[key].copy_(tensors[name])
-        return
+    for names in _namings(state):
+        if names.keys() <= tensors.keys():
+            _check_fit(checkpoint, names, state, tensors)
+            break
+    else:
+        names = _names_by_place(checkpoint, state, tensors)
+    for theirs, ours in names.items():
+        state[ours].copy_(tensors[theirs])
+
+
+def _local_file(checkpoint: str | Path) -> Path:
+    """The checkpoint's file, downloaded if it is the id of a model on the Hub."""
+    file = Path(checkpoint)
+    if file.is_file():
+        return file
+    is_file_name = file.suffix in (".safetensors", ".pth", ".pt", ".bin")
+    if is_file_name or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(checkpoint)):
+        raise FileNotFoundError(f"there is no file {checkpoint}")
+    try:
+        return Path(hf_hub_download(str(checkpoint), _HUB_FILE))
+    except LocalEntryNotFoundError as error:
+        raise OSError(
+            f"{checkpoint} cannot be downloaded, for the Hub is out of reach: get {_HUB_FILE} from "
+            f"https://huggingface.co/{checkpoint} where there is a network, and name the file instead"
+        ) from error
+    except (EntryNotFoundError, RepositoryNotFoundError, ValueError) as error:
+        raise OSError(f"{checkpoint} is neither a file nor a model on the Hub with a {_HUB_FILE}") from error
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(str(file))
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise any
+        raise ValueError(f"{file} is not a readable safetensors or PyTorch file ({type(error).__name__})") from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ValueError(f"{file} holds no state dict")
+    return tensors
+
+
+def _namings(state: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:
+    """The ways a file may name the backbone's tensors: our key by the file's, without batch norm's counter."""
+    keys = [key for key in state if not key.endswith("num_batches_tracked")]
+    yield {key.removeprefix("_backbone."): key for key in keys}
+    if all(key.startswith(("stem.convolutions.", "stages.")) for key in keys):
+        for stem in _STEM_NAMES:
+            yield {_resnet_name(key, stem): key for key in keys}
+
+
+def _resnet_name(key: str, stem: tuple[str, ...]) -> str:
+    """Name of a `CCNetResNetBackbone` tensor in a network that calls the layers of its stem `stem`."""
+    part, index, *block, layer, tensor = key.replace(".blocks.", ".").replace("stem.convolutions.", "stem.").split(".")
+    is_normalization = layer == "normalization"
+    if part == "stem":
+        return f"{stem[2 * int(index) + is_normalization]}.{tensor}"
+    number, name = block
+    if name == "shortcut":
+        layer = f"downsample.{int(is_normalization)}"
+    else:
+        layer = name.replace("conv", "bn") if is_normalization else name
+    return f"layer{int(index) + 1}.{number}.{layer}.{tensor}"
+
+
+def _check_fit(
+    checkpoint: str | Path, names: dict[str, str], state: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]
+) -> None:
+    for theirs, ours in names.items():
+        if tensors[theirs].shape != state[ours].shape:
+            raise ValueError(
+                f"{checkpoint} does not fit the backbone: its {theirs} has the shape {tuple(tensors[theirs].shape)}, "
+                f"the backbone's {ours} {tuple(state[ours].shape)}"
+            )
+    # The blocks of a ResNet-50 bear names that a ResNet-101 has too.
+    stages = {name.split(".")[0] for name in names if name.startswith("layer")}
+    for key in tensors:
+        if key.split(".")[0] in stages and key not in names and not key.endswith("num_batches_tracked"):
+            raise ValueError(f"{checkpoint} does not fit the backbone, which is less deep and has no {key}")
+
+
+def _names_by_place(
+    checkpoint: str | Path, state: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]
+) -> dict[str, str]:
+    """Our key by the file's for layers that come in the same order with the same shapes."""
     wanted, offered = _layers(state), _layers({key: tensors[key] for key in sorted(tensors, key=_natural)})
 
     def fits(ours: dict[str, str], theirs: dict[str, str]) -> bool:
@@ -61,12 +144,25 @@ def load_backbone_checkpoint(backbone: nn.Module, file: str | Path) -> None:
     if best_length < len(wanted):
         first = next(iter(wanted[best_length].values()))
         raise ValueError(
-            f"{file} does not fit the backbone: no layer of the file has the place and the shape of {first} "
+            f"{checkpoint} does not fit the backbone: no layer of the file has the place and the shape of {first} "
             f"{tuple(state[first].shape)} (layer {best_length + 1} of {len(wanted)})"
         )
-    for ours, theirs in zip(wanted, offered[best_start:], strict=False):
-        for tensor, key in ours.items():
-            state[key].copy_(tensors[theirs[tensor]])
+    layers = zip(wanted, offered[best_start:], strict=False)
+    return {theirs[tensor]: key for ours, theirs in layers for tensor, key in ours.items()}
+
+
+def _layers(state_dict: dict[str, torch.Tensor]) -> list[dict[str, str]]:
+    """The layers of a state dict in its own order: for each, the key by tensor name, without batch norm's counter."""
+    layers: dict[str, dict[str, str]] = {}
+    for key in state_dict:
+        layer, _, tensor = key.rpartition(".")
+        if tensor != "num_batches_tracked":
+            layers.setdefault(layer, {})[tensor] = key
+    return list(layers.values())
+
+
+def _natural(key: str) -> list[tuple[int, int | str]]:
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"[._]", key)]
 
 
 def freeze(model: nn.Module, names: list[str]) -> list[nn.Module]:
