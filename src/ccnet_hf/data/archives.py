@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
@@ -159,11 +160,14 @@ def _tar_members(archive: Path) -> Iterator[RawFile]:
                 yield RawFile(info.name, archive, info.size, offset=info.offset_data)
 
 
-def _open_member(member: RawFile) -> BinaryIO:
+@contextmanager
+def _open_member(member: RawFile) -> Iterator[BinaryIO]:
     if member.offset is None:
-        return _open_zip(member.container).open(member.path)
-    with tarfile.open(member.container, "r:") as tar:
-        return tar.extractfile(member.path)
+        with _open_zip(member.container).open(member.path) as stream:
+            yield stream
+    else:
+        with tarfile.open(member.container, "r:") as tar, tar.extractfile(member.path) as stream:
+            yield stream
 
 
 def _copy_once(stream: BinaryIO, archive: Path, source: str, scratch: Path, suffix: str) -> Path:

@@ -1,0 +1,530 @@
+"""Official distributions become datasets: labels pixel for pixel, pictures byte for byte, damage named."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from distributions import CITYSCAPES, EXAMPLES, MAPPINGS, encode, pack, voc_palette, write, write_distribution
+
+import ccnet_hf.data
+
+
+datasets = pytest.importorskip("datasets")
+
+import pyarrow.parquet as pq  # noqa: E402
+from huggingface_hub import DatasetCard, HfApi  # noqa: E402
+
+from ccnet_hf.data import prepare as prepare_module  # noqa: E402
+from ccnet_hf.data.loading import load_split  # noqa: E402
+from ccnet_hf.data.prepare import build, main, prepare_dataset, push_dataset  # noqa: E402
+
+
+NAMES = list(EXAMPLES)
+
+
+@pytest.fixture(autouse=True)
+def small_benchmarks(request, monkeypatch):
+    """The synthetic distributions are complete: two examples a split."""
+    if "shared_dir" in request.fixturenames:
+        return
+    for name, benchmark in ccnet_hf.data.BENCHMARKS.items():
+        counts = {split: len(examples) for split, examples in EXAMPLES[name].items()}
+        raw = benchmark.raw
+        if name == "cityscapes":
+            cities = {"train": "ulm", "validation": "lindau", "test": "bonn"}
+            raw = dataclasses.replace(raw, num_by_prefix={split: {city: 2} for split, city in cities.items()})
+        elif name == "ade20k":
+            names = {split: [example[0] for example in examples] for split, examples in EXAMPLES[name].items()}
+            raw = dataclasses.replace(raw, names=lambda files, split, names=names: names[split])
+        small = dataclasses.replace(benchmark, num_examples=counts, raw=raw)
+        monkeypatch.setitem(ccnet_hf.data.BENCHMARKS, name, small)
+
+
+def read_rows(output_dir: Path) -> dict[str, dict[str, dict]]:
+    rows = {}
+    for path in sorted((output_dir / "data").glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            assert rows.setdefault(path.name.split("-")[0], {}).setdefault(row["name"], row) is row, "a name twice"
+    return rows
+
+
+def decode(encoded: dict) -> np.ndarray:
+    picture = PIL.Image.open(io.BytesIO(encoded["bytes"]))
+    assert picture.mode == "L"
+    return np.asarray(picture)
+
+
+def check(output_dir: Path, expected: dict[str, dict[str, tuple[bytes, np.ndarray]]]) -> None:
+    rows = read_rows(output_dir)
+    assert {split: list(found) for split, found in rows.items()} == {s: sorted(e) for s, e in expected.items() if e}
+    for split, examples in expected.items():
+        for name, (image, label) in examples.items():
+            row = rows[split][name]
+            assert row["image"]["bytes"] == image
+            np.testing.assert_array_equal(decode(row["label"]), label)
+            assert row["classes"] == sorted(set(np.unique(label).tolist()) - {255})
+
+
+@pytest.mark.parametrize("form", ["folder", "archive", "archives", "nested", "doubled"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_form_of_a_distribution_gives_the_same_dataset(tmp_path, name, form):
+    expected = write_distribution(tmp_path / "raw", name)
+    source = tmp_path / "source"
+    source.mkdir()
+    folders = [path.name for path in (tmp_path / "raw").iterdir()]
+    if form == "folder":
+        source = tmp_path / "raw"
+    elif form == "archive":
+        source = pack(tmp_path / "raw", source / "all.tar")
+    elif form == "archives":  # as downloaded: one for the pictures, one for the labels
+        for folder in folders:
+            pack(tmp_path / "raw", source / (f"{folder}.tgz" if "benchmark" in folder else f"{folder}.zip"), folder)
+    elif form == "nested":
+        for folder in folders:
+            pack(tmp_path / "raw", source / "inner" / f"{folder}.zip", folder)
+        source = pack(source, tmp_path / "all.tar.gz")
+    else:
+        for folder in folders:
+            shutil.move(tmp_path / "raw" / folder, source / folder / folder)
+    prepared = prepare_dataset(name, source, tmp_path / "out")
+    check(tmp_path / "out", expected)
+    assert prepared.num_examples == {split: len(examples) for split, examples in expected.items()}
+    assert prepared.skipped == []
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "data"]
+
+
+def test_loads_mapped_streamed_and_with_other_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    expected = write_distribution(tmp_path / "raw", "camvid")
+    mapped = build("camvid", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
+    assert {split: len(rows) for split, rows in mapped.items()} == {"train": 2, "validation": 2, "test": 2}
+    features = mapped["train"].features
+    assert isinstance(features["image"], datasets.Image)
+    assert isinstance(features["label"], datasets.Image)
+    assert features["classes"].feature.names == list(ccnet_hf.data.CAMVID.class_names)
+    streamed = datasets.load_dataset(str(tmp_path / "out"), streaming=True)
+    assert list(streamed) == list(mapped)
+    for split in mapped:
+        rows = list(streamed[split])
+        assert rows == list(mapped[split])
+        for row in rows:
+            np.testing.assert_array_equal(np.asarray(row["label"]), expected[split][row["name"]][1])
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    mapped["test"].rename_columns({"image": "pixels", "label": "mask"}).to_parquet(renamed / "test.parquet")
+    columns = {"image_column_name": "pixels", "label_column_name": "mask"}
+    for streaming in (False, True):
+        split = load_split(str(renamed), "test", **columns, streaming=streaming)
+        assert [row["label"]["bytes"] for row in split] == [
+            row["label"]["bytes"] for row in load_split(str(tmp_path / "out"), "test")
+        ]
+
+
+def test_card_states_terms_counts_mapping_and_classes(tmp_path):
+    write_distribution(tmp_path / "raw", "lip")
+    prepare_dataset("lip", tmp_path / "raw", tmp_path / "out")
+    card = DatasetCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "other"
+    assert card.data.license_link.startswith("http")
+    assert card.data.task_categories == ["image-segmentation"]
+    assert [split["num_examples"] for split in card.data.dataset_info["splits"]] == [2, 2]
+    assert "non-commercial research" in card.text
+    assert "| 19 | Right-shoe | 255 170 0 |" in card.text
+    assert ccnet_hf.data.LIP.raw.mapping in card.text
+
+
+# Labels by every route
+
+
+def test_cityscapes_takes_training_ids_where_only_they_exist(tmp_path):
+    expected = write_distribution(tmp_path / "raw", "cityscapes")
+    for path in list((tmp_path / "raw").rglob("*_labelIds.png")):
+        name = path.name.removesuffix("_gtFine_labelIds.png")
+        label = next(examples[name][1] for examples in expected.values() if name in examples)
+        path.with_name(f"{name}_gtFine_labelTrainIds.png").write_bytes(encode(label))
+        if "lindau" not in name:
+            path.unlink()
+        else:  # a picture made by somebody else is not preferred to the official one
+            path.with_name(f"{name}_gtFine_labelTrainIds.png").write_bytes(encode(np.zeros_like(label)))
+    prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out")
+    check(tmp_path / "out", expected)
+
+
+def test_voc_reads_sbd_files_and_falls_back_to_their_pictures(tmp_path):
+    scipy_io = pytest.importorskip("scipy.io", reason="reading SBD's files needs scipy")
+    expected = write_distribution(tmp_path / "raw", "voc12aug")
+    voc, sbd = tmp_path / "raw/VOCdevkit/VOC2012", tmp_path / "raw/benchmark_RELEASE/dataset"
+    name = "2008_000002"
+    (voc / "ImageSets/Segmentation/train.txt").write_text("2007_000001\n")
+    (voc / f"SegmentationClass/{name}.png").unlink()
+    (sbd / "img").mkdir()
+    shutil.move(voc / f"JPEGImages/{name}.jpg", sbd / f"img/{name}.jpg")
+    (sbd / "val.txt").write_text(f"{name}\n2009_000003\n")
+    (sbd / "cls").mkdir()
+    label = np.arange(240, dtype=np.uint8).reshape(12, 20) % 21
+    wrong = np.full_like(label, 3)
+    kind = [("Boundaries", object), ("Segmentation", object), ("CategoriesPresent", object)]
+    for stem, segmentation in ((name, label), ("2007_000001", wrong)):  # VOC's own label wins over SBD's
+        record = np.array([(np.zeros((20, 1)), segmentation, np.unique(segmentation))], dtype=kind)
+        scipy_io.savemat(sbd / f"cls/{stem}.mat", {"GTcls": record})
+    expected["train"][name] = (expected["train"][name][0], label)
+    prepare_dataset("voc12aug", tmp_path / "raw", tmp_path / "out")
+    check(tmp_path / "out", expected)
+    content = (sbd / f"cls/{name}.mat").read_bytes()
+    (sbd / f"cls/{name}.mat").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{name}.mat: is not a whole SBD file"):
+        prepare_dataset("voc12aug", tmp_path / "raw", tmp_path / "other")
+
+
+def test_voc_training_list_is_the_official_one(shared_dir):
+    from ccnet_hf.data.voc12aug import training_names
+
+    official = (shared_dir / "reference/lists/voc_train_aug.txt").read_text().split()
+    val = (shared_dir / "reference/lists/voc_val.txt").read_text().split()
+    # VOC's list and SBD's two lists overlap each other and the validation list; any such division gives the same.
+    generator = np.random.default_rng(0)
+    voc_train = set(generator.choice(official, 1464, replace=False).tolist())
+    sbd = set(official) - set(list(voc_train)[:700]) | set(val[::2])
+    assert training_names(voc_train, set(val), sbd) == set(official)
+    assert len(official) == ccnet_hf.data.VOC12AUG.num_examples["train"]
+
+
+def test_voc_palette_expanded_to_rgb_is_mapped_back(tmp_path):
+    expected = write_distribution(tmp_path / "raw", "voc12aug")
+    for path in (tmp_path / "raw").rglob("SegmentationClass/*.png"):
+        PIL.Image.open(path).convert("RGB").save(path)
+    prepare_dataset("voc12aug", tmp_path / "raw", tmp_path / "out")
+    check(tmp_path / "out", expected)
+
+
+def test_voc_palette_in_another_order_is_read_by_its_colours(tmp_path):
+    expected = write_distribution(tmp_path / "raw", "voc12aug")
+    palette = np.array(voc_palette()).reshape(256, 3)
+    for path in (tmp_path / "raw").rglob("SegmentationClass/*.png"):
+        indices = 255 - np.asarray(PIL.Image.open(path))
+        path.write_bytes(encode(indices, palette=palette[::-1].ravel().tolist()))
+    prepare_dataset("voc12aug", tmp_path / "raw", tmp_path / "out")
+    check(tmp_path / "out", expected)
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "ade20k", "lip", "camvid"])
+def test_colours_are_refused_where_they_do_not_tell_the_classes(tmp_path, name, capsys):
+    write_distribution(tmp_path / "raw", name)
+    path = tmp_path / "raw" / EXAMPLES[name]["train"][0][2]
+    PIL.Image.open(path).convert("RGB").save(path)
+    assert main([name, "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert f"{path}: a label map has one channel of ids, this one has mode RGB" in message
+
+
+# Damage
+
+
+def damage_missing_label(raw: Path, name: str) -> str:
+    path = raw / EXAMPLES[name]["train"][1][2]
+    path.unlink()
+    return f"split train has no label for {EXAMPLES[name]['train'][1][0]}"
+
+
+def damage_truncated_picture(raw: Path, name: str) -> str:
+    path = raw / EXAMPLES[name]["train"][1][1]
+    path.write_bytes(path.read_bytes()[:-200])
+    return f"{path}: cannot be read"
+
+
+def damage_truncated_label(raw: Path, name: str) -> str:
+    path = raw / EXAMPLES[name]["train"][1][2]
+    path.write_bytes(path.read_bytes()[:-60])
+    return f"{path}: cannot be read"
+
+
+def damage_label_id(raw: Path, name: str) -> str:
+    path = raw / EXAMPLES[name]["train"][1][2]
+    label = np.array(PIL.Image.open(path))
+    label[3, 4] = 77 if name != "ade20k" else 151
+    if name == "voc12aug":
+        path.write_bytes(encode(label, palette=voc_palette()))
+        return f"{path}: colour {tuple(voc_palette()[77 * 3 : 78 * 3])} at row 3, column 4 is no class's colour"
+    path.write_bytes(encode(label))
+    return f"{path}: label id {label[3, 4]} is none of 0..{max(MAPPINGS[name])}"
+
+
+def damage_size(raw: Path, name: str) -> str:
+    path = raw / EXAMPLES[name]["train"][1][2]
+    PIL.Image.open(path).crop((0, 0, 19, 12)).save(path)
+    return f"{path}: the label map is 12x19, its picture 12x20"
+
+
+DAMAGES = [
+    damage_missing_label,
+    damage_truncated_picture,
+    damage_truncated_label,
+    damage_label_id,
+    damage_size,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_damage_is_named_or_skipped_and_counted(tmp_path, name, damage, capsys):
+    expected = write_distribution(tmp_path / "raw", name)
+    message = damage(tmp_path / "raw", name)
+    command = [name, "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out" / "README.md").exists()
+    assert main([*command, "--skip_corrupt"]) == 0
+    output = capsys.readouterr().out
+    assert "1 examples were left out" in output
+    assert message.removeprefix("split train has no label for ") in output
+    del expected["train"][EXAMPLES[name]["train"][1][0]]
+    check(tmp_path / "out", expected)
+    assert "Left out because a file was missing or damaged: 1." in (tmp_path / "out" / "README.md").read_text()
+    assert main([*command, "--skip_corrupt"]) == 0  # what was left out is not forgotten when the shard is kept
+    assert "1 examples were left out" in capsys.readouterr().out
+    assert main(command) == 1
+
+
+def test_empty_split(tmp_path, capsys):
+    expected = write_distribution(tmp_path / "raw", "camvid")
+    for folder in ("val", "valannot"):
+        shutil.rmtree(tmp_path / "raw" / "CamVid" / folder)
+    command = ["camvid", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "split validation has 0 of 2 examples (missing: 16E5_f1, 16E5_f2)" in capsys.readouterr().err
+    assert main([*command, "--allow_incomplete"]) == 0
+    assert "train 2 of 2, validation 0 of 2, test 2 of 2" in capsys.readouterr().out
+    check(tmp_path / "out", {**expected, "validation": {}})
+    assert list(datasets.load_dataset(str(tmp_path / "out"), streaming=True)) == ["train", "test"]
+
+
+def test_missing_pictures_are_told_by_city(tmp_path):
+    write_distribution(tmp_path / "raw", "cityscapes")
+    for _, image, label in EXAMPLES["cityscapes"]["train"][:1]:
+        (tmp_path / "raw" / image).unlink()
+        (tmp_path / "raw" / label).unlink()
+    with pytest.raises(ValueError, match=r"split train has 1 of 2 examples \(missing: ulm 1 of 2\)"):
+        prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_something_else_is_refused(tmp_path, name):
+    write(tmp_path / "raw", "pictures/cat.jpg", b"")
+    with pytest.raises(ValueError, match=r"looked for|is missing"):
+        prepare_dataset(name, tmp_path / "raw", tmp_path / "out", allow_incomplete=True)
+
+
+def test_too_many_examples_are_not_the_benchmark(tmp_path):
+    write_distribution(tmp_path / "raw", "cityscapes")
+    write(tmp_path / "raw", "leftImg8bit/val/lindau/lindau_000000_000009_leftImg8bit.png", b"")
+    with pytest.raises(ValueError, match="split validation has 3 examples, Cityscapes has 2"):
+        prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out", allow_incomplete=True)
+
+
+def test_two_copies_of_an_archive(tmp_path):
+    expected = write_distribution(tmp_path / "raw", "lip")
+    archive = pack(tmp_path / "raw", tmp_path / "source" / "LIP.zip")
+    shutil.copy(archive, archive.with_name("LIP (1).zip"))
+    prepare_dataset("lip", tmp_path / "source", tmp_path / "out")
+    check(tmp_path / "out", expected)
+    write_distribution(tmp_path / "other", "lip")
+    path = EXAMPLES["lip"]["validation"][0][2]
+    write(tmp_path / "other", path, encode(np.zeros((12, 20), np.uint8)))
+    pack(tmp_path / "other", archive.with_name("LIP (1).zip"))
+    with pytest.raises(ValueError, match=r"LIP \(1\).zip:.*and .*LIP.zip:.*3_103.png should be copies of one file"):
+        prepare_dataset("lip", tmp_path / "source", tmp_path / "again")
+
+
+# Shards
+
+
+def test_finished_shards_are_kept_and_the_result_is_the_same(tmp_path, monkeypatch):
+    expected = write_distribution(tmp_path / "raw", "cityscapes")
+    prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "whole", max_shard_size=1)
+    written = prepare_module.write_shard
+
+    def fail_on_the_third(shard, rows, *args):
+        if shard.path.name.startswith("validation-00000"):
+            rows = (row for row in [next(iter(rows)), None])  # the second row breaks the writing
+        return written(shard, rows, *args)
+
+    with monkeypatch.context() as context:
+        context.setattr(prepare_module, "write_shard", fail_on_the_third)
+        with pytest.raises(TypeError):
+            prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert sorted(path.name for path in files) == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    prepared = prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
+    assert prepared.num_kept_shards == 2
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    check(tmp_path / "out", expected)
+    for path in (tmp_path / "whole").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+    # A file that has changed makes its shard anew, a shard of another division is not mixed in.
+    changed = tmp_path / "raw" / EXAMPLES["cityscapes"]["train"][0][1]
+    changed.write_bytes(encode(np.zeros((12, 20, 3), np.uint8)))
+    prepared = prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
+    assert prepared.num_kept_shards == 5
+    assert read_rows(tmp_path / "out")["train"][EXAMPLES["cityscapes"]["train"][0][0]]["image"]["bytes"] == (
+        changed.read_bytes()
+    )
+    with pytest.raises(ValueError, match=r"test-00000-of-00002\.parquet is not part of this dataset"):
+        prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out")
+
+
+KILLED = """
+import os, signal, sys
+from ccnet_hf.data import shards
+make_row, count = shards.make_row, 0
+def make_row_or_die(*args):
+    global count
+    count += 1
+    if count == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make_row(*args)
+shards.make_row = make_row_or_die
+from ccnet_hf.data.prepare import prepare_dataset
+prepare_dataset("lip", sys.argv[1], sys.argv[2], allow_incomplete=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_whole_shards_only(tmp_path):
+    expected = write_distribution(tmp_path / "raw", "lip")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "raw"), str(tmp_path / "out")]
+    assert subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == -signal.SIGKILL
+    shards = list((tmp_path / "out" / "data").glob("*.parquet"))
+    assert [path.name for path in shards] == ["train-00000-of-00001.parquet"]
+    before = shards[0].stat().st_mtime_ns
+    prepared = prepare_dataset("lip", tmp_path / "raw", tmp_path / "out")
+    assert prepared.num_kept_shards == 1
+    assert shards[0].stat().st_mtime_ns == before
+    check(tmp_path / "out", expected)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_several_workers_give_the_same_files(tmp_path):
+    write_distribution(tmp_path / "raw", "camvid")
+    source = pack(tmp_path / "raw", tmp_path / "camvid.zip")
+    prepare_dataset("camvid", source, tmp_path / "one")
+    prepare_dataset("camvid", source, tmp_path / "two", num_proc=2)
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")]
+    assert len(files) == 4
+    for path in files:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
+
+
+# The Hub, and arguments
+
+
+def test_pushes_to_a_private_repository_only(tmp_path, monkeypatch):
+    calls, private = [], [True]
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo, **options: calls.append((repo, options)) or "url")
+    monkeypatch.setattr(HfApi, "repo_info", lambda self, *args, **options: type("Info", (), {"private": private[0]}))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: calls.append(options))
+    assert push_dataset(tmp_path, "me/camvid") == "url"
+    assert calls[0] == ("me/camvid", {"repo_type": "dataset", "private": True, "exist_ok": True})
+    assert calls[1]["folder_path"] == tmp_path
+    private[0] = False
+    with pytest.raises(ValueError, match="me/camvid is public"):
+        push_dataset(tmp_path, "me/camvid")
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["coco", "--source", "x", "--output_dir", "y"], 2, "invalid choice: 'coco'"),
+        (["lip", "--source", "nowhere", "--output_dir", "y"], 1, "nowhere does not exist"),
+        (["lip", "--source", __file__, "--output_dir", "y"], 1, "is neither a folder nor an archive"),
+        (["lip", "--source", ".", "--output_dir", __file__], 1, "is a file"),
+        (["lip", "--source", ".", "--output_dir", "y", "--num_proc", "0"], 1, "num_proc must be at least 1, it is 0"),
+    ],
+)
+def test_wrong_arguments_are_one_line(tmp_path, monkeypatch, capsys, arguments, status, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        found = main(arguments)
+    except SystemExit as error:
+        found = error.code
+    assert found == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+# Real files
+
+
+FIXTURES = {"cityscapes": "cityscapes", "ade20k": "ade20k", "voc12aug": "voc", "lip": "lip", "camvid": "camvid"}
+LABELS = {
+    "cityscapes": "gtFine/*/*/{name}_gtFine_labelIds.png",
+    "ade20k": "*/annotations/*/{name}.png",
+    "voc12aug": "VOCdevkit/*/SegmentationClass/{name}.png",
+    "lip": "*/*_segmentations/{name}.png",
+    "camvid": "CamVid/*annot/{name}.png",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_real_files_pixel_for_pixel(shared_dir, tmp_path, name, packed):
+    source = shared_dir / "fixtures" / FIXTURES[name]
+    if packed:
+        packed_source = pack(source, tmp_path / "all.zip")
+    prepare_dataset(name, packed_source if packed else source, tmp_path / "out", allow_incomplete=True)
+    rows = read_rows(tmp_path / "out")
+    assert {split: len(found) for split, found in rows.items()} == {
+        "cityscapes": {"validation": 1},
+        "ade20k": {"train": 1, "validation": 2},
+        "voc12aug": {"validation": 2},  # both pictures are in the validation list, and that is what counts
+        "lip": {"train": 1, "validation": 1},
+        "camvid": {"train": 2, "validation": 1, "test": 2},
+    }[name]
+    mapping = MAPPINGS[name]
+    if name == "cityscapes":
+        official = json.loads((shared_dir / "reference/classes/cityscapes.json").read_text())["label_id_to_train_id"]
+        assert {int(k): v for k, v in official.items() if k != "-1"} == mapping
+        assert {value: i for value, i in mapping.items() if i != 255} == CITYSCAPES
+    for row in (row for found in rows.values() for row in found.values()):
+        (path,) = source.glob(LABELS[name].format(name=row["name"]))
+        label = np.asarray(PIL.Image.open(path))
+        np.testing.assert_array_equal(decode(row["label"]), np.vectorize(mapping.__getitem__)(label))
+        pictures = [file for file in source.rglob(row["image"]["path"]) if "annot" not in file.parent.name]
+        assert {row["image"]["bytes"]} == {picture.read_bytes() for picture in pictures}
+
+
+@pytest.mark.parametrize(("name", "count"), [("cityscapes", 2975 + 500 + 1525), ("ade20k", 22210), ("lip", 40462)])
+def test_official_counts(shared_dir, name, count):
+    benchmark = ccnet_hf.data.get_benchmark(name)
+    assert sum(benchmark.num_examples.values()) == count
+    for split, cities in benchmark.raw.num_by_prefix.items():
+        assert sum(cities.values()) == benchmark.num_examples[split]
+
+
+def test_labels_without_pictures(shared_dir, tmp_path):
+    with pytest.raises(ValueError, match="no picture of Cityscapes with its label is in"):
+        prepare_dataset("cityscapes", shared_dir / "fixtures/cityscapes_labels_only", tmp_path / "out")
+
+
+def test_zip_is_read_without_unpacking(tmp_path, monkeypatch):
+    write_distribution(tmp_path / "raw", "lip")
+    source = pack(tmp_path / "raw", tmp_path / "lip.zip")
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", None)
+    monkeypatch.setattr(zipfile.ZipFile, "extract", None)
+    prepare_dataset("lip", source, tmp_path / "out")
