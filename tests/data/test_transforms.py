@@ -1,13 +1,27 @@
-"""Augmentation: label and picture stay together, sizes follow the recipe, colours follow their definition."""
+"""Augmentation: label and picture stay together, sizes follow the recipe, colours follow their definition.
+
+Draws are compared with mmsegmentation's definitions as distributions. Seeds are fixed, so a test passes or fails
+always; bounds are four and a half standard deviations wide.
+"""
 
 import colorsys
+import itertools
+import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
 
-from ccnet_hf.data.transforms import PadToSize, PhotometricDistortion, RandomCrop, RandomResize, training_transforms
+from ccnet_hf.data.transforms import (
+    PadToSize,
+    PhotometricDistortion,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomResize,
+    training_transforms,
+)
 from ccnet_hf.recipes import TrainingRecipe
 
 
@@ -35,6 +49,48 @@ def test_random_resize_follows_the_keep_ratio_rule():
     assert max(heights) - min(heights) > 30
 
 
+def assert_uniform(values, low: float, high: float) -> None:
+    """Kolmogorov and Smirnov's distance from the uniform distribution, at a level of about one in ten thousand."""
+    ranks = sorted((value - low) / (high - low) for value in values)
+    count = len(ranks)
+    distance = max(max(rank - i / count, (i + 1) / count - rank) for i, rank in enumerate(ranks))
+    assert distance < 2.23 / math.sqrt(count)
+
+
+def assert_share(count: int, draws: int, probability: float) -> None:
+    assert abs(count - draws * probability) < 4.5 * math.sqrt(draws * probability * (1 - probability))
+
+
+def resized_as_mmsegmentation(height, width, long, short, ratio):
+    """RandomResize's size: the scale times the ratio, truncated; the factor that fits into it; sides rounded."""
+    long, short = int(long * ratio), int(short * ratio)
+    factor = min(long / max(height, width), short / min(height, width))
+    return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+def test_resize_ratio_is_uniform_and_the_size_mmsegmentations():
+    resize = RandomResize((2048, 1024), (0.5, 2.0))
+    image = torch.empty(3, 1024, 2048)
+    state = torch.get_rng_state()
+    sizes = [tuple(resize.make_params([image])["size"]) for _ in range(2000)]
+    torch.set_rng_state(state)
+    ratios = [float(torch.empty(()).uniform_(0.5, 2.0)) for _ in range(2000)]
+    assert sizes == [resized_as_mmsegmentation(1024, 2048, 2048, 1024, ratio) for ratio in ratios]
+    assert_uniform([height / 1024 for height, _ in sizes], 0.5, 2.0)
+
+
+def test_resize_in_steps_draws_every_step_alike():
+    """The authors' 0.7 + randint(0, 14) / 10, both ends included."""
+    resize = RandomResize((2000, 1000), (0.7, 2.1), ratio_step=0.1)
+    image = torch.empty(3, 1000, 2000)
+    heights = Counter(resize.make_params([image])["size"][0] for _ in range(3000))
+    # Truncation may take one pixel off: 0.7 + 0.1 is less than 0.8.
+    assert {round(height / 100) for height in heights} == set(range(7, 22)) and len(heights) == 15
+    assert all(abs(height - 100 * round(height / 100)) <= 1 for height in heights)
+    for count in heights.values():
+        assert_share(count, 3000, 1 / 15)
+
+
 def test_labels_are_resized_nearest():
     image, label = picture_of(torch.tensor([[0, 200], [200, 0]]))
     _, resized = RandomResize((64, 64), (1.0, 1.0))(image, label)
@@ -47,6 +103,37 @@ def test_crop_keeps_picture_and_label_together():
         cropped, cropped_label = RandomCrop((5, 4), 1.0)(image, label)
         assert cropped_label.shape == (5, 4)
         assert torch.equal(cropped[0], cropped_label)
+
+
+def test_crop_takes_every_place_alike():
+    image, label = picture_of(torch.zeros(9, 8))
+    crop = RandomCrop((6, 4), 1.0)
+    corners = Counter(
+        (params["top"], params["left"]) for params in (crop.make_params([image, label]) for _ in range(4000))
+    )
+    assert set(corners) == set(itertools.product(range(4), range(5)))
+    for count in corners.values():
+        assert_share(count, 4000, 1 / 20)
+
+
+@pytest.mark.parametrize("cat_max_ratio", [0.9, 1.0])
+def test_crop_redraws_ten_times(cat_max_ratio):
+    """With a share p of good windows, 1 - (1 - p)^11 of all crops are good: the eleventh draw stands, seen or not."""
+    row = [0] * 108
+    row[4] = 1
+    row[105:] = [255] * 3
+    image, label = picture_of(torch.tensor([row]))
+
+    def is_good(start: int) -> bool:
+        counts = Counter(value for value in row[start : start + 8] if value != 255)
+        return len(counts) > 1 and max(counts.values()) / sum(counts.values()) < 0.9
+
+    good = sum(is_good(start) for start in range(101)) / 101
+    assert 0.03 < good < 0.1
+    crop = RandomCrop((1, 8), cat_max_ratio)
+    starts = [crop.make_params([image, label])["left"] for _ in range(2000)]
+    expected = 1 - (1 - good) ** 11 if cat_max_ratio < 1 else good
+    assert_share(sum(is_good(start) for start in starts), 2000, expected)
 
 
 def test_crop_avoids_windows_of_one_class():
@@ -117,6 +204,28 @@ def test_each_distortion_comes_in_half_of_the_cases():
         assert low <= min(values) < low + 0.1 * (high - low) and high - 0.1 * (high - low) < max(values) <= high
 
 
+def test_distortions_are_drawn_independently_and_uniformly():
+    draws = [PhotometricDistortion().make_params([]) for _ in range(4000)]
+    names = ("brightness", "contrast", "saturation", "hue")
+    combinations = Counter((*(draw[name] is not None for name in names), draw["contrast_first"]) for draw in draws)
+    assert len(combinations) == 32
+    for count in combinations.values():
+        assert_share(count, 4000, 1 / 32)
+    for name, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5)):
+        assert_uniform([draw[name] for draw in draws if draw[name] is not None], low, high)
+    hues = Counter(draw["hue"] for draw in draws if draw["hue"] is not None)
+    assert set(hues) == set(range(-18, 18))
+    for count in hues.values():
+        assert_share(count, sum(hues.values()), 1 / 36)
+
+
+def test_distortion_leaves_the_label_alone():
+    image, label = picture_of(torch.randint(0, 256, (8, 8)))
+    for _ in range(20):
+        distorted, same = PhotometricDistortion()(image, label)
+        assert torch.equal(same, label) and distorted.dtype == torch.uint8 and distorted.shape == image.shape
+
+
 @pytest.mark.parametrize("pad_before_normalization", [False, True])
 def test_the_whole_chain(pad_before_normalization):
     recipe = TrainingRecipe(
@@ -150,3 +259,34 @@ def test_flip_moves_picture_and_label_together():
         torch.testing.assert_close(torch.as_tensor(pixel_values[0]) * 255, torch.as_tensor(labels).float())
         seen.add(int(labels[0, 0]))
     assert seen == {0, 3}
+
+
+def test_flip_comes_in_half_of_the_cases():
+    image, label = picture_of(torch.arange(4).expand(2, 4))
+    flips = sum(int(RandomHorizontalFlip()(image, label)[1][0, 0]) == 3 for _ in range(1000))
+    assert_share(flips, 1000, 1 / 2)
+
+
+def test_flip_exchanges_left_and_right():
+    """LIP's arms, legs and shoes; other labels and the ignored one keep their ids, and an unflipped map all."""
+    ids = torch.tensor([[0, 13, 14, 15, 16, 17, 18, 19, 255]])
+    image, label = picture_of(ids)
+    flip = RandomHorizontalFlip(((14, 15), (16, 17), (18, 19)))
+    seen = []
+    for _ in range(20):
+        flipped, flipped_label = flip(image, label)
+        assert isinstance(flipped_label, tv_tensors.Mask) and flipped_label.dtype == torch.uint8
+        if torch.equal(torch.as_tensor(flipped), torch.as_tensor(image)):
+            assert flipped_label.tolist() == ids.tolist()
+        else:
+            assert flipped_label.tolist() == [[255, 18, 19, 16, 17, 14, 15, 13, 0]]
+            assert torch.equal(torch.as_tensor(flipped), torch.as_tensor(image).flip(-1))
+        seen.append(tuple(flipped_label[0].tolist()))
+    assert len(set(seen)) == 2
+
+
+def test_the_chain_of_a_recipe_uses_the_benchmarks_pairs():
+    recipe = TrainingRecipe((2, 2), (2, 2), 1, 1, 1, ratio_range=(1.0, 1.0), photometric_distortion=False)
+    chain = training_transforms(recipe, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), flip_label_pairs=((1, 2),))
+    image, label = picture_of(torch.tensor([[0, 1], [0, 1]]))
+    assert {tuple(chain(image, label)[1][0].tolist()) for _ in range(20)} == {(0, 1), (2, 0)}
