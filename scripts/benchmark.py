@@ -1,4 +1,4 @@
-"""Measure speed and memory side by side with the plain form: `op`; `op --help` lists the rest."""
+"""Measure speed and memory side by side with the plain forms: `op`, `model` or `memory`; `op --help` lists the rest."""
 
 from ccnet_hf.benchmark import main
 

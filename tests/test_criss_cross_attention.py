@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet_hf import RecurrentCrissCrossAttention, criss_cross_attention
-from ccnet_hf.benchmark import einsum_attention
+from ccnet_hf.benchmark.forms import einsum_attention
 
 
 # The package exports a function of the module's name, so the module is not an attribute of the package.

@@ -1,0 +1,168 @@
+"""Time and memory of a call, the machine it ran on, and tables of both."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from ccnet_hf import __version__
+
+
+# Calls measured as one where launching and measuring would be a large part of a single call.
+_CUDA_CALLS = 20
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; `ValueError` if nothing can be measured on it."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device takes cpu, cuda, cuda:1, ..., got {name!r}") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"cannot measure on {name}: this machine has no such device, or PyTorch no use of it")
+    return device
+
+
+def check_at_least_one(**numbers: int | None) -> None:
+    """`ValueError` naming the option whose number is less than 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} must be at least 1, got {number}")
+
+
+def parse_size(size: str, option: str) -> tuple[int, int]:
+    """Height and width of `"97x97"`."""
+    numbers = size.split("x")
+    if len(numbers) != 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise ValueError(f"--{option} takes heights and widths like 97x97, got {size!r}")
+    return int(numbers[0]), int(numbers[1])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def call_seconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Wall clock and processor time of one call; the latter, summed over threads, hardly sees other processes.
+
+    On CUDA the mean of calls in a row, as in a network: the device works while the next call is prepared.
+    """
+    calls = _CUDA_CALLS if device.type == "cuda" else 1
+    synchronize(device)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for _ in range(calls):
+        result = call()
+    synchronize(device)
+    elapsed = (time.perf_counter() - start) / calls, (time.process_time() - cpu_start) / calls
+    del result
+    return elapsed
+
+
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """`call` as a CUDA graph: what the device alone needs, without the time that launching takes on the host."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay() -> object:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int:
+    """Largest number of bytes PyTorch's allocator has given out at one time during `call`, beyond what it had before.
+
+    On a CPU the profiler reports every allocation, those inside operators included; what a matrix library takes from
+    the system on its own is not in the figure.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        torch.cuda.synchronize(device)
+        del result
+        return torch.cuda.max_memory_allocated(device) - before
+    # The profiler's own log lines, about missing GPUs and the like.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
+        result = call()
+    del result
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def saved_memory(call: Callable[[], torch.Tensor], known: Sequence[torch.Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of `call`, every storage once, those of `known` not counted."""
+    storages = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = call()
+    for tensor in known:
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    del result
+    return sum(storages.values())
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What a figure depends on: date, device, threads and versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": name,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ccnet_hf": __version__,
+    }
+
+
+def print_environment(values: dict[str, str | int]) -> None:
+    """One line a value, and an empty one."""
+    print(*(f"{name}: {value}" for name, value in values.items()), sep="\n", end="\n\n")
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Cells in columns, the first `left` of them flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:<{width}}" if index < left else f"{cell:>{width}}"
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )

@@ -1,0 +1,166 @@
+"""The other forms, the memory meter and the table of `benchmark.py op`, on tiny sizes."""
+
+import json
+
+import pytest
+import torch
+
+from ccnet_hf import benchmark, criss_cross_attention
+from ccnet_hf.benchmark import checks
+from ccnet_hf.benchmark.forms import einsum_attention, merged_attention, non_local_attention
+from ccnet_hf.benchmark.measuring import peak_memory
+from ccnet_hf.benchmark.op import Case, Comparison, table
+
+
+def plain_line_attention(query, key, value, masked):
+    scores = query @ key.transpose(1, 2)
+    if masked:
+        scores = scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool), float("-inf"))
+    return scores.softmax(-1) @ value, scores.logsumexp(-1)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [einsum_attention, lambda *inputs: merged_attention(plain_line_attention, *inputs)],
+    ids=["einsum", "merged"],
+)
+def test_forms_compute_the_same(form):
+    query, key, value = (torch.randn(2, channels, 5, 7, dtype=torch.float64) for channels in (3, 3, 4))
+    expected = criss_cross_attention(query, key, value)
+    torch.testing.assert_close(form(query, key, value), expected, rtol=0, atol=1e-12)
+
+
+def test_non_local_attention():
+    query, key, value = (torch.randn(2, channels, 3, 4, dtype=torch.float64) for channels in (3, 3, 5))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(tensor.flatten(2).transpose(1, 2) for tensor in (query, key, value)), scale=1.0
+    )
+    actual = non_local_attention(query, key, value).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_peak_memory_counts_what_lives_at_one_time():
+    def call():
+        first = torch.empty(1 << 20, dtype=torch.uint8)
+        temporary = torch.empty(1 << 19, dtype=torch.uint8)
+        del temporary
+        second = torch.empty(1 << 18, dtype=torch.uint8)
+        return first, second
+
+    assert peak_memory(call, torch.device("cpu")) == (1 << 20) + (1 << 19)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_operator_takes_at_most_60_percent_of_the_einsum_form(dtype, backward):
+    height, width, device = 64, 128, torch.device("cpu")
+    inputs = [torch.randn(1, channels, height, width).to(dtype) for channels in (64, 64, 512)]
+    grad_output = torch.ones_like(inputs[2])
+
+    def peak(attention, memory_format):
+        arranged = [tensor.to(memory_format=memory_format).requires_grad_(backward) for tensor in inputs]
+        grad = grad_output.to(memory_format=memory_format)
+
+        def call():
+            output = attention(*arranged)
+            return torch.autograd.grad(output, arranged, grad) if backward else output
+
+        return peak_memory(call, device)
+
+    theirs = peak(einsum_attention, torch.contiguous_format)
+    assert peak(criss_cross_attention, torch.channels_last) <= 0.6 * theirs
+
+
+def test_op(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    file = tmp_path / "op.json"
+    arguments = [
+        "op",
+        "--repeats",
+        "2",
+        "--threads",
+        "1",
+        "--sizes",
+        "3x4",
+        "5x2",
+        "--dtypes",
+        "float32",
+        "float16",
+        "--json",
+        str(file),
+    ]
+    try:
+        assert benchmark.main(arguments) == 0
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    results = json.loads(file.read_text())
+    assert results["environment"]["torch"] == torch.__version__ and results["environment"]["threads"] == 1
+    cases = [tuple(row["case"].values()) for row in results["rows"]]
+    assert cases == [
+        (dtype, 1, *size, backward)
+        for dtype in ("float32", "float16")
+        for size in ((3, 4), (5, 2))
+        for backward in (False, True)
+    ]
+    for row in results["rows"]:
+        assert len(row["seconds"]) == len(row["operator_seconds"]) == 2 and row["form"] == "einsum"
+        positions = row["case"]["height"] * row["case"]["width"]
+        bytes_of_result = 512 * positions * (4 if row["case"]["dtype"] == "float32" else 2)
+        assert row["bytes"] >= bytes_of_result and row["operator_bytes"] >= bytes_of_result
+    lines = printed.split("\n\n")[-1].splitlines()
+    assert len(lines) == 1 + len(cases) and len(set(map(len, lines))) == 1
+
+
+def test_table_shows_medians_and_the_spread_of_pairs():
+    times = ([6.0, 9.0, 6.0], [2.0, 2.0, 4.0], [8.0, 8.0, 8.0], [2.0, 2.0, 2.0])
+    row = Comparison(Case("float32", 1, 2, 3, False), "einsum", *times, 1 << 21, 1 << 20)
+    cells = table([row]).splitlines()[1].split()
+    assert cells[2:5] == ["2x3", "forward", "einsum"]
+    assert cells[5:] == ["6000.0", "2000.0", "3.00x", "1.50..4.50", "4.00x", "2.0", "1.0", "50%"]
+
+
+def test_check_compares_with_float64(monkeypatch, capsys):
+    monkeypatch.setattr(checks, "SHAPES", ((2, 8, 16, 1, 7), (1, 12, 20, 9, 10)))
+    checks.check_operator(torch.device("cpu"))
+    printed = capsys.readouterr().out
+    assert "ok     bfloat16 1x12x20x9x10 gradient of v" in printed and "FAILED" not in printed
+
+
+def test_check_finds_a_wrong_operator(monkeypatch, capsys):
+    monkeypatch.setattr(checks, "SHAPES", ((2, 8, 16, 4, 7),))
+    wrong = lambda query, key, value: criss_cross_attention(query, key, 1.001 * value)  # noqa: E731
+    monkeypatch.setattr(checks, "criss_cross_attention", wrong)
+    with pytest.raises(ValueError, match=r"\d+ of \d+ checks of the operator failed on cpu"):
+        checks.check_operator(torch.device("cpu"))
+    assert "FAILED float32 2x8x16x4x7 output" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (["op", "--sizes", "97"], 1, "'97'"),
+        (["op", "--sizes", "0x5"], 1, "'0x5'"),
+        (["op", "--repeats", "0"], 1, "--repeats"),
+        (["op", "--device", "meta"], 1, "meta"),
+        (["op", "--device", "nowhere"], 1, "nowhere"),
+        (["op", "--threads", "0"], 1, "--threads"),
+        (["op", "--dtypes", "int8"], 2, "bfloat16"),
+        (["op", "--batch_sizes", "0"], 1, "--batch_sizes"),
+        (["op", "--against", "nothing"], 1, "einsum"),
+        (["op", "--against", "sdpa"], 1, "--device cuda"),
+        (["op", "--cuda_graphs"], 1, "--device cuda"),
+        (["memory", "--size", "5"], 1, "--size"),
+        (["model", "--variant", "nothing"], 1, "nothing"),
+        (["model", "--batch_size", "0"], 1, "--batch_size"),
+        (["nothing"], 2, "op"),
+        ([], 2, "op"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, status, complaint, capsys):
+    try:
+        assert benchmark.main(arguments) == status
+    except SystemExit as exit:
+        assert exit.code == status
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1
