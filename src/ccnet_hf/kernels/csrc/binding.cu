@@ -26,6 +26,7 @@
 #include <array>
 #include <initializer_list>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -47,12 +48,13 @@ using criss_cross::View;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kMaximumLength = 4096;         // positions along an axis
+constexpr int64_t kMaximumLength = 4096;  // positions along an axis
 constexpr int64_t kMaximumQueryChannels = 128;
-constexpr int64_t kChannelMultiple = 8;          // 16 bytes in half precision
+constexpr int64_t kMaximumValueChannels = 1 << 20;
+constexpr int64_t kChannelMultiple = 8;  // 16 bytes in half precision
 constexpr int64_t kAlignment = 16;
 
-// --- what was given, in words ----------------------------------------------------------------------------------------
+// --- what was given, in words ---------------------------------------------------------------------------------------
 
 struct Named {
   const char* name;
@@ -102,7 +104,9 @@ bool on_this_device(const Tensor& tensor, const Tensor& first) {
 
 // The functional form has checked its inputs already; this is for callers of torch.ops.
 void check(const char* requirement, bool holds, std::initializer_list<Named> tensors) {
-  STD_TORCH_CHECK(holds, "criss_cross_attention needs ", requirement, ", got ", describe(tensors));
+  if (!holds) {
+    throw std::runtime_error(std::string("criss_cross_attention needs ") + requirement + ", got " + describe(tensors));
+  }
 }
 
 void check_attention(const Tensor& query, const Tensor& key, const Tensor& value, std::initializer_list<Named> all) {
@@ -117,7 +121,7 @@ void check_devices(std::initializer_list<Named> all) {
   for (const auto& named : all) check("one CUDA device", on_this_device(named.tensor, first), all);
 }
 
-// --- what the kernels take -------------------------------------------------------------------------------------------
+// --- what the kernels take ------------------------------------------------------------------------------------------
 
 bool data_type(const Tensor& tensor, DataType* type) {
   switch (tensor.scalar_type()) {
@@ -138,7 +142,7 @@ int64_t width(const Tensor& tensor) { return tensor.size(tensor.dim() - 1); }
 bool kernels_take(const Tensor& query, const Tensor& value, Problem* problem) {
   if (query.dim() > 4 || query.numel() == 0 || value.numel() == 0 || !data_type(query, &problem->type)) return false;
   if (height(query) > kMaximumLength || width(query) > kMaximumLength) return false;
-  if (query.size(1) > kMaximumQueryChannels || value.size(1) > INT32_MAX || query.size(0) > INT32_MAX) return false;
+  if (query.size(1) > kMaximumQueryChannels || value.size(1) > kMaximumValueChannels) return false;
   problem->batch = static_cast<int>(query.size(0));
   problem->height = static_cast<int>(height(query));
   problem->width = static_cast<int>(width(query));
@@ -249,14 +253,15 @@ struct CurrentDevice {
 };
 
 void check_launch(cudaError_t error) {
+  if (error == cudaSuccess) return;
 #ifdef CRISS_CROSS_SIMULATOR
-  STD_TORCH_CHECK(error == cudaSuccess, "criss_cross_attention: error ", static_cast<int>(error));
+  throw std::runtime_error("criss_cross_attention: " + simulator::error);
 #else
-  STD_TORCH_CHECK(error == cudaSuccess, "criss_cross_attention: ", cudaGetErrorString(error));
+  throw std::runtime_error(std::string("criss_cross_attention: ") + cudaGetErrorString(error));
 #endif
 }
 
-// --- what the kernels do not take goes to PyTorch ------------------------------------------------------------------------
+// --- what the kernels do not take goes to PyTorch -------------------------------------------------------------------
 
 #define CCNET_STRING(name) C10_STRINGIZE(name)
 
@@ -269,7 +274,7 @@ std::array<Tensor, Outputs> call(const char* name, const Tensors&... tensors) {
   return outputs;
 }
 
-// --- the operators -------------------------------------------------------------------------------------------------------
+// --- the operators --------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> run_forward(const Problem& problem, const Tensor& query, const Tensor& key,
                                        const Tensor& value, const criss_cross::Residual* residual) {
@@ -288,7 +293,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   check_attention(query, key, value, all);
   Problem problem;
   if (!kernels_take(query, value, &problem)) {
-    auto [output, logsumexp] = call<2>(CCNET_STRING(CCNET_NAMESPACE) "::criss_cross_attention_torch", query, key, value);
+    auto [output, logsumexp] =
+        call<2>(CCNET_STRING(CCNET_NAMESPACE) "::criss_cross_attention_torch", query, key, value);
     return {output, logsumexp};
   }
   check_devices(all);
@@ -335,8 +341,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& qu
     return {grad_query, grad_key, grad_value};
   }
   check_devices(all);
-  check("the logsumexp that the forward pass gave",
-        logsumexp.is_contiguous() && logsumexp.numel() == problem.batch * int64_t{problem.height} * problem.width, all);
+  const int64_t positions = int64_t{problem.batch} * problem.height * problem.width;
+  check("the logsumexp of the forward pass", logsumexp.is_contiguous() && logsumexp.numel() == positions, all);
   const CurrentDevice device(query);
   Tensor readable_grad = readable(grad), readable_query = readable(query), readable_key = readable(key);
   Tensor readable_value = readable(value), readable_output = readable(output);
