@@ -1,7 +1,7 @@
 """The binding on CPU tensors, over the simulated kernels: views, padding, fallbacks and checks as on a GPU.
 
-It is built as kernel-builder builds it: with operators in a namespace of its own, and the Python side of the project that
-`python -m ccnet_hf.kernels hub` writes.
+It is built as kernel-builder builds it: with operators in a namespace of its own, under the Python side of the project
+that `python -m ccnet_hf.kernels hub` writes.
 """
 
 import importlib.util
