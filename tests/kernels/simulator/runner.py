@@ -32,11 +32,12 @@ class Simulator:
         folder: where to build.
         sources: folder with the kernels.
         sanitize: whether to find accesses out of bounds; some ten times slower.
+        optimize: whether it is built to run often; otherwise it is built in half the time.
     """
 
-    def __init__(self, folder: Path, sources: Path = SOURCES, sanitize: bool = False):
+    def __init__(self, folder: Path, sources: Path = SOURCES, sanitize: bool = False, optimize: bool = True):
         self.executable = folder / "simulate"
-        flags = ["-std=c++17", "-O1", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+        flags = ["-std=c++17", "-O1" if optimize else "-O0", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
         flags += ["-DCRISS_CROSS_SIMULATOR", f"-I{SIMULATOR}", f"-I{sources}"]
         if sanitize:
             flags += ["-fsanitize=address", "-g1"]
@@ -50,9 +51,10 @@ class Simulator:
             list(pool.map(_run, commands))
         _run([find_compiler(), *flags, *map(str, objects), "-o", str(self.executable)])
 
-    def forward(self, query, key, value, gamma=None, residual=None, seed=0):
-        """(B, channels, H, W) tensors -> output in the memory layout of `value` and logsumexp (B, H, W)."""
-        output = torch.full_like(value, torch.nan, memory_format=torch.preserve_format)
+    def forward(self, query, key, value, gamma=None, residual=None, output=None, seed=0):
+        """(B, channels, H, W) tensors -> output, by default in the memory layout of `value`, logsumexp (B, H, W)."""
+        if output is None:
+            output = torch.full_like(value, torch.nan)
         logsumexp = value.new_full((value.shape[0], *value.shape[2:]), torch.nan, dtype=torch.float32)
         inputs = (query, key, value) if gamma is None else (query, key, value, gamma, residual)
         operation = FORWARD if gamma is None else FORWARD_RESIDUAL
@@ -61,9 +63,7 @@ class Simulator:
     def backward(self, grad, query, key, value, output, logsumexp, seed=0):
         """The gradients of query, key and value, each in the memory layout of what it belongs to."""
         inputs = (grad, query, key, value, output, logsumexp)
-        results = tuple(
-            torch.full_like(x, torch.nan, memory_format=torch.preserve_format) for x in (query, key, value)
-        )
+        results = tuple(torch.full_like(tensor, torch.nan) for tensor in (query, key, value))
         return self._call(BACKWARD, query, value, inputs, results, seed)
 
     def _call(self, operation, query, value, inputs, results, seed, gamma=None):

@@ -32,7 +32,9 @@ int64_t blocks_for(const Problem& problem, bool columns, int warps, int chunks) 
 
 }  // namespace
 
-size_t backward_workspace(const Problem& problem) { return forward_workspace(problem); }
+size_t backward_workspace(const Problem& problem) {
+  return sizeof(float) * problem.batch * problem.height * problem.width;
+}
 
 cudaError_t backward(const Problem& problem, const View& grad, const View& query, const View& key, const View& value,
                      const View& output, const float* logsumexp, const MutableView& grad_query,

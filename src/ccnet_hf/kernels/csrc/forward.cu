@@ -18,7 +18,7 @@ void count_launch() { ++launch_count; }
 int64_t launches() { return launch_count; }
 
 size_t forward_workspace(const Problem& problem) {
-  return sizeof(float) * problem.batch * problem.height * problem.width;
+  return sizeof(float2) * problem.batch * problem.height * problem.width;
 }
 
 cudaError_t forward(const Problem& problem, const View& query, const View& key, const View& value,
@@ -26,7 +26,6 @@ cudaError_t forward(const Problem& problem, const View& query, const View& key, 
                     cudaStream_t stream) {
   if (!is_valid(problem)) return cudaErrorInvalidValue;
   if (problem.batch == 0) return cudaSuccess;
-  float* column_logsumexp = static_cast<float*>(workspace);
   return dispatch(problem, [&](auto number, auto depth) {
     using T = decltype(number);
     using Shared = ForwardShared<T, depth>;
@@ -36,8 +35,8 @@ cudaError_t forward(const Problem& problem, const View& query, const View& key, 
       arguments.key = lines_of<T>(key, columns);
       arguments.value = lines_of<T>(value, columns);
       arguments.output = lines_of<T>(output, columns);
-      arguments.logsumexp = lines_of(columns ? column_logsumexp : logsumexp, problem, columns);
-      if (merge) arguments.other_logsumexp = lines_of<const float>(column_logsumexp, problem, columns);
+      arguments.columns = lines_of(static_cast<float2*>(workspace), problem, columns);
+      arguments.logsumexp = lines_of(logsumexp, problem, columns);
       if (residual && !columns) {
         arguments.residual = lines_of<T>(residual->residual, columns);
         arguments.gamma = residual->gamma;
@@ -48,6 +47,7 @@ cudaError_t forward(const Problem& problem, const View& query, const View& key, 
       arguments.query_channels = problem.query_channels;
       arguments.value_channels = problem.value_channels;
       arguments.skip_self = columns;
+      arguments.merge = merge;
       const int warps = warps_for(arguments.length, most_warps<Shared>());
       const int64_t blocks = int64_t{problem.batch} * arguments.lines *
                              ceil_divide(arguments.length, warps * kWarpRows) *

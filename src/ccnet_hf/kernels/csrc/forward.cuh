@@ -4,9 +4,9 @@
 //     output_u = sum_v softmax_v(q_u . k_v) value_v,    v in column j without u, and in row i with u.
 // The affinity map (H + W - 1 numbers per position) is never written to memory. One pass takes every line of one axis
 // for itself, as attention of a line's places among each other with an online softmax: first the columns, where a place
-// does not see itself, then the rows. The second pass merges the two by their log-sum-exp l: with l_c and l_r of column
-// and row, output = (exp(l_c) output_c + exp(l_r) output_r) / (exp(l_c) + exp(l_r)). Strides say what a line is: columns
-// and rows are both read in place.
+// does not see itself, then the rows. The second pass merges the two: with denominators z_c and z_r of column and row,
+// output = (z_c output_c + z_r output_r) / (z_c + z_r). Strides say what a line is: columns and rows are both read in
+// place.
 #pragma once
 
 #include "criss_cross_attention.h"
@@ -29,15 +29,18 @@ constexpr int kStages = 3;
 template <typename T>
 struct ForwardArguments {
   Lines<const T> query, key, value;
-  Lines<T> output;                        // merged in place: the second pass reads what the first one wrote
-  Lines<float> logsumexp;
-  Lines<const float> other_logsumexp;     // of the axis that is done; null in the only or first pass
-  Lines<const T> residual;                // null without one
+  Lines<T> output;                 // merged in place: the second pass reads what the first one wrote
+  // The softmax' maximum x and denominator y = sum of exp(score - x) for the columns alone: the first pass writes them
+  // and the second reads them. Not their log-sum-exp: beside a score of 1e10 it cannot hold the logarithm of y.
+  Lines<float2> columns;
+  Lines<float> logsumexp;          // written by the pass over rows
+  Lines<const T> residual;         // null without one
   const void* gamma;
   DataType gamma_type;
-  int lines, length;                      // of one picture
+  int lines, length;               // of one picture
   int query_channels, value_channels;
-  bool skip_self;
+  bool skip_self;                  // the pass over columns
+  bool merge;                      // with what that pass wrote
 };
 
 // Shared memory: the block's queries, then for every stage a step of keys and of values.
@@ -183,37 +186,42 @@ __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) forward_kernel(co
   });
   softmax.finish();
 
-  // Normalise; merge with the other axis; write the log-sum-exp, one block of the line's chunks for all.
+  // Normalise and merge; one block of a row's chunks writes the statistics for all.
+  const bool writes = work.first_channel == 0 && Lane().pair == 0;
   float weight[2], other_weight[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = first_row + Lane().row + 8 * half;
-    weight[half] = 1.0f / softmax.sum[half];
+    float maximum = softmax.maximum[half], sum = softmax.sum[half];
+    weight[half] = 1.0f / sum;
     if (row >= length) continue;
-    float logsumexp = softmax.maximum[half] + logf(softmax.sum[half]);
-    if (arguments.other_logsumexp.data) {
-      const float other =
-          arguments.other_logsumexp.at(work.picture, work.line)[row * arguments.other_logsumexp.place];
-      // As a quotient the two weights sum to 1 even where log(2) is lost beside a score of 1e10.
-      const float larger = fmaxf(logsumexp, other);
-      const float own_part = __expf(logsumexp - larger), other_part = __expf(other - larger);
-      weight[half] *= own_part / (own_part + other_part);
-      other_weight[half] = other_part / (own_part + other_part);
-      logsumexp = larger + logf(own_part + other_part);
+    float2* columns = arguments.columns.at(work.picture, work.line) + row * arguments.columns.place;
+    if (arguments.skip_self) {
+      if (writes) *columns = {maximum, sum};
+      continue;
     }
-    if (work.first_channel == 0 && Lane().pair == 0) {
-      arguments.logsumexp.at(work.picture, work.line)[row * arguments.logsumexp.place] = logsumexp;
+    if (arguments.merge) {
+      const float2 other = *columns;
+      const float larger = fmaxf(maximum, other.x);
+      const float scale = __expf(maximum - larger), other_sum = other.y * __expf(other.x - larger);
+      sum = sum * scale + other_sum;
+      maximum = larger;
+      weight[half] = scale / sum;
+      other_weight[half] = other_sum / sum;
+    }
+    if (writes) {
+      arguments.logsumexp.at(work.picture, work.line)[row * arguments.logsumexp.place] = maximum + logf(sum);
     }
   }
 
-  const bool merge = arguments.other_logsumexp.data, scaled = arguments.residual.data;
+  const bool scaled = arguments.residual.data != nullptr;
   const float gamma = scaled ? read_number(arguments.gamma, arguments.gamma_type) : 1.0f;
   T* output = arguments.output.at(work.picture, work.line) + work.first_channel;
   const T* residual = arguments.residual.at(work.picture, work.line) + work.first_channel;
   finish_rows(sums, length - first_row, channels, [&](int half, int row, int channel, float (&result)[8]) {
     T* target = output + (first_row + row) * arguments.output.place + channel;
     float other[8] = {};
-    if (merge) read_channels(other, target);
+    if (arguments.merge) read_channels(other, target);
 #pragma unroll
     for (int i = 0; i < 8; ++i) result[i] = result[i] * weight[half] + other[i] * other_weight[half];
     if (scaled) {
