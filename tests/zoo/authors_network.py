@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 
 ABN_EPS = 1e-5
+SMALL_SIZES = {"depths": (1, 2, 2, 1), "widths": (4, 8, 8, 16), "channels": 16}
 
 
 class InPlaceABN(nn.Module):

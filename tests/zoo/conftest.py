@@ -1,15 +1,18 @@
 """mmsegmentation checkpoints made of deterministic weights, and what our converter makes of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from authors_network import SMALL_SIZES
 from reference_weights import mmsegmentation_state_dict
 from transformers import AutoModelForSemanticSegmentation
 
 from ccnet_hf import CCNetForSemanticSegmentation
-from ccnet_hf.zoo import convert_checkpoint
+from ccnet_hf.recipes import RECIPES, get_recipe
+from ccnet_hf.zoo import convert_checkpoint, mmsegmentation_key
 
 
 # Depth -> a variant of that depth whose classes the golden files use.
@@ -43,3 +46,29 @@ def load_model(converted_folder) -> Callable[..., CCNetForSemanticSegmentation]:
         return AutoModelForSemanticSegmentation.from_pretrained(converted_folder(depth), **kwargs)
 
     return load
+
+
+@pytest.fixture
+def small_variant(monkeypatch) -> str:
+    """Name of a zoo variant like ccnet-r101-cityscapes with a narrow network, converted in a moment."""
+    recipe = get_recipe("ccnet-r101-cityscapes")
+    backbone = recipe.model["backbone_config"] | {
+        "depths": list(SMALL_SIZES["depths"]),
+        "hidden_sizes": [4 * width for width in SMALL_SIZES["widths"]],
+    }
+    model = recipe.model | {"backbone_config": backbone, "hidden_size": SMALL_SIZES["channels"]}
+    monkeypatch.setitem(RECIPES, "ccnet-small", replace(recipe, name="ccnet-small", model=model))
+    return "ccnet-small"
+
+
+@pytest.fixture
+def small_checkpoint(small_variant) -> dict[str, torch.Tensor]:
+    """A state dict for it, named as in mmsegmentation."""
+    torch.manual_seed(0)
+    state_dict = CCNetForSemanticSegmentation(get_recipe(small_variant).config()).state_dict()
+    for tensor in state_dict.values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 1)
+    gamma = "model.head.attention.gamma"
+    state_dict[gamma] = state_dict[gamma].reshape(())
+    return {mmsegmentation_key(key): tensor for key, tensor in state_dict.items()}

@@ -1,37 +1,21 @@
 """The authors' checkpoints: what the converted folder computes against the authors' network in plain formulas."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from authors_network import AuthorsNetwork, slide
+from authors_network import SMALL_SIZES, AuthorsNetwork, slide
 from golden_files import assert_close
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ccnet_hf.inference import predict_logits
 from ccnet_hf.inference.logits import window_positions
-from ccnet_hf.recipes import RECIPES, get_recipe
 from ccnet_hf.zoo.convert import main
 
 
 VARIANT = "ccnet-r101-cityscapes"
 MEAN_BGR = np.array([104.00698793, 116.66876762, 122.67891434])
-SMALL = {"depths": (1, 2, 2, 1), "widths": (4, 8, 8, 16), "channels": 16}
-
-
-@pytest.fixture
-def small_variant(monkeypatch) -> str:
-    """A variant like `VARIANT` with a narrow network."""
-    recipe = get_recipe(VARIANT)
-    backbone = recipe.model["backbone_config"] | {
-        "depths": list(SMALL["depths"]),
-        "hidden_sizes": [4 * width for width in SMALL["widths"]],
-    }
-    model = recipe.model | {"backbone_config": backbone, "hidden_size": SMALL["channels"]}
-    monkeypatch.setitem(RECIPES, "ccnet-small", replace(recipe, name="ccnet-small", model=model))
-    return "ccnet-small"
 
 
 def authors_network(**sizes) -> AuthorsNetwork:
@@ -74,7 +58,7 @@ def test_full_size(tmp_path):
 @pytest.mark.parametrize("recurrence", [0, 1, 2, 3])
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (65, 97), (66, 62)])
 def test_recurrence_and_sizes(recurrence, height, width, small_variant, tmp_path):
-    network, bgr = authors_network(**SMALL), random_input(2, height, width)
+    network, bgr = authors_network(**SMALL_SIZES), random_input(2, height, width)
     folder = convert(small_variant, network.state_dict(), tmp_path, "--recurrence", str(recurrence))
     found = outputs(folder, bgr)
     for logits, expected in zip(found, network(bgr, recurrence), strict=True):
@@ -102,7 +86,7 @@ def spoilt(name: str, network: AuthorsNetwork) -> None:
 )
 def test_every_peculiarity_shows(peculiarity, head, small_variant, tmp_path):
     """The comparison above would notice each of them."""
-    network, bgr = authors_network(**SMALL), random_input(1, 66, 62)
+    network, bgr = authors_network(**SMALL_SIZES), random_input(1, 66, 62)
     folder = convert(small_variant, network.state_dict(), tmp_path)
     spoilt(peculiarity, network)
     expected = network(bgr, 2)[head]
@@ -111,7 +95,7 @@ def test_every_peculiarity_shows(peculiarity, head, small_variant, tmp_path):
 
 @pytest.mark.parametrize("form", ["model", "counters", "parallel"])
 def test_other_forms_of_the_file(form, small_variant, tmp_path):
-    network, bgr = authors_network(**SMALL), random_input(1, 33, 33)
+    network, bgr = authors_network(**SMALL_SIZES), random_input(1, 33, 33)
     state_dict = network.state_dict()
     content = {
         "model": {"model": state_dict, "iteration": 60000},
@@ -129,7 +113,7 @@ def test_other_forms_of_the_file(form, small_variant, tmp_path):
 
 def test_from_picture_to_scores(small_variant, tmp_path):
     """uint8 RGB through the image processor and sliding windows, as the authors test."""
-    network = authors_network(**SMALL)
+    network = authors_network(**SMALL_SIZES)
     folder = convert(small_variant, network.state_dict(), tmp_path)
     rgb = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
     bgr = torch.from_numpy(rgb[..., ::-1] - MEAN_BGR).permute(2, 0, 1)[None]
@@ -144,7 +128,7 @@ def test_from_picture_to_scores(small_variant, tmp_path):
 
 
 def test_protocol(small_variant, tmp_path):
-    folder = convert(small_variant, authors_network(**SMALL).state_dict(), tmp_path)
+    folder = convert(small_variant, authors_network(**SMALL_SIZES).state_dict(), tmp_path)
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
     config = model.config
@@ -186,15 +170,15 @@ class TestRefusal:
         ],
     )
     def test_content(self, change, reason, small_variant, tmp_path, capsys):
-        state_dict = authors_network(**SMALL).state_dict() | change
+        state_dict = authors_network(**SMALL_SIZES).state_dict() | change
         content = {key: tensor for key, tensor in state_dict.items() if tensor is not None}
         assert reason in self.refuse(capsys, small_variant, content, tmp_path)
 
     def test_other_depth(self, small_variant, tmp_path, capsys):
-        content = authors_network(**SMALL | {"depths": (1, 2, 3, 1)}).state_dict()
+        content = authors_network(**SMALL_SIZES | {"depths": (1, 2, 3, 1)}).state_dict()
         assert "left over: layer3.2." in self.refuse(capsys, small_variant, content, tmp_path)
 
     def test_recurrence(self, small_variant, tmp_path, capsys):
-        content = authors_network(**SMALL).state_dict()
+        content = authors_network(**SMALL_SIZES).state_dict()
         message = self.refuse(capsys, small_variant, content, tmp_path, "--recurrence", "-1")
         assert "recurrence must be at least 0, got -1" in message

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import transformers
 
 from ccnet_hf.command import run_command
 from ccnet_hf.recipes import Recipe
@@ -53,6 +54,7 @@ class ConvertArguments:
 
 def convert(arguments: ConvertArguments) -> None:
     """Convert a CCNet checkpoint of mmsegmentation or of the authors into a folder that `from_pretrained` reads."""
+    transformers.utils.logging.disable_progress_bar()
     checkpoints = Path(arguments.checkpoints or Path(torch.hub.get_dir()) / "checkpoints")
     output = Path(arguments.output)
     if arguments.all:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor
 
@@ -93,6 +94,7 @@ def _meta(config: CCNetConfig, palette: list[list[int]] | None) -> dict[str, Any
 
 def export(arguments: ExportArguments) -> None:
     """Write a folder's model as a checkpoint that mmsegmentation loads."""
+    transformers.utils.logging.disable_progress_bar()
     export_checkpoint(arguments.folder, arguments.output)
     print(f"{arguments.folder} written to {arguments.output}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 
 from ccnet_hf.command import run_command
 from ccnet_hf.inference.loading import load_checkpoint
@@ -44,6 +45,7 @@ class VerifyArguments:
 
 def verify(arguments: VerifyArguments) -> None:
     """Check a converted folder: weights, config, image processor and, where given, golden files and reported mIoU."""
+    transformers.utils.logging.disable_progress_bar()
     folder = Path(arguments.folder)
     model, image_processor = load_checkpoint(arguments.folder)
     recipe = zoo_recipe(arguments.variant or folder.resolve().name)
@@ -68,12 +70,24 @@ def verify(arguments: VerifyArguments) -> None:
 
 
 def _check_equal(folder: Path, what: str, found: dict, expected: dict) -> None:
-    for name in sorted((found.keys() | expected.keys()) - _INCIDENTAL):
+    found, expected = _flat(found), _flat(expected)
+    for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise ValueError(
                 f"{folder}: {what} has {name}={found.get(name)!r}, the recipe {expected.get(name)!r} "
                 "(another variant is named with --variant)"
             )
+
+
+def _flat(fields: dict, prefix: str = "") -> dict:
+    """Fields and, under dotted names, those of the backbone, without what a recipe does not state."""
+    flat = {}
+    for name, value in fields.items():
+        if name == "backbone_config":
+            flat |= _flat(value, f"{name}.")
+        elif name not in _INCIDENTAL:
+            flat[prefix + name] = value
+    return flat
 
 
 def _check_goldens(model: torch.nn.Module, folder: Path) -> None:

@@ -1,0 +1,137 @@
+"""The way back to mmsegmentation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from reference_weights import mmsegmentation_state_dict
+from tiny_models import tiny_model
+
+from ccnet_hf import CCNetImageProcessor
+from ccnet_hf.zoo import convert_checkpoint, export_checkpoint
+from ccnet_hf.zoo.__main__ import main
+
+
+def same_bytes(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return (found.dtype, found.shape, found.numpy().tobytes()) == (
+        expected.dtype,
+        expected.shape,
+        expected.numpy().tobytes(),
+    )
+
+
+def converted(variant: str, state_dict: dict[str, torch.Tensor], tmp_path: Path, **options) -> Path:
+    torch.save({"state_dict": state_dict}, tmp_path / "source.pth")
+    convert_checkpoint(variant, tmp_path / "source.pth", tmp_path / "folder", **options)
+    return tmp_path / "folder"
+
+
+def test_full_size_there_and_back(converted_folder, tmp_path, capsys):
+    output = tmp_path / "new" / "exported.pth"
+    assert main(["export", str(converted_folder(50)), "--output", str(output)]) == 0
+    assert str(output) in capsys.readouterr().out
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    found, expected = torch.load(output, weights_only=True), mmsegmentation_state_dict(50, 19)
+    assert found.keys() == {"meta", "state_dict"}
+    assert found["state_dict"].keys() == expected.keys()
+    assert all(same_bytes(found["state_dict"][key], tensor) for key, tensor in expected.items())
+    # each tensor once, and not the storage of its neighbours with it
+    assert output.stat().st_size < 1.01 * sum(tensor.nbytes for tensor in expected.values()) + 1e6
+    for classes, palette in (
+        (found["meta"]["CLASSES"], found["meta"]["PALETTE"]),
+        (found["meta"]["dataset_meta"]["classes"], found["meta"]["dataset_meta"]["palette"]),
+    ):
+        assert (len(classes), classes[0], classes[18]) == (19, "road", "bicycle")
+        assert (len(palette), palette[0], palette[18]) == (19, [128, 64, 128], [119, 11, 32])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_dtypes_keep_their_bytes(dtype, small_variant, small_checkpoint, tmp_path):
+    source = {
+        key: tensor.to(dtype) if tensor.is_floating_point() else tensor + 5 for key, tensor in small_checkpoint.items()
+    }
+    export_checkpoint(converted(small_variant, source, tmp_path), tmp_path / "exported.pth")
+    found = torch.load(tmp_path / "exported.pth", weights_only=True)["state_dict"]
+    assert found.keys() == source.keys()
+    assert all(same_bytes(found[key], tensor) for key, tensor in source.items())
+
+
+def test_mixed_dtypes_are_widened_without_loss(small_variant, small_checkpoint, tmp_path):
+    source = dict(small_checkpoint)
+    source["decode_head.conv_seg.weight"] = source["decode_head.conv_seg.weight"].half()
+    export_checkpoint(converted(small_variant, source, tmp_path), tmp_path / "exported.pth")
+    found = torch.load(tmp_path / "exported.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(found[key], tensor.to(found[key].dtype)) for key, tensor in source.items())
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32, torch.int64}
+
+
+def test_an_exported_file_converts_again(small_variant, small_checkpoint, tmp_path):
+    folder = converted(small_variant, small_checkpoint, tmp_path)
+    export_checkpoint(folder, tmp_path / "exported.pth")
+    convert_checkpoint(small_variant, tmp_path / "exported.pth", tmp_path / "again")
+    for file in folder.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_classes_without_a_palette(small_variant, small_checkpoint, tmp_path):
+    export_checkpoint(converted(small_variant, small_checkpoint, tmp_path), tmp_path / "named.pth")
+    folder = tmp_path / "folder"
+    processor = CCNetImageProcessor.from_pretrained(folder)
+    processor.palette = None
+    processor.save_pretrained(folder)
+    export_checkpoint(folder, tmp_path / "exported.pth")
+    meta = torch.load(tmp_path / "exported.pth", weights_only=True)["meta"]
+    assert "PALETTE" not in meta and meta["dataset_meta"].keys() == {"classes"}
+
+
+class TestRefusal:
+    def refuse(self, capsys, folder: Path, output: Path) -> str:
+        capsys.readouterr()
+        assert main(["export", str(folder), "--output", str(output)]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and message.count("\n") == 1
+        return message
+
+    @pytest.mark.parametrize(
+        ("fields", "reason"),
+        [
+            ({"head_activation": "leaky_relu"}, "head_activation='leaky_relu'"),
+            ({"query_key_size": 3}, "query_key_size=3"),
+            ({"recurrence": 0}, "recurrence=0"),
+        ],
+    )
+    def test_what_mmsegmentation_cannot_compute(self, fields, reason, tmp_path, capsys):
+        tiny_model(**fields).save_pretrained(tmp_path / "folder")
+        CCNetImageProcessor().save_pretrained(tmp_path / "folder")
+        assert reason in self.refuse(capsys, tmp_path / "folder", tmp_path / "exported.pth")
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+    def test_another_backbone(self, tmp_path, capsys):
+        folder = Path(__file__).parents[2] / "checkpoints" / "ccnet-mobilenetv2-camvid"
+        pytest.importorskip("timm")
+        assert "'timm_backbone'" in self.refuse(capsys, folder, tmp_path / "exported.pth")
+
+    def test_a_file_that_exists(self, tmp_path, capsys):
+        (tmp_path / "mine.pth").write_text("keep")
+        assert "exists" in self.refuse(capsys, tmp_path, tmp_path / "mine.pth")
+        assert (tmp_path / "mine.pth").read_text() == "keep"
+
+    @pytest.mark.parametrize("damage", ["absent", "empty", "no weights", "cut weights", "foreign"])
+    def test_no_model(self, damage, tmp_path, capsys):
+        folder = tmp_path / "folder"
+        if damage != "absent":
+            folder.mkdir()
+        if damage in ("no weights", "cut weights"):
+            tiny_model().save_pretrained(folder)
+            CCNetImageProcessor().save_pretrained(folder)
+            weights = folder / "model.safetensors"
+            content = weights.read_bytes()
+            weights.unlink()
+            if damage == "cut weights":
+                weights.write_bytes(content[: len(content) // 2])
+        if damage == "foreign":
+            (folder / "config.json").write_text(json.dumps({"model_type": "segformer"}))
+        message = self.refuse(capsys, folder, tmp_path / "exported.pth")
+        assert str(folder) in message
+        assert not (tmp_path / "exported.pth").exists()
