@@ -1,11 +1,16 @@
 """The recipe table against the resolved configs of mmsegmentation, field by field."""
 
+import dataclasses
 import json
 
 import pytest
+import torch
 
+from ccnet_hf import CCNetConfig, CCNetResNetConfig
 from ccnet_hf.data import BENCHMARKS, get_benchmark
-from ccnet_hf.recipes import RECIPES, SHORT_NAMES, get_recipe
+from ccnet_hf.data.transforms import training_transforms
+from ccnet_hf.recipes import RECIPES, SHORT_NAMES, TrainingRecipe, get_recipe, override_training
+from ccnet_hf.training.optimization import build_optimizer
 
 
 ZOO_NAMES = [name for name, recipe in RECIPES.items() if recipe.checkpoint_file]
@@ -24,18 +29,81 @@ def variant(zoo, request) -> dict:
     return entry
 
 
-def transforms(pipeline: list[dict]) -> dict[str, dict]:
-    return {step["type"]: step["params"] for step in pipeline}
+def without(entry: dict, *keys: str) -> dict:
+    """An entry without fields that only describe, in words or for mmsegmentation's files."""
+    return {key: value for key, value in entry.items() if key not in keys}
 
 
-def test_there_are_16_zoo_variants_and_two_demo_recipes(zoo):
+def steps_of(pipeline: list[dict]) -> dict[str, dict]:
+    """What every step of a pipeline is told, its class's defaults included."""
+    return {step["type"]: step["defaults"] | step["params"] for step in pipeline}
+
+
+def test_names(zoo):
     assert {RECIPES[name].mmseg_config for name in ZOO_NAMES} == {entry["mmseg_config"] for entry in zoo["variants"]}
     assert len(ZOO_NAMES) == 16
-    assert set(RECIPES) - set(ZOO_NAMES) == {"ccnet-mobilenetv2-camvid", "ccnet-mobilenetv2-camvid-r0"}
+    assert set(RECIPES) - set(ZOO_NAMES) == {
+        "ccnet-r101-cityscapes-authors",
+        "ccnet-r101-cityscapes-authors-ohem",
+        "ccnet-r101-cityscapes-authors-ccl",
+        "ccnet-r101-lip",
+        "ccnet-mobilenetv2-camvid",
+        "ccnet-mobilenetv2-camvid-r0",
+    }
+    assert all(recipe.name == name for name, recipe in RECIPES.items())
+
+
+NORM = {"type": "SyncBN", "requires_grad": True}
+
+
+def head_entry(kind: str, channels: int, in_channels: int, in_index: int, config: CCNetConfig, **fields) -> dict:
+    """A head of zoo.json as our config describes it; what no config can change stands here in full."""
+    return {
+        "type": kind,
+        "in_channels": in_channels,
+        "in_index": in_index,
+        "channels": channels,
+        "num_classes": config.num_labels,
+        "out_channels": config.num_labels,
+        "kernel_size": 3,
+        "dilation": 1,
+        "dropout_ratio": config.classifier_dropout_prob,
+        "align_corners": config.align_corners,
+        "ignore_index": config.semantic_loss_ignore_index,
+        "norm_cfg": NORM,
+        "act_cfg": {"type": {"relu": "ReLU"}[config.head_activation]},
+        "conv_cfg": None,
+        "input_transform": None,
+        "sampler": None if config.ohem_threshold is None else "OHEM",
+        "init": {
+            "conv_seg": f"Normal(mean=0, std={config.initializer_range}), bias 0",
+            "rest": "mmcv ConvModule: kaiming-normal conv, BN weight 1 / bias 0",
+        },
+    } | fields
+
+
+def loss_entry(weight: float, config: CCNetConfig) -> dict:
+    return {
+        "type": "CrossEntropyLoss",
+        "loss_weight": weight,
+        "use_sigmoid": False,
+        "reduction": "mean",
+        "avg_non_ignore": config.loss_reduction == "valid",
+        "class_weight": None,
+        "ignore_index": config.semantic_loss_ignore_index,
+    }
 
 
 @pytest.mark.parametrize(("name", "variant"), [(name, name) for name in ZOO_NAMES], indirect=["variant"])
 class TestZooRecipe:
+    def test_no_part_is_overlooked(self, name, variant):
+        assert set(variant) == {
+            *("mmseg_config", "dataset", "backbone_depth", "crop_size_hw", "iterations", "checkpoint_file"),
+            *("checkpoint_url", "reported", "backbone", "norm", "decode_head", "auxiliary_head", "test_cfg"),
+            *("val_interval", "batch_size", "optimizer", "lr_schedule", "data_preprocessor", "train_pipeline"),
+            *("test_pipeline", "tta", "evaluator", "train_data", "val_data"),
+        }
+
     def test_name_and_source(self, name, variant):
         recipe = RECIPES[name]
         depth, (height, width) = variant["backbone_depth"], variant["crop_size_hw"]
@@ -54,40 +122,67 @@ class TestZooRecipe:
             "frames_per_second_v100": expected["fps_v100"],
         }
 
-    def test_model(self, name, variant):
+    def test_backbone(self, name, variant):
+        recipe = RECIPES[name]
+        config = recipe.config().backbone_config
+        assert type(config) is CCNetResNetConfig
+        assert list(config.hidden_sizes) == [256, 512, 1024, 2048] and config.pool_ceil_mode is False
+        # Of stage k's stride and dilation only the output stride is free: 8 means 1, 2, 1, 1 after a stem of 4.
+        assert config.output_stride == 8
+        assert without(variant["backbone"], "stem", "style", "with_cp") == {
+            "type": "ResNetV1c",
+            "depth": variant["backbone_depth"],
+            "num_stages": len(config.depths),
+            "stage_blocks": list(config.depths),
+            "out_indices": [0, 1, 2, 3],
+            "strides": [1, 2, 1, 1],
+            "dilations": [1, 1, 2, 4],
+            "contract_dilation": config.contract_dilation,
+            "multi_grid": None,
+            "deep_stem": True,
+            "stem_channels": config.stem_size,
+            "base_channels": config.hidden_sizes[0] // 4,
+            "avg_down": False,
+            "stride_in_3x3": True,
+            "frozen_stages": -1,
+            "norm_eval": False,
+            "norm_cfg": NORM,
+            "pretrained": f"open-mmlab://resnet{variant['backbone_depth']}_v1c",
+        }
+        assert recipe.backbone_checkpoint == f"timm/resnet{variant['backbone_depth']}c.gluon_in1k"
+        assert variant["norm"] == NORM | {"eps": 1e-5, "momentum": 0.1}  # PyTorch's own
+
+    def test_heads(self, name, variant):
         config = RECIPES[name].config()
-        backbone, head, auxiliary = variant["backbone"], variant["decode_head"], variant["auxiliary_head"]
-        assert list(config.backbone_config.depths) == backbone["stage_blocks"]
-        assert config.backbone_config.stem_size == backbone["stem_channels"]
-        assert list(config.backbone_config.hidden_sizes) == [256, 512, 1024, head["in_channels"]]
-        # strides (1, 2, 1, 1) after a stem of stride 4
-        assert config.backbone_config.output_stride == 8
-        assert config.backbone_config.contract_dilation == backbone["contract_dilation"]
-        assert config.backbone_config.pool_ceil_mode is False
-        assert list(config.backbone_config.out_features) == ["stage3", "stage4"]
-        assert (auxiliary["in_index"], head["in_index"]) == (2, 3)
+        assert list(config.backbone_config.out_features) == ["stage3", "stage4"] and config.use_auxiliary_head
+        assert variant["decode_head"] == head_entry(
+            *("CCHead", config.hidden_size, config.backbone_config.hidden_sizes[3], 3, config),
+            num_convs=2,
+            concat_input=config.concat_input,
+            loss=loss_entry(1.0, config),
+            recurrence=config.recurrence,
+            attention={
+                "type": "CrissCrossAttention",
+                "in_channels": config.hidden_size,
+                "query_key_channels": config.query_key_size or config.hidden_size // 8,
+                "gamma_init": 0.0,
+            },
+        )
+        assert variant["auxiliary_head"] == head_entry(
+            *("FCNHead", config.auxiliary_channels, config.backbone_config.hidden_sizes[2], 2, config),
+            num_convs=1,
+            concat_input=False,
+            loss=loss_entry(config.auxiliary_loss_weight, config),
+        )
+        assert config.category_consistent_loss_weight == 0
 
-        assert config.num_labels == head["num_classes"] == auxiliary["num_classes"]
-        assert config.hidden_size == head["channels"]
-        assert config.query_key_size in (None, head["attention"]["query_key_channels"])
-        assert config.recurrence == head["recurrence"]
-        assert config.head_activation == head["act_cfg"]["type"].lower()
-        assert config.concat_input == head["concat_input"]
-        assert config.classifier_dropout_prob == head["dropout_ratio"] == auxiliary["dropout_ratio"]
-        assert config.use_auxiliary_head
-        assert config.auxiliary_channels == auxiliary["channels"]
-        assert config.auxiliary_loss_weight == auxiliary["loss"]["loss_weight"]
-        assert config.align_corners == head["align_corners"] == auxiliary["align_corners"]
-        assert config.semantic_loss_ignore_index == head["ignore_index"]
-        assert (config.loss_reduction == "valid") == head["loss"]["avg_non_ignore"]
-        assert head["sampler"] is None and auxiliary["sampler"] is None  # plain cross entropy
-        assert config.initializer_range == 0.01 and head["init"]["conv_seg"] == "Normal(mean=0, std=0.01), bias 0"
-
-        test = variant["test_cfg"]
-        expected = {"mode": test["mode"]}
-        if test["mode"] == "slide":
-            expected |= {"crop_size": test["crop_size_hw"], "stride": test["stride_hw"]}
-        assert config.inference == expected
+    def test_inference(self, name, variant):
+        inference = RECIPES[name].config().inference
+        assert variant["test_cfg"] == {
+            "mode": inference["mode"],
+            "crop_size_hw": inference.get("crop_size"),
+            "stride_hw": inference.get("stride"),
+        }
 
     def test_class_names(self, name, variant, zoo):
         config = RECIPES[name].config()
@@ -99,40 +194,145 @@ class TestZooRecipe:
     def test_image_processor(self, name, variant, zoo):
         recipe = RECIPES[name]
         processor = recipe.image_processor()
-        long, short = transforms(variant["test_pipeline"])["Resize"]["scale"]
+        resize = steps_of(variant["test_pipeline"])["Resize"]
+        assert resize["keep_ratio"] and resize["interpolation"] == "bilinear"
+        long, short = resize["scale"]
         assert dict(processor.size) == {"shortest_edge": short, "longest_edge": long}
         preprocessor = variant["data_preprocessor"]
         assert [255 * value for value in processor.image_mean] == pytest.approx(preprocessor["mean"], rel=1e-12)
         assert [255 * value for value in processor.image_std] == pytest.approx(preprocessor["std"], rel=1e-12)
+        assert preprocessor["bgr_to_rgb"] and preprocessor["channel_order_of_mean_std"] == "RGB"
         assert processor.rescale_factor == 1 / 255
-        assert processor.do_resize and processor.do_rescale and processor.do_normalize
-        assert processor.do_reduce_labels == zoo["datasets"][variant["dataset"]]["reduce_zero_label"]
+        assert processor.do_resize and processor.do_rescale and processor.do_normalize and not processor.do_pad
+        dataset = zoo["datasets"][variant["dataset"]]
+        assert processor.do_reduce_labels == dataset["reduce_zero_label"]
         assert processor.align_corners == variant["decode_head"]["align_corners"]
-        assert [list(colour) for colour in processor.palette] == zoo["datasets"][variant["dataset"]]["palette_rgb"]
+        assert [list(colour) for colour in processor.palette] == dataset["palette_rgb"]
         assert list(recipe.tta_ratios) == variant["tta"]["ratios"]
+        assert variant["tta"]["num_views"] == 2 * len(recipe.tta_ratios) and variant["tta"]["flip"] == "horizontal"
+        assert variant["evaluator"] == {"type": "IoUMetric", "iou_metrics": ["mIoU"]}
 
-    def test_training(self, name, variant):
-        training = RECIPES[name].training
-        steps = transforms(variant["train_pipeline"])
+    def test_data(self, name, variant, zoo):
+        """Splits; the pictures themselves are counted where they are prepared."""
+        benchmark = get_benchmark(RECIPES[name].benchmark)
+        dataset = zoo["datasets"][variant["dataset"]]
+        assert benchmark.num_examples["train"] == dataset["num_images"]["train"]
+        assert {data["type"] for data in (*variant["train_data"], variant["val_data"])} == {dataset["mmseg_class"]}
+        assert benchmark.reduce_labels == bool(
+            steps_of(variant["train_pipeline"])["LoadAnnotations"]["reduce_zero_label"]
+        )
+
+    def test_augmentation(self, name, variant):
+        recipe = RECIPES[name]
+        training = recipe.training
+        steps = steps_of(variant["train_pipeline"])
+        assert list(training.scale) == steps["RandomResize"]["scale"]
+        assert list(training.ratio_range) == steps["RandomResize"]["ratio_range"] and training.ratio_step is None
+        assert steps["RandomResize"]["keep_ratio"] is True
         assert list(training.crop_size) == variant["crop_size_hw"] == steps["RandomCrop"]["crop_size"]
         assert training.cat_max_ratio == steps["RandomCrop"]["cat_max_ratio"]
-        assert list(training.scale) == steps["RandomResize"]["scale"]
-        assert list(training.ratio_range) == steps["RandomResize"]["ratio_range"]
-        assert training.photometric_distortion == ("PhotoMetricDistortion" in steps)
+        assert training.photometric_distortion
+        # These ranges are constants of ours, tested with the transform.
+        assert steps["PhotoMetricDistortion"] == {
+            "brightness_delta": 32,
+            "contrast_range": [0.5, 1.5],
+            "saturation_range": [0.5, 1.5],
+            "hue_delta": 18,
+        }
         assert training.pad_before_normalization == ("Pad" in steps)
-        assert training.batch_size == variant["batch_size"]["total"]
-        assert training.max_train_steps == variant["iterations"] == variant["lr_schedule"]["end"]
+        if "Pad" in steps:
+            assert steps["Pad"]["size"] == list(training.crop_size) and steps["Pad"]["pad_val"] == {
+                "img": 0,
+                "seg": 255,
+            }
+        preprocessor = variant["data_preprocessor"]
+        assert preprocessor["size_hw"] == list(training.crop_size)
+        assert (preprocessor["pad_val"], preprocessor["seg_pad_val"]) == (0, 255)
+
+        chain = training_transforms(training, recipe.image_mean, recipe.image_std).transforms
+        order = [type(step).__name__ for step in chain]
+        theirs = [step["type"] for step in variant["train_pipeline"]]
+        assert theirs == [
+            *("LoadImageFromFile", "LoadAnnotations", "RandomResize", "RandomCrop", "RandomFlip"),
+            *("PhotoMetricDistortion", *(["Pad"] if "Pad" in steps else []), "PackSegInputs"),
+        ]
+        assert order[:4] == ["RandomResize", "RandomCrop", "RandomHorizontalFlip", "PhotometricDistortion"]
+        assert (order.index("PadToSize") < order.index("Normalize")) == ("Pad" in steps)
+        assert chain[1].ignore_index == steps["RandomCrop"]["ignore_index"]
+        assert chain[2].p == steps["RandomFlip"]["prob"] and steps["RandomFlip"]["direction"] == "horizontal"
+        assert steps["RandomFlip"]["swap_seg_labels"] is None
+        assert get_benchmark(recipe.benchmark).flip_label_pairs == ()
+
+    def test_schedule(self, name, variant):
+        training = RECIPES[name].training
+        batch = variant["batch_size"]
+        assert training.batch_size == batch["total"] == batch["gpus"] * batch["per_gpu"]
+        assert training.max_train_steps == variant["iterations"]
         assert training.eval_steps == variant["val_interval"]
-        optimizer, schedule = variant["optimizer"], variant["lr_schedule"]
-        assert training.optimizer == optimizer["type"].lower()
-        assert training.learning_rate == optimizer["lr"]
-        assert training.momentum == optimizer["momentum"]
-        assert training.weight_decay == optimizer["weight_decay"]
-        assert training.max_grad_norm is optimizer["clip_grad"] is None
-        assert training.backbone_learning_rate_factor == 1 and optimizer["paramwise_cfg"] is None
-        assert training.min_learning_rate == schedule["eta_min"]
-        assert training.power == schedule["power"]
-        assert training.warmup_steps == 0 and schedule["warmup"] is None
+        optimizer = build_optimizer(torch.nn.Conv2d(1, 1, 1), training)
+        (group,) = optimizer.param_groups
+        assert without(variant["optimizer"], "note") == {
+            "type": type(optimizer).__name__,
+            "lr": group["lr"],
+            "momentum": group["momentum"],
+            "weight_decay": group["weight_decay"],
+            "nesterov": group["nesterov"],
+            "dampening": group["dampening"],
+            "clip_grad": training.max_grad_norm,
+            "paramwise_cfg": None,
+        }
+        assert training.backbone_learning_rate_factor == 1 and training.warmup_steps == 0
+        assert without(variant["lr_schedule"], "formula") == {
+            "type": "PolyLR",
+            "power": training.power,
+            "eta_min": training.min_learning_rate,
+            "begin": 0,
+            "end": training.max_train_steps,
+            "by_epoch": False,
+            "warmup": None,
+        }
+
+
+def test_authors_recipes():
+    """Against the account of their repository in reference/official.md."""
+    plain, ohem, ccl = (RECIPES[f"ccnet-r101-cityscapes-authors{suffix}"] for suffix in ("", "-ohem", "-ccl"))
+    config = plain.config()
+    backbone = config.backbone_config
+    assert (backbone.stem_size, backbone.pool_ceil_mode, backbone.contract_dilation) == (128, True, False)
+    assert backbone.depths == [3, 4, 23, 3] and backbone.output_stride == 8
+    assert (config.head_activation, config.auxiliary_channels, config.recurrence) == ("leaky_relu", 512, 2)
+    assert config.align_corners and config.loss_reduction == "valid" and config.auxiliary_loss_weight == 0.4
+    assert config.inference == {"mode": "slide", "crop_size": [769, 769], "stride": [513, 513]}
+    assert config.ohem_threshold is None and config.category_consistent_loss_weight == 0
+    training = plain.training
+    assert (training.learning_rate, training.momentum, training.weight_decay) == (0.01, 0.9, 1e-4)
+    assert (training.power, training.min_learning_rate, training.warmup_steps) == (0.9, 0.0, 0)
+    assert (training.batch_size, training.max_train_steps, training.crop_size) == (8, 60000, (769, 769))
+    assert (training.scale, training.ratio_range, training.ratio_step) == ((2048, 1024), (0.7, 2.1), 0.1)
+    assert training.cat_max_ratio == 1.0 and not training.photometric_distortion
+    assert ohem.training == ccl.training == training
+    assert ohem.model == plain.model | {"ohem_threshold": 0.7, "ohem_min_kept": 100000}
+    assert ccl.model == plain.model | {"category_consistent_loss_weight": 1.0}
+    assert ccl.config().category_consistent_channels == 16
+
+
+def test_lip_recipe():
+    recipe = RECIPES["ccnet-r101-lip"]
+    benchmark = get_benchmark("lip")
+    assert recipe.config().num_labels == 20 and recipe.config().category_consistent_loss_weight == 1
+    assert recipe.training.crop_size == (473, 473) and recipe.config().align_corners
+    epochs = recipe.training.max_train_steps * recipe.training.batch_size / benchmark.num_examples["train"]
+    assert epochs == pytest.approx(150, abs=1)
+    assert benchmark.flip_label_pairs == ((14, 15), (16, 17), (18, 19))
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "mobilenet" not in name])
+def test_every_recipe_builds_its_config_processor_and_transforms(name):
+    recipe = RECIPES[name]
+    assert recipe.config().num_labels == get_benchmark(recipe.benchmark).num_labels
+    assert recipe.image_processor().align_corners == recipe.config().align_corners
+    training_transforms(recipe.training, recipe.image_mean, recipe.image_std)
+    assert recipe.backbone_checkpoint.startswith(f"timm/resnet{50 if '-r50-' in name else 101}")
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "ade20k", "voc12aug"])
@@ -173,4 +373,56 @@ def test_a_wrong_name_is_answered_with_the_known_ones():
         get_recipe("ccnet-r50")
     with pytest.raises(ValueError, match="camvid"):
         get_benchmark("coco-stuff")
-    assert set(BENCHMARKS) == {"cityscapes", "ade20k", "voc12aug", "camvid"}
+    assert set(BENCHMARKS) == {"cityscapes", "ade20k", "voc12aug", "lip", "camvid"}
+
+
+def test_override_training():
+    recipe = RECIPES[ZOO_NAMES[0]].training
+    changed = override_training(
+        recipe, {"crop_size": [65, 97], "ratio_range": [1, 2], "max_grad_norm": 5, "learning_rate": None}
+    )
+    assert changed == dataclasses.replace(recipe, crop_size=(65, 97), ratio_range=(1, 2), max_grad_norm=5)
+    with pytest.raises(ValueError, match=r"no 'lr'; it has crop_size, .*learning_rate"):
+        override_training(recipe, {"lr": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("crop_size", [769]),
+        ("crop_size", [769, 0]),
+        ("crop_size", [769.0, 769]),
+        ("scale", [1024, 2048]),
+        ("scale", 1024),
+        ("batch_size", 0),
+        ("batch_size", 2.5),
+        ("max_train_steps", 0),
+        ("eval_steps", -1),
+        ("ratio_range", [2.0, 0.5]),
+        ("ratio_range", [0, 1]),
+        ("ratio_step", 0.0),
+        ("cat_max_ratio", 0.0),
+        ("cat_max_ratio", 1.1),
+        ("photometric_distortion", "no"),
+        ("pad_before_normalization", 1),
+        ("optimizer", "lion"),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", "0.1"),
+        ("min_learning_rate", -1e-4),
+        ("power", -1),
+        ("momentum", 1.0),
+        ("weight_decay", float("inf")),
+        ("warmup_steps", 1.5),
+        ("max_grad_norm", 0),
+        ("backbone_learning_rate_factor", -0.1),
+    ],
+)
+def test_wrong_training_values_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=rf"^{field} must be .*, got "):
+        override_training(RECIPES[ZOO_NAMES[0]].training, {field: value})
+
+
+def test_every_training_field_is_checked():
+    cases = test_wrong_training_values_are_refused_by_name.pytestmark[0].args[1]
+    assert {field for field, _ in cases} == {field.name for field in dataclasses.fields(TrainingRecipe)}

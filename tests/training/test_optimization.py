@@ -6,12 +6,13 @@ from torch import nn
 
 from ccnet_hf import CCNetConfig
 from ccnet_hf.modeling_ccnet import CCNetSemanticSegmenterOutput
-from ccnet_hf.recipes import TrainingRecipe
+from ccnet_hf.recipes import RECIPES, TrainingRecipe
 from ccnet_hf.training.optimization import (
     SegmentationLoss,
     build_optimizer,
     build_scheduler,
     class_weights_from_frequencies,
+    learning_rate_factor,
 )
 
 
@@ -36,6 +37,52 @@ def test_poly_with_floor():
     for step in (0, 1, 50, 99, 100):
         assert rates[step][0] == pytest.approx(1e-4 + (0.01 - 1e-4) * (1 - step / 100) ** 0.9, rel=1e-9)
     assert rates[100][0] == pytest.approx(1e-4)
+
+
+ZOO = [recipe for recipe in RECIPES.values() if recipe.checkpoint_file]
+
+
+@pytest.mark.parametrize("recipe", ZOO, ids=lambda recipe: recipe.name)
+def test_learning_rates_are_mmsegmentations_at_every_step(recipe):
+    """lr(t) = eta_min + (lr0 - eta_min) (1 - t / end)^power for the t-th iteration, t from 0."""
+    training, end = recipe.training, recipe.training.max_train_steps
+    ours = torch.tensor([0.01 * learning_rate_factor(step, training) for step in range(end)], dtype=torch.float64)
+    steps = torch.arange(end, dtype=torch.float64)
+    torch.testing.assert_close(ours, 1e-4 + (0.01 - 1e-4) * (1 - steps / end) ** 0.9, rtol=1e-12, atol=0)
+    assert ours[0] == 0.01 and ours[-1] > 1e-4 and (ours.diff() < 0).all()
+
+
+def test_stepping_through_a_whole_schedule():
+    """The optimiser's own rate at every step, against mmengine's recursion from each rate to the next."""
+    recipe = make_recipe(max_train_steps=3000)
+    expected = [0.01]
+    for step in range(1, 3000):
+        expected.append((expected[-1] - 1e-4) * (1 - 1 / (3000 - step + 1)) ** 0.9 + 1e-4)
+    rates = learning_rates(recipe, 3000)
+    assert [rate for rate, _ in rates] == pytest.approx(expected, rel=1e-9)
+
+
+def test_sgd_decays_every_parameter_like_mmsegmentation(model):
+    """One rate and one decay for weights, biases, batch norms and gamma, with momentum: two steps by formula."""
+    model = model()
+    recipe = RECIPES["ccnet-r50-cityscapes-512x1024-40k"].training
+    optimizer = build_optimizer(model, recipe)
+    names = dict(model.named_parameters())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+    with torch.no_grad():
+        for parameter in names.values():
+            parameter.add_(0.5)  # biases and gamma start at 0
+    before = {name: parameter.detach().clone() for name, parameter in names.items()}
+    gradients = {name: torch.randn_like(parameter) for name, parameter in names.items()}
+    for _ in range(2):
+        for name, parameter in names.items():
+            parameter.grad = gradients[name].clone()
+        optimizer.step()
+    for name, parameter in names.items():
+        first = gradients[name] + 5e-4 * before[name]
+        between = before[name] - 0.01 * first
+        second = 0.9 * first + gradients[name] + 5e-4 * between
+        torch.testing.assert_close(parameter.detach(), between - 0.01 * second, msg=name)
 
 
 def test_warm_up_and_backbone_factor():
@@ -101,8 +148,11 @@ def test_losses_by_hand(reduction):
     torch.testing.assert_close(losses["loss"], losses["decode_loss"] + losses["auxiliary_loss"])
 
 
-def test_losses_without_weights_are_the_models_own(model):
-    model = model().train()
+@pytest.mark.parametrize(
+    "extras", [{}, {"ohem_threshold": 0.5, "ohem_min_kept": 64}, {"category_consistent_loss_weight": 0.5}]
+)
+def test_losses_without_weights_are_the_models_own(model, extras):
+    model = model(**extras).train()
     pixel_values, labels = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))
     labels[:, :9] = 255
     torch.manual_seed(0)
@@ -110,6 +160,34 @@ def test_losses_without_weights_are_the_models_own(model):
     torch.manual_seed(0)
     losses = SegmentationLoss(model.config)(model(pixel_values=pixel_values), labels)
     torch.testing.assert_close(losses["loss"], own)
+    assert ("category_loss" in losses) == ("category_consistent_loss_weight" in extras)
+    assert losses["loss"] == sum(value for name, value in losses.items() if name != "loss")
+
+
+@pytest.mark.parametrize("reduction", ["valid", "all"])
+def test_gradients_of_unequal_passes_add_up_to_the_joined_batch(model, reduction):
+    """Three passes with all, some and none of their pixels labelled, each divided by their number as the loop does."""
+    model = model(loss_reduction=reduction, classifier_dropout_prob=0.0).double().eval()
+    pixel_values = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    labels = torch.randint(0, 3, (3, 32, 32))
+    labels[1, :20] = 255
+    labels[2] = 255
+    loss = SegmentationLoss(model.config)
+
+    def gradients(parts, valid_pixels):
+        model.zero_grad()
+        for part in parts:
+            outputs = model(pixel_values[part], labels=labels[part])
+            (loss(outputs, labels[part], valid_pixels)["loss"] / len(parts)).backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    joined = gradients([slice(0, 3)], None)
+    parts = gradients([slice(i, i + 1) for i in range(3)], (labels != 255).sum() / 3)
+    for one, other in zip(joined, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12)
+    if reduction == "valid":
+        alone = gradients([slice(i, i + 1) for i in range(3)], None)
+        assert not torch.allclose(joined[-1], alone[-1], rtol=1e-2)
 
 
 def test_all_ignored_gives_zero():
