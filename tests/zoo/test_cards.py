@@ -10,7 +10,8 @@ from tiny_zoo import ZOO
 
 from ccnet_hf.data import get_benchmark
 from ccnet_hf.recipes import get_recipe
-from ccnet_hf.zoo.cards import main, render_card, repository_names
+from ccnet_hf.zoo.__main__ import main
+from ccnet_hf.zoo.cards import render_card, repository_names
 
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
@@ -19,7 +20,7 @@ every_variant = pytest.mark.parametrize("recipe", ZOO, ids=lambda recipe: recipe
 
 
 def test_committed_cards_are_the_rendered_ones(tmp_path):
-    assert main(["--output_dir", str(tmp_path)]) == 0
+    assert main(["cards", "--output_dir", str(tmp_path)]) == 0
     rendered = {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()}
     committed = {file.name: file.read_text(encoding="utf-8") for file in CARDS.iterdir()}
     assert rendered.keys() == committed.keys()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_hub import PUSH_REQUESTS, FakeHub, Fault
+from fake_hub import PUSH_REQUESTS, FakeHub
+from fake_hub_store import Fault
 from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 from tiny_zoo import connect, quiet, write_checkpoint

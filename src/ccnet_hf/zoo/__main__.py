@@ -10,6 +10,7 @@ COMMANDS = {
     "list": ("ccnet_hf.zoo.listing", "[--json]: list the 16 variants"),
     "verify": ("ccnet_hf.zoo.verify", "DIR: check a converted folder"),
     "export": ("ccnet_hf.zoo.export", "DIR --output F.pth: write a folder as a mmsegmentation checkpoint"),
+    "cards": ("ccnet_hf.zoo.cards", "[--output_dir DIR]: write the model cards"),
 }
 
 
