@@ -1,0 +1,49 @@
+"""The loader's speed: realistic files, every stage counted, the slowest one named."""
+
+import dataclasses
+import io
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from ccnet_hf.data import get_benchmark, transforms
+from ccnet_hf.data.throughput import measure_loading, synthetic_split
+from ccnet_hf.recipes import get_recipe
+
+
+def test_synthetic_pictures_are_as_large_as_the_benchmarks():
+    (row,) = synthetic_split(1, (1024, 2048), num_labels=19)
+    assert 2.0e6 < len(row["image"]["bytes"]) < 2.6e6
+
+
+def test_names_the_slowest_stage(monkeypatch):
+    recipe = get_recipe("ccnet-r50-cityscapes")
+    recipe = dataclasses.replace(
+        recipe, training=dataclasses.replace(recipe.training, crop_size=(48, 64), scale=(128, 64))
+    )
+    crop = transforms.RandomCrop.transform
+
+    def slow_crop(self, inpt, params):
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+        return crop(self, inpt, params)
+
+    monkeypatch.setattr(transforms.RandomCrop, "transform", slow_crop)
+    measured = measure_loading(recipe, get_benchmark("cityscapes"), (64, 128), num_examples=3, num_workers=(0,))
+    assert measured["bottleneck"] == "RandomCrop"
+    assert measured["stages"]["RandomCrop"] >= 0.04  # picture and label
+    assert measured["cpu_seconds"] == pytest.approx(sum(measured["stages"].values()), rel=0.5)
+    assert measured["images_per_cpu_second"] == pytest.approx(1 / measured["cpu_seconds"])
+    assert 0 < measured["images_per_second"][0] < 25
+    assert measured["picture_bytes"] > 1000
+
+
+def test_label_maps_hold_classes_only():
+    labels = [
+        np.asarray(PIL.Image.open(io.BytesIO(row["label"]["bytes"])))
+        for row in synthetic_split(2, (64, 128), num_labels=5)
+    ]
+    assert all(label.shape == (64, 128) and label.max() == 4 for label in labels)
