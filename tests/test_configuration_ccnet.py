@@ -13,6 +13,7 @@ def test_defaults_are_mmsegmentations_r101():
     assert config.backbone_config.out_features == ["stage3", "stage4"]
     assert (config.hidden_size, config.recurrence, config.auxiliary_channels) == (512, 2, 256)
     assert config.inference == {"mode": "whole"}
+    assert config.ohem_threshold is None and config.category_consistent_loss_weight == 0
 
 
 def test_round_trip_keeps_every_field(tmp_path):
@@ -21,6 +22,11 @@ def test_round_trip_keeps_every_field(tmp_path):
         use_auxiliary_head=False,
         recurrence=3,
         head_activation="leaky_relu",
+        ohem_threshold=0.7,
+        ohem_min_kept=5000,
+        category_consistent_loss_weight=1.0,
+        category_consistent_channels=8,
+        category_consistent_per_image=True,
         inference={"mode": "slide", "crop_size": [769, 769], "stride": [513, 513]},
         id2label={0: "road", 1: "sky", 2: "tree"},
     )
@@ -51,6 +57,13 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("classifier_dropout_prob", 1.0),
         ("auxiliary_loss_weight", -0.1),
         ("auxiliary_loss_weight", float("nan")),
+        ("ohem_threshold", 0.0),
+        ("ohem_threshold", 1.1),
+        ("ohem_threshold", float("nan")),
+        ("ohem_min_kept", -1),
+        ("category_consistent_loss_weight", -1.0),
+        ("category_consistent_loss_weight", float("inf")),
+        ("category_consistent_channels", 0),
         ("backbone_config", {"model_type": "no such backbone"}),
         ("inference", {"mode": "crop"}),
         ("inference", {"mode": "slide"}),

@@ -29,6 +29,7 @@ from ccnet_hf import (
     CrissCrossAttention,
     RecurrentCrissCrossAttention,
 )
+from ccnet_hf.loss_ccnet import category_consistent_loss, ohem_loss, semantic_segmentation_loss
 
 
 @pytest.fixture
@@ -74,6 +75,41 @@ def test_loss_is_decode_plus_weighted_auxiliary_in_both_modes(pixel_values, labe
             for logits in (outputs.logits, outputs.auxiliary_logits)
         ]
         torch.testing.assert_close(outputs.loss, losses[0] + 0.3 * losses[1])
+
+
+def test_loss_of_hard_pixels(pixel_values, labels):
+    model = tiny_model(ohem_threshold=0.21, ohem_min_kept=128, auxiliary_loss_weight=0.3, align_corners=True)
+    outputs = model(pixel_values, labels=labels)
+    hard = ohem_loss(outputs.logits, labels, 0.21, 128, align_corners=True)
+    auxiliary = semantic_segmentation_loss(outputs.auxiliary_logits, labels, align_corners=True)
+    torch.testing.assert_close(outputs.loss, hard + 0.3 * auxiliary)
+    assert hard > 1.001 * semantic_segmentation_loss(outputs.logits, labels, align_corners=True)
+
+
+def test_category_consistent_loss_looks_at_the_attended_map(pixel_values, labels):
+    """The paper's place for it: the output of the last round of attention, through a 1x1 convolution."""
+    model = tiny_model(category_consistent_loss_weight=0.5, category_consistent_channels=6)
+    attended = []
+    model.model.head.attention.register_forward_hook(lambda module, inputs, output: attended.append(output[0]))
+    outputs = model(pixel_values, labels=labels)
+    embeddings = model.category_projection(attended[0])
+    assert embeddings.shape == (2, 6, 9, 13)
+    torch.testing.assert_close(outputs.category_embeddings, embeddings)
+    plain = semantic_segmentation_loss(outputs.logits, labels)
+    auxiliary = semantic_segmentation_loss(outputs.auxiliary_logits, labels)
+    expected = plain + 0.4 * auxiliary + 0.5 * category_consistent_loss(embeddings, labels, 5)
+    torch.testing.assert_close(outputs.loss, expected)
+    assert set(model(pixel_values).keys()) == {"logits"}
+    assert "category_embeddings" in model.train()(pixel_values)
+
+
+def test_category_consistent_loss_without_attention_and_its_weights_in_the_base_model(tmp_path, pixel_values, labels):
+    model = tiny_model(category_consistent_loss_weight=1.0, recurrence=0)
+    assert model(pixel_values, labels=labels).loss.isfinite()
+    model.save_pretrained(tmp_path)
+    _, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert not [name for name, _ in tiny_model().named_parameters() if "category" in name]
 
 
 def test_last_hidden_state_is_what_the_classifier_sees(pixel_values):
@@ -298,9 +334,23 @@ def test_gradient_checkpointing_gives_equal_gradients(name, pixel_values, labels
         assert torch.equal(one.grad, other.grad), name
 
 
-def test_every_parameter_gets_a_gradient(pixel_values, labels):
-    model = tiny_model().train()
-    model(pixel_values, labels=labels).loss.backward()
+LOSSES = {
+    "cross entropy": {},
+    "ohem": {"ohem_threshold": 0.7, "ohem_min_kept": 128},
+    "category-consistent": {"category_consistent_loss_weight": 1.0},
+}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_parameter_gets_a_gradient(name, labelled, pixel_values, labels):
+    model = tiny_model(**LOSSES[name]).train()
+    if not labelled:
+        labels = torch.full_like(labels, 255)
+    loss = model(pixel_values, labels=labels).loss
+    loss.backward()
+    assert [parameter for parameter in model.parameters() if parameter.grad.any()] == [] or labelled
+    assert loss.item() > 0 or not labelled
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -316,8 +366,9 @@ def test_channels_last_throughout(pixel_values):
     assert {name for name, innermost in layouts.items() if not innermost} == set()
 
 
-def test_compile_without_graph_breaks(pixel_values, labels):
-    model = tiny_model(classifier_dropout_prob=0.0)
+@pytest.mark.parametrize("name", LOSSES)
+def test_compile_without_graph_breaks(name, pixel_values, labels):
+    model = tiny_model(classifier_dropout_prob=0.0, **LOSSES[name])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits)
     expected = model.train()(pixel_values, labels=labels).loss
