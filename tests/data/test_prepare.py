@@ -353,12 +353,12 @@ def test_two_copies_of_an_archive(tmp_path):
 def test_finished_shards_are_kept_and_the_result_is_the_same(tmp_path, monkeypatch):
     expected = write_distribution(tmp_path / "raw", "cityscapes")
     prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "whole", max_shard_size=1)
-    written = prepare_module.write_shard
+    write_shard = prepare_module.write_shard
 
     def fail_on_the_third(shard, rows, *args):
         if shard.path.name.startswith("validation-00000"):
             rows = (row for row in [next(iter(rows)), None])  # the second row breaks the writing
-        return written(shard, rows, *args)
+        return write_shard(shard, rows, *args)
 
     with monkeypatch.context() as context:
         context.setattr(prepare_module, "write_shard", fail_on_the_third)
@@ -368,7 +368,8 @@ def test_finished_shards_are_kept_and_the_result_is_the_same(tmp_path, monkeypat
     assert sorted(path.name for path in files) == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
     prepared = prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
     assert prepared.num_kept_shards == 2
-    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").iterdir()}
+    assert all(written[path.name] == time for path, time in files.items())
     check(tmp_path / "out", expected)
     for path in (tmp_path / "whole").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
@@ -406,12 +407,15 @@ def test_a_kill_leaves_whole_shards_only(tmp_path):
     expected = write_distribution(tmp_path / "raw", "lip")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "raw"), str(tmp_path / "out")]
     assert subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == -signal.SIGKILL
-    shards = list((tmp_path / "out" / "data").glob("*.parquet"))
-    assert [path.name for path in shards] == ["train-00000-of-00001.parquet"]
-    before = shards[0].stat().st_mtime_ns
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".data"]
+    (shard,) = (tmp_path / "out" / ".data").glob("*.parquet")
+    assert shard.name == "train-00000-of-00001.parquet"
+    before = shard.stat().st_mtime_ns
+    with pytest.raises(FileNotFoundError):
+        datasets.load_dataset(str(tmp_path / "out"))
     prepared = prepare_dataset("lip", tmp_path / "raw", tmp_path / "out")
     assert prepared.num_kept_shards == 1
-    assert shards[0].stat().st_mtime_ns == before
+    assert (tmp_path / "out" / "data" / shard.name).stat().st_mtime_ns == before
     check(tmp_path / "out", expected)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
 

@@ -45,7 +45,8 @@ def prepare_dataset(
 ) -> PreparedDataset:
     """Write a benchmark as parquet shards and a card, which `datasets.load_dataset(output_dir)` reads.
 
-    Called again after an end of any kind, it keeps the finished shards and makes the others.
+    The folder holds a dataset once all of it is written. Called again after an end of any kind, the function keeps the
+    finished shards and makes the others.
 
     Args:
         name: of the benchmark, e.g. `"cityscapes"`.
@@ -150,7 +151,8 @@ def _write(
     max_shard_size: int,
 ) -> PreparedDataset:
     features = dataset_features(benchmark)
-    folder = output_dir / "data"
+    data = output_dir / "data"
+    folder = data if data.exists() else output_dir / ".data"  # nobody shall load a part of a dataset unawares
     folder.mkdir(parents=True, exist_ok=True)
     shards = {split: plan_shards(folder, split, found, max_shard_size) for split, found in examples.items()}
     planned = {shard.path for group in shards.values() for shard in group}
@@ -176,6 +178,7 @@ def _write(
     if not num_examples:
         raise ValueError(f"every example was left out, the first because of: {skipped[0]}")
     num_bytes = {split: sum(shard.path.stat().st_size for shard in shards[split]) for split in num_examples}
+    folder.rename(data)
     write_card(output_dir, benchmark, features, num_examples, num_bytes, skipped)
     return PreparedDataset(num_examples, skipped, num_kept)
 
