@@ -210,14 +210,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _repository(self, key: tuple[str, str], write: bool = False) -> Repository:
         if write:
             self._may_write(key[1].split("/")[0])
-        repository = self.hub.repositories.get(key)
-        if repository is not None and repository.private:
-            user, _, organisations = self._user()
-            if repository.id.split("/")[0] not in (user, *organisations):
-                repository = None
-        if repository is None:
-            signed_in = "Authorization" in self.headers and self._user()
-            raise Refusal(404 if signed_in else 401, "Repository not found", "RepoNotFound")
+        repository, anonymous = self.hub.repositories.get(key), "Authorization" not in self.headers
+        user, _, organisations = (None, None, []) if anonymous else self._user()
+        if repository is None or (repository.private and repository.id.split("/")[0] not in (user, *organisations)):
+            raise Refusal(401 if anonymous else 404, "Repository not found", "RepoNotFound")
         return repository
 
     def _revision(self, repository: Repository, revision: str = "main") -> Commit:

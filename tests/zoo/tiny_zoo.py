@@ -31,6 +31,8 @@ def write_checkpoint(recipe: Recipe, folder: Path) -> CCNetForSemanticSegmentati
 
 def connect(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, no_token_file: Path) -> None:
     """Point this process's `huggingface_hub` to a fake Hub, signed in as `me`."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
