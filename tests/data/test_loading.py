@@ -166,6 +166,15 @@ def test_a_stream_gives_the_same_examples(tmp_path, kind):
         load_split(folder, "validation", **columns, streaming=True)
 
 
+def test_streams_stay_encoded_however_they_are_ordered(tmp_path):
+    split = make_split([LABEL, LABEL]).rename_columns({"image": "pixels", "label": "annotation"})
+    folder = write_folder(tmp_path / "data", train=split)
+    streamed = load_split(folder, "train", "pixels", "annotation", streaming=True)
+    for dataset in (streamed, streamed.shuffle(seed=0, buffer_size=2)):
+        for example in dataset:
+            assert isinstance(example["image"]["bytes"], bytes) and isinstance(example["label"]["bytes"], bytes)
+
+
 def corrupt_split(broken: set[int], size: int = 5) -> datasets.Dataset:
     split = make_split([LABEL] * size, name=[f"p{index}" for index in range(size)])
     rows = [

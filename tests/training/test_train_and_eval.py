@@ -3,9 +3,14 @@
 import json
 
 import pytest
+import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from ccnet_hf.evaluation.evaluate import main as evaluate
+from ccnet_hf.recipes import TrainingRecipe
+from ccnet_hf.training import train as train_module
+from ccnet_hf.training.arguments import TrainArguments, with_config_file
 from ccnet_hf.training.train import main as train
 
 
@@ -16,7 +21,7 @@ VARIANT = "ccnet-mobilenetv2-camvid"
 def train_arguments(dataset: str, output_dir, *more: str) -> list[str]:
     return (
         f"--variant {VARIANT} --dataset_name {dataset} --output_dir {output_dir} --batch_size 2 --max_train_steps 2 "
-        "--eval_steps 2 --crop_size 64 64 --scale 96 72 --dataloader_num_workers 0"
+        "--eval_steps 2 --crop_size 64 64 --scale 96 72 --dataloader_num_workers 0 --report_to none"
     ).split() + list(more)
 
 
@@ -31,11 +36,15 @@ def fresh_accelerator():
 def test_trains_logs_and_scores(coloured_folder, tmp_path, capsys):
     output_dir = tmp_path / "model"
     more = ["--class_weight_power", "0.25", "--ema_decay", "0.9", "--checkpointing_steps", "1"]
-    more += ["--report_to", "tensorboard", "--freeze", "model.backbone._backbone.conv_stem"]
+    more += ["--report_to", "tensorboard", "--logging_steps", "1", "--freeze", "model.backbone._backbone.conv_stem"]
     assert train(train_arguments(coloured_folder, output_dir, *more)) == 0
     assert "step 2: eval_mean_iou" in capsys.readouterr().out
     assert list(output_dir.rglob("events.out.tfevents*"))
     assert (output_dir / "checkpoint-1" / "model.safetensors").is_file()
+    assert Image.open(output_dir / "training_curves.png").width > 1000
+    assert Image.open(output_dir / "predictions.png").width > 1000
+    scores = json.loads((output_dir / "checkpoint-best" / "scores.json").read_text())
+    assert scores["step"] == 2 and 0 <= scores["eval_mean_iou"] <= 1
     config = json.loads((output_dir / "config.json").read_text())
     assert config["id2label"]["3"] == "Road"
     assert json.loads((output_dir / "preprocessor_config.json").read_text())["size"] == {
@@ -64,14 +73,16 @@ def test_trains_logs_and_scores(coloured_folder, tmp_path, capsys):
     [
         (["--variant", "ccnet-r7-nowhere"], "unknown variant 'ccnet-r7-nowhere'"),
         (["--dataset_name", "no/such/folder/here"], "no/such/folder/here"),
-        (["--optimizer", "lion"], "--optimizer is sgd or adamw, got 'lion'"),
-        (["--learning_rate", "0"], "--learning_rate must be positive, got 0.0"),
-        (["--ratio_range", "1"], "--ratio_range takes two values, got 1"),
+        (["--learning_rate", "0"], "learning_rate must be a positive number, got 0.0"),
+        (["--ratio_range", "1"], "ratio_range must be two positive numbers, low and high, got (1.0,)"),
+        (["--recurrence", "-1"], "recurrence must be"),
+        (["--report_to", "paper"], "--report_to takes none or some of aim, "),
+        (["--report_to", "comet_ml"], "--report_to comet_ml: it is not installed"),
         (["--freeze", "stem"], "no module 'stem' to freeze"),
         (["--train_split", "everything"], "no split 'everything'"),
         (["--per_device_train_batch_size", "3"], "a batch of 2 does not come in passes of 3"),
         (["--resume_from_checkpoint", "last"], "holds no checkpoint"),
-        (["--backbone_checkpoint", "missing.safetensors"], "missing.safetensors is not a readable safetensors file"),
+        (["--backbone_checkpoint", "missing.safetensors"], "missing.safetensors"),
     ],
 )
 def test_bad_input_is_one_line(coloured_folder, tmp_path, capfd, arguments, message):
@@ -92,3 +103,99 @@ def test_label_outside_the_classes_stops_the_training(tmp_path, capfd):
     split.to_parquet(folder / "train-00000-of-00001.parquet")
     assert train(train_arguments(str(folder), tmp_path / "model", "--eval_steps", "0")) == 1
     assert "bad.png: label id 11 is outside 0..10 and is not 255" in capfd.readouterr().err
+
+
+def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
+    coloured_folder, tmp_path, capsys, monkeypatch
+):
+    import datasets
+
+    class FakeHub:
+        calls = []
+
+        def create_repo(self, repo_id, **options):
+            self.calls.append(("create_repo", options))
+            return type("Url", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, **options):
+            files = {path.name for path in options["folder_path"].iterdir()}
+            self.calls.append(("upload_folder", options, files))
+            return type("Commit", (), {"commit_url": "https://hub/commit"})
+
+    monkeypatch.setattr(train_module, "HfApi", FakeHub)
+    file = f"{coloured_folder}/train-00000-of-00001.parquet"
+    split = datasets.Dataset.from_parquet(file)
+    for column in ("image", "label"):
+        split = split.cast_column(column, datasets.Image(decode=False))
+    rows = [{"bytes": b"none", "path": None} if i == 1 else row for i, row in enumerate(split["image"])]
+    split.remove_columns("image").add_column("image", rows, feature=datasets.Image()).to_parquet(file)
+
+    output_dir = tmp_path / "model"
+    more = ["--streaming", "--skip_corrupt", "--push_to_hub", "--hub_private_repo", "--load_best_model_at_end"]
+    assert train(train_arguments(coloured_folder, output_dir, *more, "--eval_steps", "0")) == 0
+    printed = capsys.readouterr().out
+    assert "1 corrupt examples were replaced:" in printed and "picture1: cannot be read (it is no picture)" in printed
+    assert "uploaded: https://hub/commit" in printed
+    (created, options), (uploaded, upload, files) = FakeHub.calls
+    assert (created, uploaded) == ("create_repo", "upload_folder")
+    assert options == {"private": True, "exist_ok": True} and upload["repo_id"] == "me/model"
+    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= files
+    assert train(train_arguments(coloured_folder, tmp_path / "strict", "--streaming", "--eval_steps", "0")) == 1
+
+
+def test_config_file(tmp_path):
+    from ccnet_hf.command import run_command
+
+    file = tmp_path / "config.yaml"
+    content = {"variant": "v", "dataset_name": "d", "output_dir": "o", "crop_size": [4, 8], "streaming": True}
+    content |= {"compile": False, "learning_rate": 1e-3, "do_reduce_labels": False, "photometric_distortion": False}
+    content |= {"freeze": [], "max_grad_norm": None, "optimizer": "sgd"}
+    file.write_text(yaml.safe_dump(content))
+    seen = []
+    argv = with_config_file(["--config", str(file), "--optimizer", "adamw", "--crop_size", "2", "2"])
+    assert run_command(TrainArguments, seen.append, argv) == 0
+    (arguments,) = seen
+    assert arguments.variant == "v" and arguments.streaming and not arguments.compile
+    assert arguments.learning_rate == 1e-3 and arguments.do_reduce_labels is False
+    assert arguments.photometric_distortion is False and arguments.pad_before_normalization is None
+    assert (arguments.optimizer, arguments.crop_size) == ("adamw", [2, 2])
+    assert with_config_file(["--variant", "v"]) == ["--variant", "v"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"learning_rat: 1", "there is no field 'learning_rat'"),
+        (b"- 1", "does not map fields to values"),
+        (b"a: [", "cannot be read"),
+        (b"streaming: 3", "streaming is true or false, got 3"),
+        (b"optimizer: lion", "invalid choice: 'lion'"),
+    ],
+)
+def test_bad_config_files_are_one_line(tmp_path, capsys, content, message):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    argv = ["--variant", "v", "--dataset_name", "d", "--output_dir", "o", f"--config={file}"]
+    try:
+        status = train(argv)
+    except SystemExit as error:
+        status = error.code
+    printed = capsys.readouterr().err
+    assert status == 2 and message in printed and printed.count("\n") == 1
+
+
+def test_every_field_of_a_recipe_is_an_argument_with_help():
+    from dataclasses import fields
+
+    arguments = {f.name: f for f in fields(TrainArguments)}
+    for field in fields(TrainingRecipe):
+        assert arguments[field.name].default is None
+        assert len(arguments[field.name].metadata["help"]) > len("; default: recipe")
+
+
+def test_without_tensorboard_there_is_a_hint(monkeypatch, capsys):
+    monkeypatch.setattr(train_module, "get_available_trackers", lambda: [])
+    assert train_module._trackers(None) == []
+    assert "TensorBoard is not installed" in capsys.readouterr().err
+    monkeypatch.setattr(train_module, "get_available_trackers", lambda: ["tensorboard"])
+    assert train_module._trackers(None) == ["tensorboard"]

@@ -52,25 +52,28 @@ def load_split(
     for part in parts:
         if part not in splits:
             raise ValueError(f"{dataset_name} has no split {part!r}; it has {', '.join(splits)}")
-    chosen = [splits[part] for part in parts]
-    if streaming:
-        chosen = [_as_stream(part) for part in chosen]
-    dataset = datasets.concatenate_datasets(chosen)
-
     columns = {image_column_name: "image"}
     if label_column_name is not None:
         columns[label_column_name] = "label"
+    chosen = [_as_stream(splits[part]) if streaming else splits[part] for part in parts]
+    return datasets.concatenate_datasets([_pick_columns(part, columns, dataset_name) for part in chosen])
+
+
+def _pick_columns(
+    dataset: datasets.Dataset | datasets.IterableDataset, columns: dict[str, str], dataset_name: str
+) -> datasets.Dataset | datasets.IterableDataset:
+    """The named columns of pictures, under their new names and still encoded, and `name` if there is one."""
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise ValueError(
             f"{dataset_name} has no column {missing[0]!r}; it has {', '.join(dataset.column_names)} "
             "(see --image_column_name and --label_column_name)"
         )
-    kept = [*columns, *(["name"] if "name" in dataset.column_names and "name" not in columns else [])]
-    dataset = dataset.select_columns(kept).rename_columns({old: new for old, new in columns.items() if old != new})
-    for column in columns.values():
+    # First of all: what follows would decode the pictures of a stream.
+    for column in columns:
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    return dataset
+    kept = [*columns, *(["name"] if "name" in dataset.column_names and "name" not in columns else [])]
+    return dataset.select_columns(kept).rename_columns({old: new for old, new in columns.items() if old != new})
 
 
 def _as_stream(dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.IterableDataset:
@@ -96,7 +99,8 @@ def _open(encoded: dict[str, Any] | None, name: str) -> PIL.Image.Image:
         picture = PIL.Image.open(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"]))
         picture.load()
     except Exception as error:  # PIL's decoders meet broken files with a dozen kinds of exception
-        raise CorruptExample(f"{name}: cannot be read ({error})") from error
+        reason = "it is no picture" if isinstance(error, PIL.UnidentifiedImageError) else error
+        raise CorruptExample(f"{name}: cannot be read ({reason})") from error
     return picture
 
 

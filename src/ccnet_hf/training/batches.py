@@ -181,5 +181,6 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _outlive_termination(_: int) -> None:
-    # Schedulers send SIGTERM to every process of a job; the one that trains still needs its workers to save.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Schedulers send SIGTERM to every process of a job; the one that trains still needs its workers to save. What ends
+    # them is its own, second one.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

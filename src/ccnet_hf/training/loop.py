@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,13 +175,13 @@ class Trainer:
             self._resume()
         previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
         try:
-            return self._run()
+            with closing(read_batches(self._data_loader())) as batches:  # an open one keeps its workers
+                return self._run(batches)
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
 
-    def _run(self) -> dict[str, float]:
+    def _run(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
         recipe, settings = self.recipe, self.settings
-        batches = read_batches(self._data_loader())
         progress = Progress(
             self.accelerator,
             self.trained_model,

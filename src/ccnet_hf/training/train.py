@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import datasets
 import torch
 import transformers.utils.logging
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import set_seed
+from huggingface_hub import HfApi
 
 from ccnet_hf.command import run_command
 from ccnet_hf.configuration_ccnet import CCNetConfig
@@ -20,68 +24,12 @@ from ccnet_hf.data.transforms import training_transforms
 from ccnet_hf.evaluation import evaluate_dataset
 from ccnet_hf.inference import Predictor
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
-from ccnet_hf.recipes import TrainingRecipe, get_recipe
+from ccnet_hf.recipes import TrainingRecipe, get_recipe, override_training
+from ccnet_hf.training.arguments import MODEL_FIELDS, TrainArguments, with_config_file
 from ccnet_hf.training.initialization import load_backbone_checkpoint
 from ccnet_hf.training.loop import Trainer, TrainingSettings
 from ccnet_hf.training.optimization import class_weights_from_frequencies
-
-
-@dataclass
-class TrainArguments:
-    """Fields named as in `TrainingRecipe` override the recipe."""
-
-    variant: str = field(metadata={"help": "recipe, e.g. ccnet-r101-cityscapes-769x769-80k"})
-    dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
-    output_dir: str = field(metadata={"help": "folder for the model and its checkpoints"})
-    train_split: str = field(default="train", metadata={"help": "split to train on, or several: train+validation"})
-    validation_split: str = field(default="validation", metadata={"help": "split to evaluate on"})
-    image_column_name: str = field(default="image", metadata={"help": "column of pictures"})
-    label_column_name: str = field(default="label", metadata={"help": "column of label maps"})
-    do_reduce_labels: bool | None = field(
-        default=None,
-        metadata={"help": "label 0 is ignored, others move down by one; default: as the benchmark has it"},
-    )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "start from this model"})
-    backbone_checkpoint: str | None = field(
-        default=None, metadata={"help": "start a new model's backbone from this safetensors file"}
-    )
-    output_stride: int | None = field(default=None, metadata={"help": "of the backbone; default: the recipe's"})
-    freeze: list[str] = field(
-        default_factory=list, metadata={"help": "modules that do not learn, e.g. model.backbone.stem"}
-    )
-    class_weight_power: float = field(
-        default=0.0, metadata={"help": "classes weigh frequency ** -power in the loss; 0: all alike"}
-    )
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "evaluate and save a moving average of the weights with this decay; 0: none"}
-    )
-    per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "pictures in one pass, the rest by accumulation; default: all of a step"}
-    )
-    checkpointing_steps: int | None = field(default=None, metadata={"help": "steps between two checkpoints"})
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "checkpoint folder, or 'last' for the newest in output_dir"}
-    )
-    report_to: str | None = field(default=None, metadata={"help": "tracker, e.g. tensorboard"})
-    dataloader_num_workers: int = field(default=4, metadata={"help": "processes that prepare batches"})
-    seed: int = field(default=0, metadata={"help": "of every random draw"})
-
-    batch_size: int | None = field(default=None, metadata={"help": "pictures per step over all processes"})
-    max_train_steps: int | None = field(default=None, metadata={"help": "length of schedule and training"})
-    eval_steps: int | None = field(default=None, metadata={"help": "steps between two evaluations; 0: none"})
-    crop_size: list[int] | None = field(default=None, metadata={"help": "height and width of the crop"})
-    scale: list[int] | None = field(default=None, metadata={"help": "long and short edge of the resize"})
-    ratio_range: list[float] | None = field(default=None, metadata={"help": "range of the resize's random ratio"})
-    cat_max_ratio: float | None = field(default=None, metadata={"help": "largest share of one class in a crop"})
-    optimizer: str | None = field(default=None, metadata={"help": "sgd or adamw"})
-    learning_rate: float | None = field(default=None, metadata={"help": "first learning rate"})
-    min_learning_rate: float | None = field(default=None, metadata={"help": "floor of the learning rate"})
-    backbone_learning_rate_factor: float | None = field(
-        default=None, metadata={"help": "the backbone learns at learning_rate times this"}
-    )
-    weight_decay: float | None = field(default=None, metadata={"help": "weight decay"})
-    warmup_steps: int | None = field(default=None, metadata={"help": "steps of linear warm-up"})
-    max_grad_norm: float | None = field(default=None, metadata={"help": "gradients are clipped to this norm"})
+from ccnet_hf.training.report import save_report
 
 
 def train(arguments: TrainArguments) -> None:
@@ -89,9 +37,20 @@ def train(arguments: TrainArguments) -> None:
     datasets.disable_progress_bars()  # one bar is enough
     transformers.utils.logging.disable_progress_bar()
     recipe = get_recipe(arguments.variant)
-    training = _override(recipe.training, arguments)
+    given = {f.name: getattr(arguments, f.name) for f in fields(TrainingRecipe)}
+    training = override_training(recipe.training, given)
     output_dir = Path(arguments.output_dir)
-    accelerator = Accelerator(log_with=arguments.report_to, project_dir=str(output_dir))
+    if arguments.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    trackers = _trackers(arguments.report_to)
+    accelerator = Accelerator(log_with=trackers or None, project_dir=str(output_dir))
+    hub_model_id = None
+    if arguments.push_to_hub and accelerator.is_main_process:
+        # Now, because a name that is taken or a token that may not write should not end a training of days.
+        name = arguments.hub_model_id or output_dir.resolve().name
+        hub_model_id = HfApi().create_repo(name, private=arguments.hub_private_repo or None, exist_ok=True).repo_id
     set_seed(arguments.seed)
     model = _build_model(arguments)
     set_seed(arguments.seed, device_specific=True)  # processes start from one model, but drop different channels
@@ -103,30 +62,33 @@ def train(arguments: TrainArguments) -> None:
     reduce_labels = benchmark.reduce_labels if arguments.do_reduce_labels is None else arguments.do_reduce_labels
 
     def load(split: str, transform=None) -> SegmentationDataset:
+        columns = (arguments.image_column_name, arguments.label_column_name)
         return SegmentationDataset(
-            load_split(arguments.dataset_name, split, arguments.image_column_name, arguments.label_column_name),
+            load_split(arguments.dataset_name, split, *columns, streaming=arguments.streaming),
             num_labels=model.config.num_labels,
             ignore_index=ignore_index,
             reduce_labels=reduce_labels,
             transform=transform,
             seed=arguments.seed,
+            skip_corrupt=arguments.skip_corrupt,
         )
 
-    transform = training_transforms(training, image_processor.image_mean, image_processor.image_std, ignore_index)
+    transform = training_transforms(
+        training, image_processor.image_mean, image_processor.image_std, ignore_index, benchmark.flip_label_pairs
+    )
     dataset = load(arguments.train_split, transform)
     class_weights = None
     if arguments.class_weight_power:
         class_weights = class_weights_from_frequencies(class_frequencies(dataset), arguments.class_weight_power)
-    evaluate = None
-    if training.eval_steps:
-        validation = load(arguments.validation_split)
+    validation = load(arguments.validation_split) if training.eval_steps else None
 
-        def evaluate(model: CCNetForSemanticSegmentation) -> dict[str, float]:
-            scores = evaluate_dataset(Predictor(model, image_processor), validation)
-            return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
+    def evaluate(model: CCNetForSemanticSegmentation) -> dict[str, float]:
+        scores = evaluate_dataset(Predictor(model, image_processor), validation)
+        return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
 
-    if arguments.report_to:
-        accelerator.init_trackers("ccnet")
+    if trackers:
+        # Trackers take numbers and text.
+        accelerator.init_trackers("ccnet", config={name: str(value) for name, value in asdict(arguments).items()})
     settings = TrainingSettings(
         output_dir=output_dir,
         per_device_batch_size=arguments.per_device_train_batch_size
@@ -135,38 +97,60 @@ def train(arguments: TrainArguments) -> None:
         ema_decay=arguments.ema_decay,
         frozen_modules=arguments.freeze,
         checkpointing_steps=arguments.checkpointing_steps,
+        checkpoints_total_limit=arguments.checkpoints_total_limit,
         resume_from_checkpoint=arguments.resume_from_checkpoint,
+        load_best_model_at_end=arguments.load_best_model_at_end,
+        logging_steps=arguments.logging_steps,
+        compile=arguments.compile,
+        shuffle_buffer_size=arguments.shuffle_buffer_size,
         dataloader_num_workers=arguments.dataloader_num_workers,
     )
-    trainer = Trainer(accelerator, model, image_processor, dataset, training, settings, class_weights, evaluate)
+    scoring = None if validation is None else evaluate
+    trainer = Trainer(accelerator, model, image_processor, dataset, training, settings, class_weights, scoring)
     try:
         trainer.run()
+        corrupt = trainer.all_corrupt()
+        if accelerator.is_main_process:
+            if corrupt:
+                print(f"{len(corrupt)} corrupt examples were replaced:", *corrupt, sep="\n  ")
+            predictor = Predictor(trainer.trained_model.eval(), image_processor)
+            save_report(output_dir, predictor, dataset if validation is None else validation, benchmark.palette)
+            if hub_model_id:
+                _upload(output_dir, hub_model_id)
     finally:
         accelerator.end_training()
 
 
-def _override(recipe: TrainingRecipe, arguments: TrainArguments) -> TrainingRecipe:
-    """The recipe with the values given on the command line."""
-    given = {f.name: getattr(arguments, f.name, None) for f in fields(TrainingRecipe)}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    for name in ("crop_size", "scale", "ratio_range"):
-        if given[name] is not None and len(given[name]) != 2:
-            raise ValueError(f"--{name} takes two values, got {len(given[name])}")
-    if given["learning_rate"] is not None and given["learning_rate"] <= 0:
-        raise ValueError(f"--learning_rate must be positive, got {given['learning_rate']}")
-    if given["optimizer"] not in (None, "sgd", "adamw"):
-        raise ValueError(f"--optimizer is sgd or adamw, got {given['optimizer']!r}")
-    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+def _trackers(names: list[str] | None) -> list[str]:
+    """The trackers asked for; TensorBoard where nothing is said and it is installed."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if names is None:
+        if "tensorboard" in installed:
+            return ["tensorboard"]
+        print("no tracker: TensorBoard is not installed (pip install tensorboard)", file=sys.stderr)
+        return []
+    if names == ["none"]:
+        return []
+    known = [str(tracker) for tracker in LOGGER_TYPE_TO_CLASS]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--report_to takes none or some of {', '.join(known)}, got {name!r}")
+        if name not in installed:
+            raise ValueError(f"--report_to {name}: it is not installed")
+    return names
 
 
 def _build_model(arguments: TrainArguments) -> CCNetForSemanticSegmentation:
     """The recipe's model, new or with the given backbone, or the model that is trained on."""
     if arguments.model_name_or_path and arguments.backbone_checkpoint:
         raise ValueError("--model_name_or_path brings its own backbone, --backbone_checkpoint is for a new model")
+    recipe = get_recipe(arguments.variant)
     if arguments.model_name_or_path:
         config = CCNetConfig.from_pretrained(arguments.model_name_or_path)
     else:
-        config = get_recipe(arguments.variant).config()
+        config = recipe.config()
+    changes = {name: getattr(arguments, name) for name in MODEL_FIELDS if getattr(arguments, name) is not None}
+    config = CCNetConfig.from_dict(config.to_dict() | changes)  # checks the values
     if arguments.output_stride:
         config.backbone_config.output_stride = arguments.output_stride
     if arguments.model_name_or_path:
@@ -174,11 +158,29 @@ def _build_model(arguments: TrainArguments) -> CCNetForSemanticSegmentation:
             arguments.model_name_or_path, config=config, dtype=torch.float32
         )
     model = CCNetForSemanticSegmentation(config)
-    if arguments.backbone_checkpoint:
-        load_backbone_checkpoint(model.model.backbone, arguments.backbone_checkpoint)
+    checkpoint = arguments.backbone_checkpoint or recipe.backbone_checkpoint
+    # A checkpoint to resume from brings the backbone.
+    if checkpoint and checkpoint != "none" and not arguments.resume_from_checkpoint:
+        load_backbone_checkpoint(model.model.backbone, checkpoint)
     return model
+
+
+def _upload(output_dir: Path, hub_model_id: str) -> None:
+    """Put what stands in `output_dir` on the Hub, without the checkpoints."""
+    commit = HfApi().upload_folder(
+        repo_id=hub_model_id,
+        folder_path=output_dir,
+        ignore_patterns=["checkpoint-*", "checkpoint-*/**", ".*"],
+        commit_message="Trained with ccnet_hf",
+    )
+    print(f"uploaded: {commit.commit_url}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
+    try:
+        argv = with_config_file(sys.argv[1:] if argv is None else argv)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return run_command(TrainArguments, train, argv, prog="train.py")

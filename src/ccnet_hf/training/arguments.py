@@ -1,0 +1,166 @@
+"""The fields of the training command: on the command line, or in a YAML file."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ccnet_hf.recipes import TrainingRecipe
+
+
+# Fields of `CCNetConfig` the command can change.
+MODEL_FIELDS = (
+    "recurrence",
+    "loss_reduction",
+    "ohem_threshold",
+    "ohem_min_kept",
+    "category_consistent_loss_weight",
+)
+
+
+@dataclass
+class _RunArguments:
+    variant: str = field(metadata={"help": "recipe, e.g. ccnet-r101-cityscapes-769x769-80k"})
+    dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
+    output_dir: str = field(metadata={"help": "folder for the model and its checkpoints"})
+    config: str | None = field(
+        default=None, metadata={"help": "YAML file of these fields; the command line overrides it"}
+    )
+    train_split: str = field(default="train", metadata={"help": "split to train on, or several: train+validation"})
+    validation_split: str = field(default="validation", metadata={"help": "split to evaluate on"})
+    image_column_name: str = field(default="image", metadata={"help": "column of pictures"})
+    label_column_name: str = field(default="label", metadata={"help": "column of label maps"})
+    do_reduce_labels: bool | None = field(
+        default=None,
+        metadata={"help": "label 0 is ignored, others move down by one; default: as the benchmark has it"},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "read the dataset as it comes instead of preparing it on disk"}
+    )
+    shuffle_buffer_size: int = field(
+        default=256, metadata={"help": "pictures, held encoded in memory, that a stream's order is drawn from"}
+    )
+    skip_corrupt: bool = field(
+        default=False, metadata={"help": "replace unreadable examples by others, and name them at the end"}
+    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "start from this model"})
+    backbone_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "file or Hub id a new model's backbone starts from; none: random; default: the recipe's"},
+    )
+    output_stride: int | None = field(default=None, metadata={"help": "of the backbone; default: the recipe's"})
+    recurrence: int | None = field(default=None, metadata={"help": "rounds of attention; default: the recipe's"})
+    loss_reduction: Literal["valid", "all"] | None = field(
+        default=None, metadata={"help": "divide the loss by labelled or by all pixels; default: the recipe's"}
+    )
+    ohem_threshold: float | None = field(
+        default=None, metadata={"help": "learn from pixels whose class has a lower probability than this"}
+    )
+    ohem_min_kept: int | None = field(default=None, metadata={"help": "but from that many pixels at least"})
+    category_consistent_loss_weight: float | None = field(
+        default=None, metadata={"help": "weight of the category-consistent loss; default: the recipe's"}
+    )
+    freeze: list[str] = field(
+        default_factory=list, metadata={"help": "modules that do not learn, e.g. model.backbone.stem"}
+    )
+    class_weight_power: float = field(
+        default=0.0, metadata={"help": "classes weigh frequency ** -power in the loss; 0: all alike"}
+    )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "evaluate and save a moving average of the weights with this decay; 0: none"}
+    )
+    compile: bool = field(default=False, metadata={"help": "run the training steps through torch.compile"})
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "pictures in one pass, the rest by accumulation; default: all of a step"}
+    )
+    checkpointing_steps: int | None = field(default=None, metadata={"help": "steps between two checkpoints"})
+    checkpoints_total_limit: int | None = field(
+        default=None, metadata={"help": "how many checkpoints are kept, the newest; default: all"}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "checkpoint folder, or 'last' for the newest in output_dir"}
+    )
+    load_best_model_at_end: bool = field(
+        default=False, metadata={"help": "save the model with the best mIoU in output_dir, instead of the last"}
+    )
+    report_to: list[str] | None = field(
+        default=None, metadata={"help": "trackers, e.g. tensorboard wandb, or none; default: tensorboard if installed"}
+    )
+    logging_steps: int = field(default=10, metadata={"help": "steps between two lines of numbers"})
+    push_to_hub: bool = field(default=False, metadata={"help": "upload the trained model"})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "where to, e.g. me/my-ccnet; default: your account, named as output_dir"}
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "make that repository private if it is new"})
+    dataloader_num_workers: int = field(default=4, metadata={"help": "processes that prepare batches"})
+    seed: int = field(default=0, metadata={"help": "of every random draw"})
+    deterministic: bool = field(
+        default=False, metadata={"help": "deterministic algorithms on the GPU too, where there are any"}
+    )
+
+
+def _optional(kind: Any) -> Any:
+    """The type a parser takes for a field of a recipe: lists for tuples, and `None` for not given."""
+    if isinstance(kind, types.UnionType):
+        (kind,) = (part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]
+    return kind | None
+
+
+def _recipe_fields() -> list[tuple[str, Any, Any]]:
+    """The fields of `TrainingRecipe`, with what its docstring says of them as help."""
+    attributes = inspect.getdoc(TrainingRecipe).partition("Attributes:\n")[2].partition("\n\n")[0]
+    texts = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE)
+    # argparse would read a bare % as a placeholder.
+    helps = {name: " ".join(text.replace("`", "").rstrip(".").split()).replace("%", "%%") for name, text in texts}
+    kinds = get_type_hints(TrainingRecipe)
+    return [
+        (f.name, _optional(kinds[f.name]), field(default=None, metadata={"help": f"{helps[f.name]}; default: recipe"}))
+        for f in fields(TrainingRecipe)
+    ]
+
+
+TrainArguments = make_dataclass("TrainArguments", _recipe_fields(), bases=(_RunArguments,))
+TrainArguments.__doc__ = "What the training command is told. Fields named as in `TrainingRecipe` override the recipe."
+
+
+def with_config_file(argv: Sequence[str]) -> list[str]:
+    """A command line with the fields of the YAML file that its `--config` names put in front, so that it wins.
+
+    Raises:
+        ValueError: the file cannot be read, is no mapping, or has a key that is no field.
+    """
+    argv = list(argv)
+    files = [value for name, value in pairwise(argv) if name == "--config"]
+    files += [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    if not files:
+        return argv
+    file = files[-1]
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} does not map fields to values")
+    switches = {f.name for f in fields(TrainArguments) if f.default is False}
+    known = {f.name for f in fields(TrainArguments)} - {"config"}
+    words: list[str] = []
+    for name, value in content.items():
+        if name not in known:
+            raise ValueError(f"{file}: there is no field {name!r}")
+        if name in switches:
+            if not isinstance(value, bool):
+                raise ValueError(f"{file}: {name} is true or false, got {value!r}")
+            words += [f"--{name}"] * value
+        elif value is not None and value != []:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words + argv
