@@ -44,7 +44,9 @@ def test_agrees_with_brute_force(simulator, size, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [(2, 5, 3, 16, 72), (1, 2, 35, 40, 136), (1, 12, 1, 8, 8), (1, 1, 18, 72, 8)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(2, 5, 3, 16, 72), (1, 2, 35, 40, 136), (1, 12, 1, 8, 8), (1, 1, 18, 72, 8)], ids=str
+)
 def test_stays_within_bounds(sanitized_simulator, size, dtype):
     check_case(sanitized_simulator, Case(*size, dtype))
 
@@ -81,12 +83,14 @@ def test_views_are_read_and_written_in_place(simulator, dtype):
         assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize(("dtype", "gamma_dtype"), [*zip(DTYPES, DTYPES, strict=True), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize(
+    ("dtype", "gamma_dtype"), [*zip(DTYPES, DTYPES, strict=True), (torch.bfloat16, torch.float32)]
+)
 def test_gamma_of_any_dtype_is_read_where_it_is(simulator, dtype, gamma_dtype):
     case = Case(1, 6, 5, 8, 16, dtype)
     numbers = torch.tensor([9.0, 0.3125, 9.0]).to(gamma_dtype)
     output, _ = simulator.forward(*case.inputs, numbers[1:2], case.grad)
-    expected = 0.3125 * case.reference()[0] + case.grad
+    expected = 0.3125 * case.reference[0] + case.grad
     assert relative_error(output, expected) < {torch.float32: 1e-6, torch.float16: 3e-4, torch.bfloat16: 3e-3}[dtype]
     output, _ = simulator.forward(*case.inputs, torch.zeros(1), case.grad)
     assert torch.equal(output, case.grad)
@@ -95,7 +99,7 @@ def test_gamma_of_any_dtype_is_read_where_it_is(simulator, dtype, gamma_dtype):
 @pytest.mark.parametrize(("height", "width"), [(5, 40), (1, 9), (9, 1)])
 @pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, 6e4), (torch.bfloat16, 1e16), (torch.float32, 1e16)])
 def test_large_scores_stay_finite(simulator, dtype, largest, height, width):
-    """Scores of 1e10 and more: one weight of 1; equal weights where all scores are equal, in row and column together."""
+    """Scores of 1e10 and more: one weight of 1; equal weights where all scores of row and column are equal."""
     case = Case(1, height, width, 64, 8, dtype)
     query, key, value = case.inputs
     query, key = (tensor * (largest / tensor.abs().max()) for tensor in (query, key))

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from simulator.runner import Simulator
@@ -38,12 +39,14 @@ class Case:
         self.inputs = (draw(self.query_channels, scale), draw(self.query_channels, scale), draw(self.value_channels))
         self.grad = draw(self.value_channels)
 
+    @cached_property
     def reference(self) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
         """Output, logsumexp and the three gradients in float64."""
         inputs = tuple(tensor.double().requires_grad_() for tensor in self.inputs)
         output, logsumexp = brute_force(*inputs)
         return output.detach(), logsumexp.detach(), torch.autograd.grad(output, inputs, self.grad.double())
 
+    @cached_property
     def einsum(self) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Output and gradients of the einsum form in the case's dtype."""
         inputs = tuple(tensor.clone().requires_grad_() for tensor in self.inputs)
@@ -82,8 +85,8 @@ def check_error(name: str, found: torch.Tensor, expected: torch.Tensor, yardstic
 
 def check_case(simulator: Simulator, case: Case, seed: int = 0) -> None:
     """Forward, logsumexp, gradients, and the forward with residual."""
-    expected, expected_logsumexp, expected_grads = case.reference()
-    yardstick, yardstick_grads = case.einsum()
+    expected, expected_logsumexp, expected_grads = case.reference
+    yardstick, yardstick_grads = case.einsum
     output, logsumexp = simulator.forward(*case.inputs, seed=seed)
     check_error("output", output, expected, yardstick)
     torch.testing.assert_close(logsumexp.double(), expected_logsumexp, rtol=0, atol=1e-5)

@@ -37,7 +37,13 @@ class Simulator:
 
     def __init__(self, folder: Path, sources: Path = SOURCES, sanitize: bool = False, optimize: bool = True):
         self.executable = folder / "simulate"
-        flags = ["-std=c++17", "-O1" if optimize else "-O0", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+        flags = [
+            "-std=c++17",
+            "-O1" if optimize else "-O0",
+            "-fno-strict-aliasing",
+            "-U_FORTIFY_SOURCE",
+            "-Wno-unknown-pragmas",
+        ]
         flags += ["-DCRISS_CROSS_SIMULATOR", f"-I{SIMULATOR}", f"-I{sources}"]
         if sanitize:
             flags += ["-fsanitize=address", "-g1"]
@@ -69,7 +75,17 @@ class Simulator:
     def _call(self, operation, query, value, inputs, results, seed, gamma=None):
         batch, channels, height, width = query.shape
         gamma_type = 0 if gamma is None else DATA_TYPES[gamma.dtype]
-        numbers = (operation, DATA_TYPES[query.dtype], batch, height, width, channels, value.shape[1], seed, gamma_type)
+        numbers = (
+            operation,
+            DATA_TYPES[query.dtype],
+            batch,
+            height,
+            width,
+            channels,
+            value.shape[1],
+            seed,
+            gamma_type,
+        )
         request = struct.pack("=9q", *numbers) + b"".join(map(_pack, (*inputs, *results)))
         environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
         environment.pop("LD_PRELOAD", None)

@@ -36,7 +36,7 @@ struct DeltaArguments {
 };
 
 // delta: one warp a position, 16 bytes a lane at a time.
-// Budget: 64 registers, no shared memory.
+// Budget in registers: half 40, float 40.
 template <typename T>
 __global__ void __launch_bounds__(256) delta_kernel(const DeltaArguments<T> arguments) {
   const int64_t position = int64_t{blockIdx.x} * (blockDim.x / kWarpThreads) + threadIdx.x / kWarpThreads;
@@ -89,7 +89,7 @@ struct GradValueShared {
 };
 
 // grad_value: the forward kernel with the parts of queries and keys exchanged, and weights that are known.
-// Budget: 128 registers in half precision for two blocks a multiprocessor, 168 in fp32; 99 KiB of shared memory.
+// Budget in registers: half 128, float 160.
 template <typename T, int kDepth>
 __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) grad_value_kernel(const BackwardArguments<T> arguments) {
   using Shared = GradValueShared<T, kDepth>;
@@ -172,7 +172,7 @@ struct GradScoresShared {
 
 // grad_query (blockIdx.y = 0: rows are queries, steps go along the keys) and grad_key (1: the other way round). One
 // launch for both: at B = 1 either alone would leave multiprocessors idle.
-// Budget: 168 registers up to 64 query channels, 216 above; 99 KiB of shared memory.
+// Budget in registers: half/32 128, half/64 176, half/128 232, float 200.
 template <typename T, int kDepth>
 __global__ void __launch_bounds__(256) grad_scores_kernel(const BackwardArguments<T> arguments) {
   using Shared = GradScoresShared<T, kDepth>;

@@ -147,7 +147,7 @@ __device__ __forceinline__ float read_number(const void* number, DataType type) 
 }
 
 // One axis: a block sums one chunk of channels for 16 rows per warp.
-// Budget: 128 registers in half precision for two blocks a multiprocessor, 168 in fp32; 99 KiB of shared memory.
+// Budget in registers: half 128, float 168. In half precision two blocks of 8 warps fit on a multiprocessor.
 template <typename T, int kDepth>
 __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) forward_kernel(const ForwardArguments<T> arguments) {
   using Shared = ForwardShared<T, kDepth>;

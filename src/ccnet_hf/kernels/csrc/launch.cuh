@@ -9,7 +9,7 @@
 
 namespace criss_cross {
 
-// Every multiprocessor since sm_80 gives a block this much, the small ones of sm_86 and sm_89 included.
+// Budget of every kernel's shared memory, all of it dynamic: what the smallest multiprocessors since sm_80 give a block.
 constexpr int kSharedLimit = 99 * 1024;
 
 void count_launch();
