@@ -11,7 +11,7 @@ def keep_pytorch_form(namespace: str, operators: list[str]) -> None:
     """Register the operators' PyTorch implementation a second time, with `_torch` behind their names.
 
     The compiled library takes the operators' own names on CUDA, and calls these for what its kernels do not take, such
-    as float64 and three spatial axes.
+    as float64 and three spatial axes. Twice is once.
 
     Args:
         namespace: namespace of the operators, which are defined.
@@ -19,6 +19,8 @@ def keep_pytorch_form(namespace: str, operators: list[str]) -> None:
     """
     library = torch.library.Library(namespace, "FRAGMENT")
     for name in operators:
+        if hasattr(getattr(torch.ops, namespace), f"{name}_torch"):
+            continue
         # One implementation serves every device, and on the CPU nothing else ever takes its place.
         kernel = torch.library.get_kernel(f"{namespace}::{name}", "CPU")
         _, _, signature = str(getattr(getattr(torch.ops, namespace), name).default._schema).partition("(")
