@@ -11,10 +11,10 @@ SUBCOMMANDS = {
     "train": ("ccnet_hf.training.train", "train a model"),
     "eval": ("ccnet_hf.evaluation.evaluate", "score a checkpoint on a dataset"),
     "prepare": ("ccnet_hf.data.prepare", "turn a benchmark's archives into a dataset"),
-    "convert": ("ccnet_hf.zoo.convert", "convert a mmsegmentation checkpoint"),
+    "convert": ("ccnet_hf.zoo.convert", "convert checkpoints of mmsegmentation or the authors"),
     "push": ("ccnet_hf.zoo.push", "publish checkpoints or a dataset on the Hub"),
     "benchmark": ("ccnet_hf.benchmark", "measure speed and memory"),
-    "zoo": ("ccnet_hf.zoo.__main__", "list the variants of the model zoo"),
+    "zoo": ("ccnet_hf.zoo.__main__", "list the model zoo, verify or export a converted folder"),
 }
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 import zlib
 from pathlib import Path
 
@@ -10,22 +12,10 @@ import torch
 from reference_weights import key_shapes, mmsegmentation_state_dict
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
-import ccnet_hf  # noqa: F401  registers the Auto classes
+from ccnet_hf import CCNetImageProcessor
 from ccnet_hf.recipes import RECIPES
 from ccnet_hf.zoo import convert_checkpoint, mmsegmentation_key
 from ccnet_hf.zoo.convert import main
-
-
-VARIANT = "ccnet-r50-voc12aug-512x512-20k"
-NUM_LABELS = 21
-
-
-def constant_state_dict(depth: int = 50, num_labels: int = NUM_LABELS) -> dict[str, torch.Tensor]:
-    """A checkpoint of a few kilobytes: every tensor is one number, expanded to its shape."""
-    return {
-        key: torch.zeros(shape, dtype=torch.int64) if key.endswith("tracked") else torch.tensor(0.01).expand(shape)
-        for key, shape in key_shapes(depth, num_labels)
-    }
 
 
 @pytest.mark.parametrize("depth", [50, 101])
@@ -65,8 +55,8 @@ class TestForms:
     """One state dict in every form that mmsegmentation, DistributedDataParallel and PyTorch have written it."""
 
     @pytest.mark.parametrize("form", ["wrapped", "bare", "parallel", "legacy", "hashed"])
-    def test_form(self, form, tmp_path):
-        expected = constant_state_dict()
+    def test_form(self, form, small_variant, small_checkpoint, tmp_path):
+        expected = small_checkpoint
         content = {
             "bare": expected,
             "parallel": {f"module.{key}": tensor for key, tensor in expected.items()},
@@ -76,19 +66,20 @@ class TestForms:
         if form == "hashed":
             digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
             checkpoint = checkpoint.rename(tmp_path / f"ccnet_20200616_142517-{digest[:8]}.pth")
-        assert main(["--variant", VARIANT, "--checkpoint", str(checkpoint), "--output", str(output)]) == 0
+        assert main(["--variant", small_variant, "--checkpoint", str(checkpoint), "--output", str(output)]) == 0
 
         model = AutoModelForSemanticSegmentation.from_pretrained(output)
-        assert model.config.id2label[15] == "person"
+        assert model.config.id2label[11] == "person"
         weight = model.state_dict()["model.head.input_projection.convolution.weight"]
         assert torch.equal(weight, expected["decode_head.convs.0.conv.weight"])
         assert [path.name for path in output.parent.iterdir()] == ["folder"]
 
 
-def test_other_classes(tmp_path, capsys):
+def test_other_classes(small_variant, small_checkpoint, tmp_path, capsys):
     checkpoint, output = tmp_path / "checkpoint.pth", tmp_path / "folder"
-    torch.save(constant_state_dict(num_labels=5), checkpoint)
-    arguments = ["--variant", VARIANT, "--checkpoint", str(checkpoint), "--output", str(output)]
+    classifiers = {key: tensor[:5].clone() for key, tensor in small_checkpoint.items() if ".conv_seg." in key}
+    torch.save(small_checkpoint | classifiers, checkpoint)
+    arguments = ["--variant", small_variant, "--checkpoint", str(checkpoint), "--output", str(output)]
     assert main(arguments) == 1
     assert "5 classes" in capsys.readouterr().err
     assert not output.exists()
@@ -97,7 +88,7 @@ def test_other_classes(tmp_path, capsys):
     assert main([*arguments, "--num_labels", "5"]) == 0
     model = AutoModelForSemanticSegmentation.from_pretrained(output)
     assert model.config.num_labels == len(model.config.id2label) == 5
-    assert model.config.align_corners is RECIPES[VARIANT].config().align_corners
+    assert model.config.align_corners
     assert AutoImageProcessor.from_pretrained(output).palette is None
 
 
@@ -111,113 +102,168 @@ class Malicious:
         return Path.touch, (self.path,)
 
 
-def without(key: str) -> dict[str, torch.Tensor]:
-    state_dict = constant_state_dict()
-    del state_dict[key]
-    return state_dict
+@pytest.mark.parametrize("recurrence", [0, 1, 3])
+def test_recurrence(recurrence, small_variant, small_checkpoint, tmp_path):
+    torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
+    arguments = ["--variant", small_variant, "--checkpoint", str(tmp_path / "checkpoint.pth")]
+    assert main([*arguments, "--recurrence", str(recurrence), "--output", str(tmp_path / "folder")]) == 0
+    model, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "folder", output_loading_info=True)
+    assert model.config.recurrence == recurrence
+    assert (model.model.head.attention is None) == (recurrence == 0)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
 NAN = torch.tensor(float("nan")).expand(64)
+STEM_BIAS, CLASSIFIER = "backbone.stem.1.bias", "decode_head.conv_seg.weight"
+# what replaces entries of a good checkpoint (None: nothing does), and the reason to give
+BAD_ENTRIES = {
+    "missing": ({"decode_head.cca.gamma.scale": None}, "missing: decode_head.cca.gamma.scale"),
+    "left over": ({"decode_head.extra": NAN}, "left over: decode_head.extra"),
+    "shape": ({STEM_BIAS: torch.zeros(63)}, "has shape (63,)"),
+    "scalar classifier": ({CLASSIFIER: torch.zeros(())}, "classes"),
+    "nan": ({"backbone.stem.7.weight": NAN}, "stem.7.weight holds NaN"),
+    "infinity": ({"backbone.stem.7.bias": 1 / torch.zeros(64)}, "stem.7.bias holds NaN or infinity"),
+    "integers": ({STEM_BIAS: torch.ones(32, dtype=torch.int64)}, "holds torch.int64"),
+    "counter": ({"backbone.stem.1.num_batches_tracked": torch.tensor(1.0)}, "holds torch.float32"),
+    "sparse": ({STEM_BIAS: torch.ones(32).to_sparse()}, "plain tensor"),
+    "complex": ({STEM_BIAS: torch.ones(32, dtype=torch.complex64)}, "plain tensor"),
+    "meta": ({STEM_BIAS: torch.ones(32, device="meta")}, "plain tensor"),
+}
 BAD_CONTENTS = {
-    "missing": (lambda: without("decode_head.cca.gamma.scale"), "missing: decode_head.cca.gamma.scale"),
-    "left over": (lambda: constant_state_dict() | {"decode_head.extra": NAN}, "left over: decode_head.extra"),
-    "foreign": (lambda: {"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, "left over: layer1.0.conv1.weight"),
-    "other depth": (lambda: constant_state_dict(depth=101), "left over: backbone.layer3.10."),
-    "shape": (lambda: constant_state_dict() | {"backbone.stem.1.bias": torch.zeros(63)}, "has shape (63,)"),
-    "scalar classifier": (lambda: constant_state_dict() | {"decode_head.conv_seg.weight": torch.zeros(())}, "classes"),
-    "nan": (lambda: constant_state_dict() | {"backbone.layer1.0.bn1.weight": NAN}, "bn1.weight holds NaN"),
-    "infinity": (lambda: constant_state_dict() | {"backbone.layer1.0.bn1.bias": 1 / torch.zeros(64)}, "infinity"),
-    "sparse": (lambda: constant_state_dict() | {"backbone.stem.1.bias": torch.ones(32).to_sparse()}, "plain tensor"),
-    "no tensors": (lambda: {"state_dict": {"epoch": 3}}, "'epoch' is no plain tensor"),
-    "empty": (dict, "no state dict"),
-    "a list": (lambda: [torch.zeros(3)], "no state dict"),
+    "foreign": ({"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, "left over: layer1.0.conv1.weight"),
+    "no tensors": ({"state_dict": {"epoch": 3}}, "'epoch' is no plain tensor"),
+    "empty": ({}, "no state dict"),
+    "empty state dict": ({"state_dict": {}}, "no state dict"),
+    "a list": ([torch.zeros(3)], "no state dict"),
 }
 
 
 class TestRefusal:
     """One line on stderr, exit status 1, nothing written."""
 
-    def refuse(self, capsys, checkpoint: Path, variant: str = VARIANT) -> str:
-        folder = checkpoint.parent
-        before = sorted(folder.iterdir())
-        output = folder / "deep" / "output"
-        assert main(["--variant", variant, "--checkpoint", str(checkpoint), "--output", str(output)]) == 1
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
-        assert sorted(folder.iterdir()) == before
-        return captured.err
+    @pytest.fixture
+    def refuse(self, small_variant, capsys):
+        def refuse(checkpoint: Path, variant: str = small_variant) -> str:
+            folder = checkpoint.parent
+            before = sorted(folder.iterdir())
+            output = folder / "deep" / "output"
+            assert main(["--variant", variant, "--checkpoint", str(checkpoint), "--output", str(output)]) == 1
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+            assert sorted(folder.iterdir()) == before
+            return captured.err
+
+        return refuse
 
     @pytest.mark.filterwarnings("ignore:.*[Ss]parse")
+    @pytest.mark.parametrize("case", BAD_ENTRIES)
+    def test_entry(self, case, refuse, small_checkpoint, tmp_path):
+        change, reason = BAD_ENTRIES[case]
+        content = {key: value for key, value in (small_checkpoint | change).items() if value is not None}
+        torch.save(content, tmp_path / "checkpoint.pth")
+        assert reason in refuse(tmp_path / "checkpoint.pth")
+
     @pytest.mark.parametrize("case", BAD_CONTENTS)
-    def test_content(self, case, tmp_path, capsys):
-        make, reason = BAD_CONTENTS[case]
-        torch.save(make(), tmp_path / "checkpoint.pth")
-        assert reason in self.refuse(capsys, tmp_path / "checkpoint.pth")
+    def test_content(self, case, refuse, tmp_path):
+        content, reason = BAD_CONTENTS[case]
+        torch.save(content, tmp_path / "checkpoint.pth")
+        assert reason in refuse(tmp_path / "checkpoint.pth")
+
+    def test_other_depth(self, refuse, tmp_path):
+        """At full size; every tensor is one number, expanded to its shape, so that the file stays small."""
+        state_dict = {
+            key: torch.zeros(shape, dtype=torch.int64) if key.endswith("tracked") else torch.tensor(0.1).expand(shape)
+            for key, shape in key_shapes(101, 21)
+        }
+        torch.save(state_dict, tmp_path / "checkpoint.pth")
+        message = refuse(tmp_path / "checkpoint.pth", "ccnet-r50-voc12aug-512x512-20k")
+        assert "left over: backbone.layer3.10." in message and "more" in message
 
     @pytest.mark.parametrize("new_format", [True, False])
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-    def test_truncated_file(self, share, new_format, tmp_path, capsys):
+    def test_truncated_file(self, share, new_format, refuse, small_checkpoint, tmp_path):
         path = tmp_path / "checkpoint.pth"
-        torch.save(constant_state_dict(), path, _use_new_zipfile_serialization=new_format)
+        torch.save(small_checkpoint, path, _use_new_zipfile_serialization=new_format)
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-        assert "damaged" in self.refuse(capsys, path)
+        assert "damaged" in refuse(path)
 
     @pytest.mark.parametrize("content", [b"not a pickle", b"\x80\x02.", b"<html>404</html>", bytes(1000)])
-    def test_no_checkpoint(self, content, tmp_path, capsys):
+    def test_no_checkpoint(self, content, refuse, tmp_path):
         (tmp_path / "checkpoint.pth").write_bytes(content)
-        assert "damaged" in self.refuse(capsys, tmp_path / "checkpoint.pth")
+        assert "damaged" in refuse(tmp_path / "checkpoint.pth")
 
     @pytest.mark.parametrize("new_format", [True, False])
-    def test_code_in_the_pickle_is_not_run(self, new_format, tmp_path, capsys):
+    def test_code_in_the_pickle_is_not_run(self, new_format, refuse, small_checkpoint, tmp_path):
         path, trace = tmp_path / "checkpoint.pth", tmp_path / "trace"
-        content = {"meta": Malicious(trace), "state_dict": constant_state_dict()}
+        content = {"meta": Malicious(trace), "state_dict": small_checkpoint}
         torch.save(content, path, _use_new_zipfile_serialization=new_format)
-        assert "its pickle asks for" in self.refuse(capsys, path)
+        assert "its pickle asks for" in refuse(path)
         assert not trace.exists()
 
-    def test_wrong_hash(self, tmp_path, capsys):
+    def test_wrong_hash(self, refuse, small_checkpoint, tmp_path):
         path = tmp_path / "ccnet_r50-d8_512x512_20k_voc12aug_20200617_193212-fad81784.pth"
-        torch.save(constant_state_dict(), path)
-        message = self.refuse(capsys, path)
+        torch.save(small_checkpoint, path)
+        message = refuse(path)
         assert "fad81784" in message and hashlib.sha256(path.read_bytes()).hexdigest()[:8] in message
 
-    def test_missing_file(self, tmp_path, capsys):
-        assert "absent.pth" in self.refuse(capsys, tmp_path / "absent.pth")
+    def test_missing_file(self, refuse, tmp_path):
+        assert "absent.pth" in refuse(tmp_path / "absent.pth")
 
-    def test_folder_for_a_file(self, tmp_path, capsys):
+    def test_folder_for_a_file(self, refuse, tmp_path):
         (tmp_path / "folder.pth").mkdir()
-        assert "folder.pth" in self.refuse(capsys, tmp_path / "folder.pth")
+        assert "folder.pth" in refuse(tmp_path / "folder.pth")
 
     @pytest.mark.parametrize("variant", ["ccnet-r50", "ccnet-mobilenetv2-camvid"])
-    def test_wrong_variant(self, variant, tmp_path, capsys):
-        torch.save(constant_state_dict(), tmp_path / "checkpoint.pth")
-        assert variant in self.refuse(capsys, tmp_path / "checkpoint.pth", variant)
+    def test_wrong_variant(self, variant, refuse, small_checkpoint, tmp_path):
+        torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
+        assert variant in refuse(tmp_path / "checkpoint.pth", variant)
 
-    def test_output_in_use(self, tmp_path, capsys):
-        torch.save(constant_state_dict(), tmp_path / "checkpoint.pth")
+    def test_output_in_use(self, small_variant, small_checkpoint, tmp_path, capsys):
+        torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
         output = tmp_path / "output"
         output.mkdir()
         (output / "mine.txt").write_text("keep")
-        arguments = ["--variant", VARIANT, "--checkpoint", str(tmp_path / "checkpoint.pth"), "--output", str(output)]
+        arguments = [
+            "--variant",
+            small_variant,
+            "--checkpoint",
+            str(tmp_path / "checkpoint.pth"),
+            "--output",
+            str(output),
+        ]
         assert main(arguments) == 1
         assert "exists" in capsys.readouterr().err
         assert [path.name for path in output.iterdir()] == ["mine.txt"]
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_behind(small_variant, small_checkpoint, tmp_path, monkeypatch):
     def fail(self, folder):
         raise OSError(28, "No space left on device")
 
-    torch.save(constant_state_dict(), tmp_path / "checkpoint.pth")
+    torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
     monkeypatch.setattr("ccnet_hf.image_processing_ccnet.CCNetImageProcessor.save_pretrained", fail)
     with pytest.raises(OSError, match="No space left"):
-        convert_checkpoint(VARIANT, tmp_path / "checkpoint.pth", tmp_path / "output")
+        convert_checkpoint(small_variant, tmp_path / "checkpoint.pth", tmp_path / "output")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pth"]
 
 
-def test_wrong_argument(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        main(["--variant", VARIANT])
-    assert exit_info.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_while_it_writes(number, small_variant, small_checkpoint, tmp_path):
+    """The folder is not there, and the next conversion clears up what is."""
+    torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
+    process = os.fork()
+    if process == 0:
+        try:
+            torch.set_num_threads(1)  # the threads of the parent are not there
+            # the processor is saved after the model
+            CCNetImageProcessor.save_pretrained = lambda self, folder: os.kill(os.getpid(), number)
+            convert_checkpoint(small_variant, tmp_path / "checkpoint.pth", tmp_path / "output")
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -number
+    assert not (tmp_path / "output").exists()
+    assert (tmp_path / ".output.unfinished" / "model.safetensors").is_file()
+    convert_checkpoint(small_variant, tmp_path / "checkpoint.pth", tmp_path / "output")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pth", "output"]
+    AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "output")
