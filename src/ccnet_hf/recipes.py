@@ -319,7 +319,7 @@ def _authors_recipe(name: str, **losses: Any) -> Recipe:
             batch_size=8,
             max_train_steps=60_000,
             eval_steps=6_000,
-            min_learning_rate=0.0,
+            min_learning_rate=1e-3,  # constant; a second, shorter stage lets it fall to 0 (the checkpoint's card)
             weight_decay=1e-4,
         ),
         backbone_checkpoint="timm/resnet101s.gluon_in1k",
@@ -354,7 +354,7 @@ def _lip_recipe(name: str) -> Recipe:
             max_train_steps=114_000,
             eval_steps=11_400,
             learning_rate=7e-3,
-            min_learning_rate=0.0,
+            min_learning_rate=1e-3,  # constant; a second, shorter stage lets it fall to 0 (the checkpoint's card)
         ),
         backbone_checkpoint="timm/resnet101c.gluon_in1k",
     )
@@ -385,11 +385,11 @@ def _camvid_recipe(name: str, recurrence: int) -> Recipe:
             scale=(720, 540),
             ratio_range=(0.5, 1.4),
             batch_size=4,
-            max_train_steps=5000,
-            eval_steps=0,  # trained on validation too
+            max_train_steps=1300,
+            eval_steps=1300,
             optimizer="adamw",
             learning_rate=1e-3,
-            min_learning_rate=0.0,
+            min_learning_rate=1e-3,  # constant; a second, shorter stage lets it fall to 0 (the checkpoint's card)
             weight_decay=0.01,
             warmup_steps=60,
             max_grad_norm=5.0,
