@@ -246,7 +246,6 @@ def category_consistent_loss(
     place = (labels + offset).where(valid, places).flatten()
     vectors = embeddings.movedim(1, -1).reshape(-1, channels)
     counts = vectors.new_zeros(places + 1).index_add(0, place, torch.ones_like(vectors[:, 0]))
-    counts = counts.where(torch.arange(places + 1, device=counts.device) < places, 0)
     sums = vectors.new_zeros(places + 1, channels).index_add(0, place, vectors)
     means = sums / counts.clamp(min=1)[:, None]
 
