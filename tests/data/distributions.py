@@ -1,6 +1,8 @@
 """Small synthetic distributions of the benchmarks in their official folder layouts, with what they must become."""
 
 import io
+import os
+import signal
 import tarfile
 import zipfile
 from pathlib import Path
@@ -77,6 +79,11 @@ EXAMPLES = {
         for split, raw, drive in (("train", "train", "6R0"), ("validation", "val", "16E5"), ("test", "test", "05VD"))
     },
 }  # fmt: skip
+
+
+def die(encoded: bytes) -> None:
+    """A label decoder that ends its process as the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def encode(array: np.ndarray, suffix: str = ".png", palette: list[int] | None = None) -> bytes:

@@ -11,22 +11,21 @@ import sys
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
-from distributions import CITYSCAPES, EXAMPLES, MAPPINGS, encode, pack, voc_palette, write, write_distribution
+from distributions import CITYSCAPES, EXAMPLES, MAPPINGS, die, encode, pack, voc_palette, write, write_distribution
+from huggingface_hub import DatasetCard, HfApi
 
 import ccnet_hf.data
-
-
-datasets = pytest.importorskip("datasets")
-
-import pyarrow.parquet as pq  # noqa: E402
-from huggingface_hub import DatasetCard, HfApi  # noqa: E402
-
-from ccnet_hf.data import prepare as prepare_module  # noqa: E402
-from ccnet_hf.data.loading import load_split  # noqa: E402
-from ccnet_hf.data.prepare import build, main, prepare_dataset, push_dataset  # noqa: E402
+from ccnet_hf.data import prepare as prepare_module
+from ccnet_hf.data.archives import RawFile
+from ccnet_hf.data.layout import LabelFormat, RawExample
+from ccnet_hf.data.loading import load_split
+from ccnet_hf.data.prepare import build, main, prepare_dataset, push_dataset
+from ccnet_hf.data.shards import row_maker
 
 
 NAMES = list(EXAMPLES)
@@ -184,6 +183,17 @@ def test_voc_reads_sbd_files_and_falls_back_to_their_pictures(tmp_path):
     (sbd / f"cls/{name}.mat").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=f"{name}.mat: is not a whole SBD file"):
         prepare_dataset("voc12aug", tmp_path / "raw", tmp_path / "other")
+
+
+def test_missing_scipy_is_one_line(tmp_path, monkeypatch, capsys):
+    write_distribution(tmp_path / "raw", "voc12aug")
+    path = tmp_path / "raw" / EXAMPLES["voc12aug"]["train"][0][2]
+    path.unlink()
+    write(tmp_path / "raw", f"benchmark_RELEASE/dataset/cls/{path.stem}.mat", b"")
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    command = ["voc12aug", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--skip_corrupt"]) == 1  # it is no fault of the file
+    assert "needs scipy: pip install 'ccnet-hf[train]'" in capsys.readouterr().err
 
 
 def test_voc_training_list_is_the_official_one(shared_dir):
@@ -432,6 +442,16 @@ def test_several_workers_give_the_same_files(tmp_path):
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_killed_worker_is_named(tmp_path):
+    write(tmp_path, "1.jpg", encode(np.zeros((12, 20, 3), np.uint8), ".jpg"))
+    write(tmp_path, "1.png", b"label")
+    image, label = (RawFile(name, tmp_path / name, (tmp_path / name).stat().st_size) for name in ("1.jpg", "1.png"))
+    example = RawExample("1", (image,), (label,), LabelFormat("", {}, decode=die))
+    with pytest.raises(OSError, match="a worker was killed"), row_maker(ccnet_hf.data.LIP, 2) as make_rows:
+        list(make_rows([example]))
+
+
 # The Hub, and arguments
 
 
@@ -453,6 +473,7 @@ def test_pushes_to_a_private_repository_only(tmp_path, monkeypatch):
     ("arguments", "status", "message"),
     [
         (["coco", "--source", "x", "--output_dir", "y"], 2, "invalid choice: 'coco'"),
+        (["lip", "--source", "x", "--output_dir", "y", "--hub_dataset_id", "a/b/c"], 1, "'a/b/c'"),
         (["lip", "--source", "nowhere", "--output_dir", "y"], 1, "nowhere does not exist"),
         (["lip", "--source", __file__, "--output_dir", "y"], 1, "is neither a folder nor an archive"),
         (["lip", "--source", ".", "--output_dir", __file__], 1, "is a file"),

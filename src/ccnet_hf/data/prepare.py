@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from ccnet_hf.command import run_command
@@ -74,7 +75,9 @@ def prepare_dataset(
         examples = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt)
         prepared = _write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size)
     except ImportError as error:
-        raise ValueError(f"{benchmark.title} needs {error.name}: pip install 'ccnet-hf[train]'") from error
+        raise ValueError(
+            f"{benchmark.title} needs {error.name.partition('.')[0]}: pip install 'ccnet-hf[train]'"
+        ) from error
     finally:
         close_archives()
     shutil.rmtree(scratch, ignore_errors=True)
@@ -236,6 +239,8 @@ class PrepareArguments:
 
 def prepare(arguments: PrepareArguments) -> None:
     """Turn a benchmark's official distribution into a Hugging Face dataset of parquet shards, and push it if asked."""
+    if arguments.hub_dataset_id:
+        validate_repo_id(arguments.hub_dataset_id)  # before the work, not after it
     prepared = prepare_dataset(
         arguments.name,
         arguments.source,
