@@ -8,7 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from ccnet_hf.visualization import blend, class_shares, colorize, format_share, generate_palette, overlay
+from ccnet_hf.visualization import (
+    attention_map,
+    blend,
+    captioned_grid,
+    class_shares,
+    colorize,
+    draw_attention,
+    format_share,
+    generate_palette,
+    overlay,
+)
 
 
 PALETTE = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
@@ -110,3 +120,49 @@ def test_the_legend_shows_the_classes_present_and_fits():
 def test_a_picture_without_any_class_has_no_legend():
     image = Image.new("RGB", (20, 10), (1, 2, 3))
     assert overlay(image, np.full((10, 20), 255), PALETTE, NAMES).tobytes() == image.tobytes()
+
+
+def random_attentions(height: int, width: int, rounds: int) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.rand(height, width, height + width).softmax(dim=-1) for _ in range(rounds)]
+
+
+def test_attention_of_one_round_is_the_cross_of_a_position():
+    (attention,) = random_attentions(4, 5, 1)
+    weights = attention_map([attention], (2, 1))
+    expected = torch.zeros(4, 5)
+    for row in range(4):
+        expected[row, 1] += attention[2, 1, row]
+    for column in range(5):
+        expected[2, column] += attention[2, 1, 4 + column]
+    torch.testing.assert_close(weights, expected)
+
+
+def test_attention_of_two_rounds_follows_every_way():
+    """From the position to anything on its cross by the second round, from there on by the first."""
+    first, second = random_attentions(4, 5, 2)
+    expected = torch.zeros(4, 5)
+    for between in itertools.product(range(4), range(5)):
+        expected += attention_map([second], (2, 1))[between] * attention_map([first], between)
+    weights = attention_map([first, second], (2, 1))
+    torch.testing.assert_close(weights, expected)
+    assert weights.min() > 0 and weights.sum().item() == pytest.approx(1)
+
+
+def test_attention_is_drawn_where_it_is():
+    weights = torch.zeros(4, 6)
+    weights[3, 5] = 0.2
+    image = Image.new("RGB", (120, 80), (0, 0, 0))
+    pixels = np.asarray(draw_attention(image, weights, (0, 0))).astype(int)
+    assert pixels.shape == (80, 120, 3)
+    assert tuple(pixels[70, 110]) == (255, 120, 0), "the heaviest place in full orange"
+    assert tuple(pixels[70, 20]) == (127, 127, 127), "the pale picture elsewhere"
+    ring = np.argwhere((pixels == (32, 33, 36)).all(axis=-1))
+    np.testing.assert_allclose(ring.mean(axis=0), (10, 10), atol=1)
+
+
+def test_captioned_grid_shows_every_picture_untouched():
+    images = [Image.new("RGB", (60, 48), (10 * index, 0, 0)) for index in range(1, 4)]
+    grid = np.asarray(captioned_grid([{"one": images[0], "two": images[1]}, {"three": images[2]}]))
+    for index in range(1, 4):
+        assert (grid == (10 * index, 0, 0)).all(axis=-1).sum() == 60 * 48

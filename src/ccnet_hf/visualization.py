@@ -1,4 +1,4 @@
-"""Label maps as people look at them: palette pictures, overlays with a legend."""
+"""Label maps and attention as people look at them: palette pictures, overlays with a legend, maps of attention."""
 
 import colorsys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 Color = tuple[int, int, int]
 LabelMap = np.ndarray | torch.Tensor
 
-_PAPER, _INK, _FAINT = (255, 255, 255), (32, 33, 36), (128, 134, 139)
+_PAPER, _INK, _FAINT, _HEAT = (255, 255, 255), (32, 33, 36), (128, 134, 139), (255, 120, 0)
 
 
 def generate_palette(num_labels: int) -> list[Color]:
@@ -122,6 +122,76 @@ def overlay(
         canvas = Image.new("RGB", (blended.width + panel.width, max(blended.height, panel.height)), _PAPER)
         canvas.paste(panel, (blended.width, max(0, min(margin, canvas.height - panel.height))))
     canvas.paste(blended, (0, 0))
+    return canvas
+
+
+def attention_map(attentions: Sequence[torch.Tensor], position: tuple[int, int]) -> torch.Tensor:
+    """How much every position of the feature map weighs in what one position gathers by attention.
+
+    The last round alone gives the weights over the position's own row and column; two rounds reach from one position
+    to the whole picture (paper, section 3.3). What counts is attention only, neither gamma nor what a position keeps.
+
+    Args:
+        attentions: (H, W, H + W) for each round, in order: weights over the column, then over the row, as a CCNet
+            returns them for one picture with `output_attentions=True`.
+        position: (row, column) on the feature map.
+
+    Returns:
+        (H, W) weights that sum to 1.
+    """
+    height, width = attentions[0].shape[:2]
+    weights = attentions[0].new_zeros(height, width)
+    weights[position] = 1
+    for attention in reversed(attentions):
+        over_column, over_row = attention.split((height, width), dim=-1)
+        weights = torch.einsum("ij,ijk->kj", weights, over_column) + torch.einsum("ij,ijk->ik", weights, over_row)
+    return weights
+
+
+def draw_attention(image: Image.Image, weights: torch.Tensor, position: tuple[int, int]) -> Image.Image:
+    """A picture in pale grey under its attention: the heavier a place weighs, the stronger its orange.
+
+    Args:
+        image: the picture.
+        weights: (h, w) weights over the feature map, as `attention_map` gives them; the largest is drawn full.
+        position: (row, column) on the feature map whose attention this is; a ring marks it.
+    """
+    strength = (weights / weights.max()).clamp(0, 1).float().cpu().numpy()
+    mask = Image.fromarray((255 * strength).round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+    pale = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, _PAPER), 0.5)
+    drawn = Image.composite(Image.new("RGB", image.size, _HEAT), pale, mask)
+    # Position centres: half a step of the feature map in.
+    x, y = (
+        (i + 0.5) * side / n for i, side, n in zip(position[::-1], image.size, reversed(weights.shape), strict=True)
+    )
+    radius = max(3.0, min(image.size) / 40)
+    width = max(1, round(radius / 3))
+    pen = ImageDraw.Draw(drawn)
+    pen.ellipse(
+        (x - radius - width, y - radius - width, x + radius + width, y + radius + width),
+        outline=_PAPER,
+        width=3 * width,
+    )
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=_INK, width=width)
+    return drawn
+
+
+def captioned_grid(rows: Sequence[dict[str, Image.Image]]) -> Image.Image:
+    """Pictures of one size in rows, each above its caption."""
+    width, height = next(iter(rows[0].values())).size
+    font = ImageFont.load_default(size=max(12, height // 16))
+    gap = height // 12
+    line = ceil(1.4 * font.size)
+    columns = max(len(row) for row in rows)
+    size = (columns * (width + gap) + gap, len(rows) * (height + line + gap) + gap)
+    canvas = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for index, row in enumerate(rows):
+        top = gap + index * (height + line + gap)
+        for column, (caption, image) in enumerate(row.items()):
+            left = gap + column * (width + gap)
+            canvas.paste(image, (left, top))
+            draw.text((left, top + height + line / 2), caption, font=font, fill=_INK, anchor="lm")
     return canvas
 
 

@@ -1,0 +1,7 @@
+"""Show what recurrence is for on drawn pictures: `scripts/far_marks.py --output_dir DIR`; minutes on a CPU."""
+
+from ccnet_hf.training.far_marks import main
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,143 @@
+"""The experiment that shows what recurrence is for: a class decided by a mark that convolutions cannot reach.
+
+A CCNet with a shallow backbone, whose reach is about 30 pixels, learns far marks (`ccnet_hf.data.far_marks`) with its
+own loss. By the paper's claim (section 3.3) one round of attention sees the mark only in the rows and columns of
+the pixel in question, two rounds see it anywhere, and a third adds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import to_pil_image
+from tqdm.auto import tqdm
+from transformers import set_seed
+
+from ccnet_hf.command import run_command
+from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.configuration_ccnet_resnet import CCNetResNetConfig
+from ccnet_hf.data.far_marks import COLOURS, SIDE, far_marks, parts
+from ccnet_hf.inference import predict_logits
+from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.visualization import attention_map, blend, captioned_grid, draw_attention
+
+
+# Examples that are scored and drawn come from these seeds, whatever the seed of the training is.
+_TEST_SEED, _DRAWN_SEED = 2**31, 2**31 + 4
+
+
+@dataclass
+class FarMarksArguments:
+    output_dir: str = field(metadata={"help": "folder for far_marks.md and far_marks.png"})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of weights and examples"})
+    recurrences: list[int] = field(default_factory=lambda: [0, 1, 2, 3], metadata={"help": "numbers of rounds"})
+    max_train_steps: int = field(default=150, metadata={"help": "steps of every training"})
+
+
+def build_model(recurrence: int) -> CCNetForSemanticSegmentation:
+    """A CCNet over the stem and one stage of its ResNet, at a quarter of the picture's size."""
+    backbone = CCNetResNetConfig(depths=[1], hidden_sizes=[32], stem_size=16, out_features=["stage1"])
+    config = CCNetConfig(
+        backbone_config=backbone,
+        hidden_size=32,
+        query_key_size=8,
+        recurrence=recurrence,
+        use_auxiliary_head=False,
+        classifier_dropout_prob=0.0,
+        id2label=dict(enumerate(COLOURS)),
+        label2id={name: index for index, name in enumerate(COLOURS)},
+    )
+    return CCNetForSemanticSegmentation(config)
+
+
+def train(model: nn.Module, steps: int, seed: int, batch_size: int = 16, learning_rate: float = 5e-3) -> None:
+    """Train in place on fresh examples and leave the model in eval mode."""
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    for _ in tqdm(range(steps), desc=f"recurrence {model.config.recurrence}, seed {seed}", leave=False, disable=None):
+        pictures, labels, _ = far_marks(batch_size, generator)
+        loss = model(pixel_values=pictures, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def score(model: nn.Module, num_examples: int = 200) -> dict[str, float]:
+    """Share of the pixels whose class is right, by part; 1 / number of colours is chance."""
+    pictures, labels, corners = far_marks(num_examples, torch.Generator().manual_seed(_TEST_SEED))
+    right = predict_logits(model, pictures, mode="whole").argmax(dim=1) == labels
+    return {part: float(right[mask].float().mean()) for part, mask in parts(corners).items()}
+
+
+def run_experiment(arguments: FarMarksArguments) -> None:
+    """Train a small CCNet with every recurrence on pictures in which one far mark decides the class of every pixel."""
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    example = far_marks(1, torch.Generator().manual_seed(_DRAWN_SEED))
+    rows: list[dict[str, Image.Image]] = [{"picture": _draw(example[0])}]
+    lines: list[str] = []
+    for recurrence in arguments.recurrences:
+        accuracies, gammas = [], []
+        for seed in arguments.seeds:
+            set_seed(seed)
+            model = build_model(recurrence)
+            train(model, arguments.max_train_steps, seed)
+            accuracies.append(score(model))
+            gammas += [model.model.head.attention.gamma.item()] if recurrence else []
+        if not lines:
+            lines = [f"| recurrence | {' | '.join(accuracies[0])} | gamma |", "|---" * (len(accuracies[0]) + 2) + "|"]
+            print(*lines, sep="\n")
+        cells = [_spread([100 * accuracy[part] for accuracy in accuracies], digits=1) for part in accuracies[0]]
+        lines.append(f"| {recurrence} | {' | '.join(cells)} | {_spread(gammas, digits=2)} |")
+        print(lines[-1], flush=True)
+        rows[0][f"recurrence {recurrence}"] = _draw(example[0], predict_logits(model, example[0]).argmax(dim=1))
+        if recurrence == 2:
+            rows.append(_draw_rounds(model, *example))
+    (output_dir / "far_marks.md").write_text("\n".join(lines) + "\n")
+    captioned_grid(rows).save(output_dir / "far_marks.png", optimize=True)
+
+
+def _draw(pictures: torch.Tensor, label_maps: torch.Tensor | None = None) -> Image.Image:
+    """The first of some pictures, enlarged, tinted by its label map if there is one."""
+    picture = to_pil_image(((pictures[0] + 1) / 3).clamp(0, 1))
+    if label_maps is not None:
+        palette = [tuple(int(255 * (value > 1)) for value in colour) for colour in COLOURS.values()]
+        picture = blend(picture, label_maps[0], palette)
+    return picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST)
+
+
+@torch.no_grad()
+def _draw_rounds(
+    model: CCNetForSemanticSegmentation, pictures: torch.Tensor, labels: torch.Tensor, corners: torch.Tensor
+) -> dict[str, Image.Image]:
+    """What one position far from the mark attends to, in the second round and by both rounds together."""
+    attentions = [weights[0] for weights in model(pictures, output_attentions=True).attentions]
+    elsewhere = parts(corners)["elsewhere"][0].nonzero()
+    position = tuple((elsewhere[len(elsewhere) // 2] * len(attentions[0]) // SIDE).tolist())
+    return {
+        caption: draw_attention(_draw(pictures), attention_map(rounds, position), position)
+        for caption, rounds in {"second round": attentions[1:], "both rounds": attentions}.items()
+    }
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Mean and range of some numbers."""
+    if not values:
+        return ""
+    return f"{mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(FarMarksArguments, run_experiment, argv, prog="far_marks.py")

@@ -1,0 +1,96 @@
+"""Does recurrent criss-cross attention do what it is for? The experiment in short, and what each form can see."""
+
+import pytest
+import torch
+from transformers import set_seed
+
+from ccnet_hf import modeling_ccnet
+from ccnet_hf.data.far_marks import COLOURS, SIDE, SQUARE, far_marks, parts
+from ccnet_hf.inference import predict_logits
+from ccnet_hf.training import far_marks as experiment
+
+
+@pytest.fixture
+def one_thread():
+    """Small tensors: a second thread only costs, and the result shall not depend on the machine's number of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def without_attention(query, key, value):
+    return value
+
+
+def test_two_rounds_learn_what_lies_elsewhere(one_thread):
+    """Fails with recurrence 0 or 1, and with any operator that does not carry the mark through the picture."""
+    set_seed(0)
+    model = experiment.build_model(recurrence=2)
+    experiment.train(model, steps=100, seed=0)
+    assert experiment.score(model, num_examples=24)["elsewhere"] > 0.95
+
+
+@pytest.mark.parametrize(
+    "recurrence, operator, seen",
+    [
+        (0, None, {"near"}),
+        (1, None, {"near", "in line"}),
+        (2, None, {"near", "in line", "elsewhere"}),
+        (2, without_attention, {"near"}),
+    ],
+    ids=["none", "one round", "two rounds", "two rounds of the identity"],
+)
+def test_where_another_colour_of_the_mark_changes_anything(monkeypatch, recurrence, operator, seen):
+    """Without training: whether there is a way from the mark to a pixel at all."""
+    if operator is not None:
+        monkeypatch.setattr(modeling_ccnet, "criss_cross_attention", operator)
+    set_seed(0)
+    model = experiment.build_model(recurrence).double().eval()
+    if recurrence:
+        torch.nn.init.constant_(model.model.head.attention.gamma, 1.0)
+    pictures, _, corners = far_marks(12, torch.Generator().manual_seed(0))
+    other = pictures.clone()
+    for picture, (top, left) in zip(other, corners.tolist(), strict=True):
+        picture[:, top : top + SQUARE, left : left + SQUARE] += 1.0
+    changed = (predict_logits(model, other) != predict_logits(model, pictures)).any(dim=1)
+    shares = {part: changed[mask].float().mean().item() for part, mask in parts(corners).items()}
+    for part, share in shares.items():
+        assert share > 0.5 if part in seen else share == 0, shares
+
+
+def test_the_pictures_are_what_their_labels_say():
+    pictures, labels, corners = far_marks(20, torch.Generator().manual_seed(1))
+    again = far_marks(20, torch.Generator().manual_seed(1))
+    assert all(torch.equal(a, b) for a, b in zip((pictures, labels, corners), again, strict=True))
+    assert labels.unique().tolist() == [0, 1, 2]
+    for picture, label, (top, left) in zip(pictures, labels, corners.tolist(), strict=True):
+        mark = picture[:, top : top + SQUARE, left : left + SQUARE].flatten(1)
+        colour = torch.tensor(list(COLOURS.values())[label[0, 0]])
+        assert (mark == colour[:, None]).all() and (label == label[0, 0]).all()
+
+
+def test_parts_by_distance_pixel_by_pixel():
+    corners = torch.tensor([[0, 30], [61, 72]])
+    masks = parts(corners)
+    for index, (top, left) in enumerate(corners.tolist()):
+        rows, columns = range(top, top + SQUARE), range(left, left + SQUARE)
+        for row in range(0, SIDE, 3):
+            for column in range(0, SIDE, 3):
+                down = min(abs(row - r) for r in rows)
+                across = min(abs(column - c) for c in columns)
+                expected = {
+                    "near": max(down, across) <= 8,
+                    "in line": (down == 0 and across >= 32) or (across == 0 and down >= 32),
+                    "elsewhere": down >= 32 and across >= 32,
+                }
+                assert {part: bool(mask[index, row, column]) for part, mask in masks.items()} == expected
+
+
+def test_the_command_writes_table_and_picture(tmp_path, capsys):
+    arguments = ["--output_dir", str(tmp_path / "out"), "--seeds", "0", "1", "--recurrences", "0", "2"]
+    assert experiment.main([*arguments, "--max_train_steps", "1"]) == 0
+    table = (tmp_path / "out" / "far_marks.md").read_text()
+    assert table == capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in table.splitlines()] == ["recurrence", "---", "0", "2"]
+    assert (tmp_path / "out" / "far_marks.png").stat().st_size > 1000
