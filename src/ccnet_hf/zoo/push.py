@@ -60,7 +60,8 @@ def push(arguments: PushArguments) -> None:
     check_token(api, repositories[0].repo_id.split("/")[0])
     for repository in repositories:
         sent = publish(api, repository, arguments.private)
-        print(f"{repository.repo_id}: {f'sent {len(sent)} files' if sent else 'up to date'}", flush=True)
+        outcome = f"sent {len(sent)} of {len(repository.files)} files" if sent else "up to date"
+        print(f"{repository.repo_id}: {outcome}", flush=True)
     if arguments.all:
         repo_ids = [repository.repo_id for repository in repositories]
         print(f"collection: {collect(api, COLLECTION, COLLECTION_DESCRIPTION, repo_ids, arguments.private)}")
