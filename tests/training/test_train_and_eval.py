@@ -134,7 +134,10 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
     more = ["--streaming", "--skip_corrupt", "--push_to_hub", "--hub_private_repo", "--load_best_model_at_end"]
     assert train(train_arguments(coloured_folder, output_dir, *more, "--eval_steps", "0")) == 0
     printed = capsys.readouterr().out
-    assert "1 corrupt examples were replaced:" in printed and "picture1: cannot be read (it is no picture)" in printed
+    assert (
+        "1 corrupt examples were replaced in training:" in printed
+        and "picture1: cannot be read (it is no picture)" in printed
+    )
     assert "uploaded: https://hub/commit" in printed
     (created, options), (uploaded, upload, files) = FakeHub.calls
     assert (created, uploaded) == ("create_repo", "upload_folder")

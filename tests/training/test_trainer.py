@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny_training import tiny_model
 
 from ccnet_hf import CCNetForSemanticSegmentation, CCNetImageProcessor
+from ccnet_hf.training.progress import read_log
 
 
 def weights(model) -> dict[str, torch.Tensor]:
@@ -158,6 +161,139 @@ def test_evaluates_every_eval_steps_and_at_the_end(make_trainer, recipe):
     trainer.evaluate = evaluate
     assert trainer.run() == {"eval_mean_iou": 0.5}
     assert seen == [3, 4]
+
+
+def scoring(trainer, scores: dict[int, float]):
+    """An evaluation that gives these mIoU by step, and the steps it was asked at."""
+    asked = []
+
+    def evaluate(model):
+        asked.append(trainer.step)
+        return {"eval_mean_iou": scores[trainer.step]}
+
+    trainer.evaluate = evaluate
+    return asked
+
+
+def test_the_newest_checkpoints_and_the_best_model_are_kept(make_trainer, recipe, tmp_path):
+    trainer = make_trainer(
+        recipe=replace(recipe, max_train_steps=5, eval_steps=1), checkpointing_steps=1, checkpoints_total_limit=2
+    )
+    scoring(trainer, {1: 0.1, 2: 0.4, 3: 0.3, 4: 0.4, 5: 0.2})
+    trainer.run()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-5",
+        "checkpoint-best",
+    ]
+    assert json.loads((tmp_path / "checkpoint-best" / "scores.json").read_text()) == {"step": 2, "eval_mean_iou": 0.4}
+    best = weights(CCNetForSemanticSegmentation.from_pretrained(tmp_path / "checkpoint-best"))
+    last = weights(CCNetForSemanticSegmentation.from_pretrained(tmp_path))
+    assert not torch.equal(best["classifier.weight"], last["classifier.weight"])
+    assert_equal(last, weights(trainer.trained_model))
+
+
+def test_the_best_model_can_be_the_result(make_trainer, recipe, tmp_path):
+    trainer = make_trainer(recipe=replace(recipe, eval_steps=1), load_best_model_at_end=True, ema_decay=0.5)
+    scoring(trainer, {1: 0.1, 2: 0.4, 3: 0.3, 4: 0.1})
+    trainer.run()
+    best = weights(CCNetForSemanticSegmentation.from_pretrained(tmp_path / "checkpoint-best"))
+    assert_equal(best, weights(CCNetForSemanticSegmentation.from_pretrained(tmp_path)))
+
+
+def test_a_resumed_run_evaluates_what_the_killed_one_did_not(make_trainer, recipe, tmp_path):
+    recipe = replace(recipe, eval_steps=2)
+    trainer = make_trainer(recipe=recipe, checkpointing_steps=2)
+
+    def killed(model):
+        raise KeyboardInterrupt
+
+    trainer.evaluate = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    resumed = make_trainer(recipe=recipe, checkpointing_steps=2, resume_from_checkpoint="last")
+    asked = scoring(resumed, {2: 0.7, 4: 0.1})
+    resumed.run()
+    assert asked == [2, 4]
+    assert json.loads((tmp_path / "checkpoint-best" / "scores.json").read_text())["step"] == 2
+    assert [(row["step"], "lr" in row) for row in read_log(tmp_path / "training_log.jsonl")] == [
+        (1, True),
+        (2, True),
+        (2, False),
+        (3, True),
+        (4, True),
+        (4, False),
+    ]
+
+
+def test_the_log_says_what_happens(make_trainer, recipe, tmp_path, capsys):
+    seen = []
+    trainer = make_trainer(logging_steps=2, model=tiny_model(category_consistent_loss_weight=0.5))
+    trainer.accelerator.log = lambda numbers, step: seen.append({"step": step, **numbers})
+    with torch.no_grad():
+        trainer.trained_model.model.head.attention.gamma.fill_(0.7)
+    losses = []
+    train_step = trainer._train_step
+
+    def remember(*arguments):
+        losses.append(train_step(*arguments))
+        return losses[-1]
+
+    trainer._train_step = remember
+    trainer.run()
+    rows = read_log(tmp_path / "training_log.jsonl")
+    assert rows == seen and [row["step"] for row in rows] == [2, 4]
+    names = {"lr", "loss", "decode_loss", "auxiliary_loss", "category_loss", "gamma"}
+    assert rows[0].keys() == names | {"images_per_second", "data_wait", "memory_gb", "step"}
+    for name in ("loss", "decode_loss", "auxiliary_loss", "category_loss"):
+        assert rows[1][name] == pytest.approx((losses[2][name] + losses[3][name]) / 2, rel=1e-5)
+    parts = sum(losses[3][name] for name in losses[3] if name != "loss")
+    assert losses[3]["loss"] == pytest.approx(parts, rel=1e-5)
+    assert rows[1]["gamma"] == pytest.approx(trainer.trained_model.model.head.attention.gamma.item(), rel=1e-6)
+    assert rows[1]["lr"] == pytest.approx(5e-3 * (1 / 4) ** 0.9)  # of the step it stands at
+    assert 0 < rows[1]["data_wait"] < 1 and 0.05 < rows[1]["memory_gb"] < 50
+    line = [part for part in re.split(r"[\r\n]", capsys.readouterr().err) if part.startswith("train: ")][-1]
+    for text in ("4/4", "<00:00", "lr=", "decode=", "aux=", "category=", "gamma=", "img/s=", "wait=", "GB="):
+        assert text in line
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
+    file = tmp_path / "training_log.jsonl"
+    file.write_text('{"step": 1, "lr": 0.5}\n{"step": 2, "l')
+    assert read_log(file) == [{"step": 1, "lr": 0.5}]
+    assert read_log(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("per_device_batch_size", [2, 1])
+def test_bfloat16_learns_in_float32(make_trainer, recipe, per_device_batch_size):
+    trainer = make_trainer(mixed_precision="bf16", per_device_batch_size=per_device_batch_size, checkpointing_steps=2)
+    dtypes = set()
+    trainer.model.model.head.attention.query.register_forward_hook(lambda *hook: dtypes.add(hook[-1].dtype))
+    trainer.run()
+    assert dtypes == {torch.bfloat16}
+    assert {tensor.dtype for tensor in weights(trainer.trained_model).values()} == {torch.float32, torch.int64}
+    resumed = make_trainer(
+        mixed_precision="bf16",
+        per_device_batch_size=per_device_batch_size,
+        resume_from_checkpoint=str(trainer.settings.output_dir / "checkpoint-2"),
+    )
+    resumed.run()
+    assert_equal(weights(trainer.trained_model), weights(resumed.trained_model))
+
+
+def test_a_batch_without_labels_changes_nothing_but_decay(make_trainer, recipe):
+    def ignore_all(chain):
+        def transform(image, label):
+            pixel_values, labels = chain(image, label)
+            return pixel_values, torch.full_like(labels, 255)
+
+        return transform
+
+    recipe = replace(recipe, optimizer="sgd", weight_decay=0.0)
+    trainer = make_trainer(recipe=recipe, transform=ignore_all)
+    before = {name: parameter.clone() for name, parameter in trainer.trained_model.named_parameters()}
+    trainer.run()
+    assert_equal(before, dict(trainer.trained_model.named_parameters()))
 
 
 def test_average_is_the_recurrence_of_its_definition(make_trainer):

@@ -62,7 +62,15 @@ def coloured_split(size: int = 8) -> datasets.Dataset:
 
 
 def build_trainer(
-    output_dir, recipe=RECIPE, model=None, transform=None, split=None, streaming=False, skip_corrupt=False, **settings
+    output_dir,
+    recipe=RECIPE,
+    model=None,
+    transform=None,
+    split=None,
+    streaming=False,
+    skip_corrupt=False,
+    mixed_precision="no",
+    **settings,
 ) -> Trainer:
     """A `Trainer` in this process; further keyword arguments are fields of the settings."""
     for state in (AcceleratorState, PartialState, GradientState):
@@ -86,7 +94,7 @@ def build_trainer(
     model = model or tiny_model()
     torch.manual_seed(1)  # of dropout
     return Trainer(
-        Accelerator(cpu=True),
+        Accelerator(cpu=True, mixed_precision=mixed_precision),
         model,
         CCNetImageProcessor(size={"shortest_edge": 36, "longest_edge": 48}),
         dataset,
