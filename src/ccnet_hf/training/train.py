@@ -82,8 +82,11 @@ def train(arguments: TrainArguments) -> None:
         class_weights = class_weights_from_frequencies(class_frequencies(dataset), arguments.class_weight_power)
     validation = load(arguments.validation_split) if training.eval_steps else None
 
+    unscored: set[str] = set()
+
     def evaluate(model: CCNetForSemanticSegmentation) -> dict[str, float]:
         scores = evaluate_dataset(Predictor(model, image_processor), validation)
+        unscored.update(scores.get("skipped", ()))
         return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
 
     if trackers:
@@ -111,8 +114,9 @@ def train(arguments: TrainArguments) -> None:
         trainer.run()
         corrupt = trainer.all_corrupt()
         if accelerator.is_main_process:
-            if corrupt:
-                print(f"{len(corrupt)} corrupt examples were replaced:", *corrupt, sep="\n  ")
+            for messages, fate in ((corrupt, "replaced in training"), (unscored, "left out of evaluation")):
+                if messages:
+                    print(f"{len(messages)} corrupt examples were {fate}:", *sorted(messages), sep="\n  ")
             predictor = Predictor(trainer.trained_model.eval(), image_processor)
             save_report(output_dir, predictor, dataset if validation is None else validation, benchmark.palette)
             if hub_model_id:
