@@ -16,7 +16,10 @@ class TinyNetwork(nn.Module):
     def __init__(self, num_labels: int = 5, align_corners: bool = False, **inference):
         super().__init__()
         self.config = SimpleNamespace(
-            num_labels=num_labels, align_corners=align_corners, inference=inference or {"mode": "whole"}
+            num_labels=num_labels,
+            id2label={label: f"class {label}" for label in range(num_labels)},
+            align_corners=align_corners,
+            inference=inference or {"mode": "whole"},
         )
         self.convolution = nn.Conv2d(3, num_labels, kernel_size=19, stride=8, padding=9)
         with torch.no_grad():

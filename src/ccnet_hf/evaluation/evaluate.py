@@ -2,101 +2,138 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import datasets
 from accelerate import PartialState
 
 from ccnet_hf.command import run_command
+from ccnet_hf.data import CITYSCAPES
 from ccnet_hf.data.loading import SegmentationDataset, load_split
+from ccnet_hf.evaluation.cityscapes_server import save_label_ids
 from ccnet_hf.evaluation.loop import evaluate_dataset
+from ccnet_hf.evaluation.report import class_table, summary, to_json
 from ccnet_hf.inference import Predictor
-from ccnet_hf.inference.loading import Dtype, load_checkpoint
+from ccnet_hf.inference.arguments import PredictorArguments
 
 
-@dataclass
-class EvalArguments:
-    model_name_or_path: str = field(metadata={"help": "folder of a CCNet checkpoint, or namespace/name on the Hub"})
+@dataclass(kw_only=True)
+class EvalArguments(PredictorArguments):
     dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
     split: str = field(default="validation", metadata={"help": "split to score on"})
+    streaming: bool = field(default=False, metadata={"help": "read a Hub dataset while it downloads"})
     name_prefix: str = field(default="", metadata={"help": "score only examples whose name starts so"})
     image_column_name: str = field(default="image", metadata={"help": "column of pictures"})
-    label_column_name: str = field(default="label", metadata={"help": "column of label maps"})
+    label_column_name: str = field(
+        default="label", metadata={"help": "column of label maps; '' for a split without labels, with --export_dir"}
+    )
     do_reduce_labels: bool | None = field(
         default=None,
         metadata={"help": "label 0 is ignored, others move down by one; default: as the checkpoint has it"},
     )
-    mode: Literal["whole", "slide"] | None = field(
-        default=None, metadata={"help": "whole picture or sliding window; default: what the checkpoint says"}
-    )
-    crop_size: list[int] | None = field(
-        default=None, metadata={"help": "height and width of the window; default: what the checkpoint says"}
-    )
-    stride: list[int] | None = field(
-        default=None, metadata={"help": "vertical and horizontal distance of windows; default: as above"}
-    )
-    scales: list[float] = field(
-        default_factory=lambda: [1.0],
-        metadata={"help": "average over these ratios of the picture as loaded; 1.0 alone: the checkpoint's test size"},
-    )
-    flip: bool = field(default=False, metadata={"help": "average over the mirrored picture too"})
     batch_size: int = field(default=1, metadata={"help": "pictures in one forward pass, where their sizes are equal"})
-    dtype: Dtype = field(default="auto", metadata={"help": "auto: as stored, but float32 on the CPU"})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, mps, ...; auto: the fastest there is"})
-    output_json: str | None = field(default=None, metadata={"help": "file for the scores"})
+    skip_corrupt: bool = field(
+        default=False, metadata={"help": "go on after an example that cannot be read, and name them at the end"}
+    )
+    output_json: str | None = field(default=None, metadata={"help": "file for scores and confusion matrix"})
+    output_markdown: str | None = field(default=None, metadata={"help": "file for the table of classes"})
+    export_dir: str | None = field(
+        default=None, metadata={"help": "folder for label id PNG files as the Cityscapes test server takes them"}
+    )
 
 
 def evaluate(arguments: EvalArguments) -> None:
     """Score a CCNet on a split: mIoU and accuracies from one confusion matrix, at every picture's own size."""
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch_size must be at least 1, got {arguments.batch_size}")
+    if not arguments.label_column_name and arguments.export_dir is None:
+        raise ValueError("without a column of label maps there is nothing to score; --export_dir exports predictions")
     process = PartialState()
-    device = str(process.device) if arguments.device == "auto" and process.num_processes > 1 else arguments.device
-    model, image_processor = load_checkpoint(arguments.model_name_or_path, arguments.dtype, device)
-    predictor = Predictor(
-        model,
-        image_processor,
-        mode=arguments.mode,
-        crop_size=arguments.crop_size,
-        stride=arguments.stride,
-        scales=arguments.scales,
-        flip=arguments.flip,
-    )
-    split = load_split(
-        arguments.dataset_name, arguments.split, arguments.image_column_name, arguments.label_column_name
-    )
-    if arguments.name_prefix:
-        if "name" not in split.column_names:
-            raise ValueError(f"{arguments.dataset_name} has no column 'name' for --name_prefix")
-        chosen = [i for i, name in enumerate(split["name"]) if name.startswith(arguments.name_prefix)]
-        split = split.select(chosen)
-    if not len(split):
-        raise ValueError(f"{arguments.dataset_name} has no such example in split {arguments.split!r}")
+    if arguments.device == "auto" and process.num_processes > 1:
+        arguments = replace(arguments, device=str(process.device))
+    predictor = arguments.load_predictor()
+    config = predictor.model.config
+    class_names = [config.id2label[label] for label in range(config.num_labels)]
+    export = None
+    if arguments.export_dir is not None:
+        if tuple(class_names) != CITYSCAPES.class_names:
+            raise ValueError(f"--export_dir is for models with the {CITYSCAPES.num_labels} classes of Cityscapes")
+        export = partial(save_label_ids, folder=Path(arguments.export_dir))
+        Path(arguments.export_dir).mkdir(parents=True, exist_ok=True)
+    files = [Path(name) for name in (arguments.output_json, arguments.output_markdown) if name is not None]
+    for file in files:  # before the work, not after it
+        file.parent.mkdir(parents=True, exist_ok=True)
+
     reduce_labels = arguments.do_reduce_labels
     dataset = SegmentationDataset(
-        split,
-        num_labels=model.config.num_labels,
-        ignore_index=model.config.semantic_loss_ignore_index,
-        reduce_labels=image_processor.do_reduce_labels if reduce_labels is None else reduce_labels,
+        _split(arguments),
+        num_labels=config.num_labels,
+        ignore_index=config.semantic_loss_ignore_index,
+        reduce_labels=predictor.image_processor.do_reduce_labels if reduce_labels is None else reduce_labels,
+        skip_corrupt=arguments.skip_corrupt,
     )
-    scores = evaluate_dataset(predictor, dataset, arguments.batch_size)
+    result = evaluate_dataset(predictor, dataset, arguments.batch_size, export=export)
     if process.is_main_process:
-        _report(scores, model.config.id2label, len(dataset))
-        if arguments.output_json:
-            Path(arguments.output_json).write_text(
-                json.dumps({"num_examples": len(dataset), **scores}, indent=1) + "\n"
-            )
+        _report(arguments, predictor, class_names, result)
 
 
-def _report(scores: dict, id2label: dict[int, str], num_examples: int) -> None:
-    width = max(map(len, id2label.values()))
-    print(f"{'class':{width}}    IoU  accuracy")
-    rows = zip(scores["per_category_iou"], scores["per_category_accuracy"], strict=True)
-    for index, (iou, accuracy) in enumerate(rows):
-        print(f"{id2label[index]:{width}} {100 * iou:6.2f}    {100 * accuracy:6.2f}")
-    means = ", ".join(f"{name} {100 * scores[name]:.2f}" for name in ("mean_iou", "mean_accuracy", "overall_accuracy"))
-    print(f"{means} ({num_examples} pictures)")
+def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableDataset:
+    split = load_split(
+        arguments.dataset_name,
+        arguments.split,
+        arguments.image_column_name,
+        arguments.label_column_name or None,
+        streaming=arguments.streaming,
+    )
+    prefix = arguments.name_prefix
+    if not prefix:
+        return split
+    if "name" not in split.column_names:
+        raise ValueError(f"{arguments.dataset_name} has no column 'name' for --name_prefix")
+    if arguments.streaming:
+        return split.filter(lambda name: name.startswith(prefix), input_columns="name")
+    return split.select([index for index, name in enumerate(split["name"]) if name.startswith(prefix)])
+
+
+def _report(
+    arguments: EvalArguments, predictor: Predictor, class_names: Sequence[str], result: dict[str, Any]
+) -> None:
+    counted = f"{result['num_examples']} pictures of {arguments.dataset_name}, {arguments.split}"
+    if arguments.export_dir is not None:
+        print(f"label ids of {counted} in {arguments.export_dir}")
+    lines = []
+    if "mean_iou" in result:
+        lines = [class_table(result, class_names), "", f"{summary(result)} ({counted})"]
+    else:
+        print("no pixel is labelled: no scores")
+    if result["skipped"]:
+        lines += ["", f"{len(result['skipped'])} examples skipped:", *(f"- {reason}" for reason in result["skipped"])]
+    print(*lines, sep="\n")
+
+    how = {
+        "mode": "whole" if predictor.crop_size is None else "slide",
+        "crop_size": predictor.crop_size,
+        "stride": predictor.stride,
+        "scales": predictor.scales,
+        "flip": predictor.flip,
+        "dtype": str(predictor.model.dtype).removeprefix("torch."),
+    }
+    about = {"model": arguments.model_name_or_path, "dataset": arguments.dataset_name, "split": arguments.split, **how}
+    if arguments.output_json is not None:
+        Path(arguments.output_json).write_text(to_json({**about, "class_names": class_names, **result}))
+    if arguments.output_markdown is not None:
+        protocol = ", ".join(f"{name} {value}" for name, value in how.items() if value is not None)
+        heading = [
+            f"# {arguments.model_name_or_path} on {arguments.dataset_name}, {arguments.split}",
+            "",
+            protocol,
+            "",
+        ]
+        Path(arguments.output_markdown).write_text("\n".join([*heading, *lines]) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

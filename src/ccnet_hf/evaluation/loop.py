@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather_object, reduce
 from tqdm.auto import tqdm
 
 from ccnet_hf.data.loading import SegmentationDataset
@@ -15,27 +17,57 @@ from ccnet_hf.inference import Predictor
 
 
 def evaluate_dataset(
-    predictor: Predictor, dataset: SegmentationDataset, batch_size: int = 1, progress: bool = True
+    predictor: Predictor,
+    dataset: SegmentationDataset,
+    batch_size: int = 1,
+    progress: bool = True,
+    export: Callable[[str, torch.Tensor], None] | None = None,
 ) -> dict[str, Any]:
     """Score label maps at every picture's own size against its untouched label map.
 
-    With several processes each takes every n-th picture, and the confusion matrices are summed.
+    With several processes each takes every n-th picture, and the confusion matrices are summed; all return the same.
 
     Args:
         predictor: gives the label maps.
-        dataset: pictures and label maps; its transform is not used.
+        dataset: pictures and label maps, mapped or streamed; its transform is not used.
         batch_size: pictures handed to the predictor at a time.
         progress: whether to show a progress bar.
+        export: called with the name and the label map (H, W) of every picture of this process.
 
     Returns:
-        The scores of `ccnet_hf.evaluation.metric.scores`.
+        `num_examples`; `skipped`, the messages about examples left out because `dataset` skips corrupt ones;
+        `confusion_matrix`, as `ccnet_hf.evaluation.metric.confusion_matrix` counts, in nested lists; and the scores of
+        `ccnet_hf.evaluation.metric.scores`. The last two are missing where `export` is given and no pixel is labelled.
+
+    Raises:
+        ValueError: no example, or no labelled pixel and no `export`.
     """
     process = PartialState()
     metric = MeanIoU(num_labels=dataset.num_labels, ignore_index=dataset.ignore_index)
-    mine = range(process.process_index, len(dataset), process.num_processes)
-    starts = range(0, len(mine), batch_size)
-    for start in tqdm(starts, desc="evaluate", disable=not (progress and process.is_main_process), leave=False):
-        pictures, labels, _ = zip(*(dataset.read(index) for index in mine[start : start + batch_size]), strict=True)
-        metric.add_batch(predictions=predictor.label_maps(pictures), references=[torch.from_numpy(m) for m in labels])
+    corrupt: list[str] = []
+    examples = dataset.examples(process.process_index, process.num_processes, corrupt)
+    total = None if dataset.streamed else len(range(process.process_index, len(dataset), process.num_processes))
+    bar = tqdm(
+        total=total, desc="evaluate", unit="picture", disable=not (progress and process.is_main_process), leave=False
+    )
+    num_examples = 0
+    with bar:
+        while batch := list(islice(examples, batch_size)):
+            pictures, labels, names = zip(*batch, strict=True)
+            label_maps = predictor.label_maps(pictures)
+            metric.add_batch(predictions=label_maps, references=[torch.from_numpy(label) for label in labels])
+            for name, label_map in zip(names, label_maps, strict=True):
+                if export is not None:
+                    export(name, label_map)
+            num_examples += len(batch)
+            bar.update(len(batch))
     metric.confusion_matrix = reduce(metric.confusion_matrix.to(process.device))
-    return metric.compute()
+    result = {
+        "num_examples": int(reduce(torch.tensor(num_examples, device=process.device))),
+        "skipped": sorted(gather_object(corrupt)),
+    }
+    if not result["num_examples"]:
+        raise ValueError(f"no example to score; {len(result['skipped'])} could not be read")
+    if export is not None and not metric.confusion_matrix.any():
+        return result
+    return result | {"confusion_matrix": metric.confusion_matrix.tolist()} | metric.compute()

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ccnet_hf.data import BENCHMARKS
 from ccnet_hf.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
 from ccnet_hf.image_transforms_ccnet import picture_to_array, rescale_output_size
 from ccnet_hf.inference.logits import Size, low_resolution_logits, positive, slide_logits, sliding_window
@@ -26,7 +27,8 @@ class Predictor:
         mode, crop_size, stride, crop_batch_size: as in `predict_logits`.
         scales: ratios of the views, in order.
         flip: whether every scale is also seen mirrored.
-        flip_label_pairs: pairs of labels that mirroring exchanges, such as left and right arm.
+        flip_label_pairs: pairs of labels that mirroring exchanges, such as left and right arm; `None` takes those of
+            the benchmark whose classes the model has, if there is one.
 
     Raises:
         ValueError: no scale, a scale that is not positive, impossible windows or label pairs.
@@ -42,7 +44,7 @@ class Predictor:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         crop_batch_size: int = 4,
-        flip_label_pairs: Sequence[tuple[int, int]] = (),
+        flip_label_pairs: Sequence[tuple[int, int]] | None = None,
     ):
         self.model = model
         self.image_processor = image_processor
@@ -52,6 +54,8 @@ class Predictor:
         if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
             raise ValueError(f"scales must be positive numbers, at least one, got {self.scales}")
         self.flip = flip
+        if flip_label_pairs is None:
+            flip_label_pairs = _flip_label_pairs(tuple(model.config.id2label.values()))
         self._flipped_labels = _exchange(model.config.num_labels, flip_label_pairs)
 
     @property
@@ -133,6 +137,14 @@ class Predictor:
             for index, picture_logits in zip(indices, logits, strict=True):
                 predictions[index] = picture_logits, tuple(shape[-2:])
         return [predictions[index] for index in range(len(inputs))]
+
+
+def _flip_label_pairs(class_names: tuple[str, ...]) -> Sequence[tuple[int, int]]:
+    """The pairs of the benchmark with these classes, none if no benchmark has them."""
+    for benchmark in BENCHMARKS.values():
+        if benchmark.class_names == class_names:
+            return benchmark.flip_label_pairs
+    return ()
 
 
 def _exchange(num_labels: int, pairs: Sequence[tuple[int, int]]) -> list[int]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import huggingface_hub.utils.logging
 import numpy as np
@@ -15,46 +14,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from ccnet_hf.command import run_command
+from ccnet_hf.inference.arguments import PredictorArguments
 from ccnet_hf.inference.images import find_images, read_image, unique_stems
-from ccnet_hf.inference.loading import Dtype, load_checkpoint
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.visualization import class_shares, colorize, format_share, generate_palette, overlay
 
 
-@dataclass
-class SegmentArguments:
+@dataclass(kw_only=True)
+class SegmentArguments(PredictorArguments):
     images: list[str] = field(
         metadata={"positional": True, "metavar": "IMAGE", "help": "pictures, folders of pictures, or patterns"}
-    )
-    model_name_or_path: str = field(
-        metadata={"metavar": "MODEL", "help": "folder of a CCNet checkpoint, or namespace/name on the Hub"}
     )
     output_dir: str = field(
         metadata={"metavar": "DIR", "help": "folder for NAME_overlay.png and NAME_labels.png of every picture"}
     )
-    mode: Literal["whole", "slide"] | None = field(
-        default=None, metadata={"help": "whole picture or sliding window; default: what the checkpoint says"}
-    )
-    crop_size: list[int] | None = field(
-        default=None,
-        metadata={"metavar": ("H", "W"), "help": "height and width of the window; default: what the checkpoint says"},
-    )
-    stride: list[int] | None = field(
-        default=None,
-        metadata={"metavar": ("H", "W"), "help": "vertical and horizontal distance of windows; default: as above"},
-    )
-    scales: list[float] = field(
-        default_factory=lambda: [1.0],
-        metadata={
-            "metavar": "RATIO",
-            "help": "average over these ratios of the picture as loaded; 1.0 alone: the checkpoint's test size",
-        },
-    )
-    flip: bool = field(default=False, metadata={"help": "average over the mirrored picture too"})
-    dtype: Dtype = field(
-        default="auto", metadata={"help": "auto: as the checkpoint is stored, but float32 on the CPU"}
-    )
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, mps, ...; auto: the fastest there is"})
     compile: bool = field(default=False, metadata={"help": "compile the model; pays off with many pictures"})
     skip_corrupt: bool = field(
         default=False, metadata={"help": "go on after an unreadable picture, and count them at the end"}
@@ -69,20 +42,12 @@ def segment(arguments: SegmentArguments) -> None:
 
     output_dir = Path(arguments.output_dir)
     paths = find_images(arguments.images, exclude=output_dir)
-    model, image_processor = load_checkpoint(arguments.model_name_or_path, arguments.dtype, arguments.device)
-    predictor = Predictor(
-        model,
-        image_processor,
-        mode=arguments.mode,
-        crop_size=arguments.crop_size,
-        stride=arguments.stride,
-        scales=arguments.scales,
-        flip=arguments.flip,
-    )
+    predictor = arguments.load_predictor()
+    model = predictor.model
     if arguments.compile:
         model.compile()
     class_names = [model.config.id2label[label] for label in range(model.config.num_labels)]
-    palette = image_processor.palette or generate_palette(len(class_names))
+    palette = predictor.image_processor.palette or generate_palette(len(class_names))
     output_dir.mkdir(parents=True, exist_ok=True)
 
     seconds, pixels, shares, skipped = [], [], [], []

@@ -1,0 +1,42 @@
+"""Scores as tables and files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+MEANS = {"mean_iou": "mIoU", "mean_accuracy": "mAcc", "overall_accuracy": "aAcc"}
+
+
+def class_table(scores: dict[str, Any], class_names: Sequence[str]) -> str:
+    """IoU and accuracy of every class in percent, in aligned columns that are a Markdown table too.
+
+    `-` stands for a class that is left out of the mean because it does not occur.
+    """
+    rows = [("class", "IoU", "accuracy")]
+    for name, *values in zip(class_names, scores["per_category_iou"], scores["per_category_accuracy"], strict=True):
+        rows.append((name, *("-" if math.isnan(value) else f"{100 * value:.2f}" for value in values)))
+    width = max(len(name) for name, *_ in rows)
+    lines = [f"| {name:{width}} | {iou:>6} | {accuracy:>8} |" for name, iou, accuracy in rows]
+    return "\n".join([lines[0], f"|{'-' * (width + 2)}|{'-' * 7}:|{'-' * 9}:|", *lines[1:]])
+
+
+def summary(scores: dict[str, Any]) -> str:
+    """The means in percent, in one line."""
+    return ", ".join(f"{short} {100 * scores[name]:.2f}" for name, short in MEANS.items())
+
+
+def to_json(report: dict[str, Any]) -> str:
+    """A report as JSON, with `null` for the NaN of classes that do not occur, which JSON cannot express."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return json.dumps(plain(report), indent=1) + "\n"
