@@ -1,10 +1,10 @@
-"""`python -m ccnet_hf.zoo list`."""
+"""`python -m ccnet_hf.zoo`: its help and its `list`."""
 
 import json
 
 import pytest
 
-from ccnet_hf.zoo.__main__ import main
+from ccnet_hf.zoo.__main__ import COMMANDS, main
 
 
 def test_json(capsys):
@@ -29,3 +29,18 @@ def test_table(capsys):
 def test_wrong_command(arguments, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help(capsys):
+    assert main(["--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert all(f"  {name} " in captured.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command(name, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main([name, "--help"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m ccnet_hf.zoo {name}")

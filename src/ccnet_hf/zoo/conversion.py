@@ -118,10 +118,11 @@ def convert_checkpoint(
     config = recipe.config(**{name: value for name, value in changes.items() if value is not None})
     with torch.device("meta"):  # shapes only; every number comes from the checkpoint
         model = CCNetForSemanticSegmentation(config)
-    sources = {key: mmsegmentation_key(key) for key in model.state_dict()}
+    expected = model.state_dict()
+    sources = {key: mmsegmentation_key(key) for key in expected}
     if by_authors:
         sources = {key: authors_key(source) for key, source in sources.items()}
-    shapes = {source: model.state_dict()[key].shape for key, source in sources.items()}
+    shapes = {source: expected[key].shape for key, source in sources.items()}
     if by_authors:
         shapes[AUXILIARY_BIAS] = shapes["dsn.1.bias"]
         counters = {name for name in shapes if name.endswith(".num_batches_tracked")}

@@ -63,7 +63,7 @@ def convert(arguments: ConvertArguments) -> None:
     recipe = zoo_recipe(arguments.variant)
     checkpoint = arguments.checkpoint or _published(recipe, checkpoints)
     convert_checkpoint(recipe.name, checkpoint, output, arguments.num_labels, arguments.recurrence)
-    print(f"{recipe.name} written to {output}")
+    print(f"{Path(checkpoint).name} written to {output}")
 
 
 def _convert_all(checkpoints: Path, output: Path) -> None:
