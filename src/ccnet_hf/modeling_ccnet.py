@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
+from transformers.integrations import use_kernel_forward_from_hub
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -128,6 +129,7 @@ class CrissCrossAttention(nn.Module):
         return self.gamma * criss_cross_attention(query, key, value) + hidden_state, None
 
 
+@use_kernel_forward_from_hub("RecurrentCrissCrossAttention")
 class RecurrentCrissCrossAttention(CrissCrossAttention):
     """
     Criss-cross attention applied `recurrence` times with the same weights (paper section 3.3). Two rounds let every

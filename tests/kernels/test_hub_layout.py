@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
+import ccnet_hf
 from ccnet_hf import RecurrentCrissCrossAttention
 from ccnet_hf.kernels import hub, libraries
 from ccnet_hf.kernels.__main__ import main
@@ -151,6 +153,20 @@ def test_layer_takes_the_place_of_the_models(kernel, dtype):
     output, attentions = layer(hidden_state, output_attentions=True)
     assert layer(hidden_state)[1] is None and len(attentions) == 3
     torch.testing.assert_close((output, attentions), expected[1], **tolerance)
+
+
+def test_model_offers_the_layer(monkeypatch):
+    """With the `kernels` library installed, `from_pretrained(use_kernels=True)` finds the layer by this name."""
+    offered = []
+
+    def decorator(name):
+        return lambda layer: offered.append((name, layer.__name__)) or layer
+
+    monkeypatch.setattr(transformers.integrations, "use_kernel_forward_from_hub", decorator)
+    path = Path(ccnet_hf.__file__).parent / "modeling_ccnet.py"
+    specification = importlib.util.spec_from_file_location("ccnet_hf.modeling_ccnet_copy", path)
+    specification.loader.exec_module(importlib.util.module_from_spec(specification))
+    assert offered == [("RecurrentCrissCrossAttention", "RecurrentCrissCrossAttention")]
 
 
 def test_command(tmp_path, capsys):
