@@ -4,9 +4,13 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import zlib
+from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from reference_weights import key_shapes, mmsegmentation_state_dict
@@ -102,6 +106,35 @@ class Malicious:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.parametrize("new_format", [True, False])
+def test_the_log_of_a_training_is_left_out(new_format, small_variant, small_checkpoint, tmp_path, monkeypatch):
+    """mmengine saves its message hub, objects of its own class with NumPy arrays in them, beside the weights."""
+
+    class HistoryBuffer:
+        def __init__(self):
+            self.max_length, self._log_history, self._count_history = 1000000, np.arange(3.0), np.ones(3)
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = "mmengine.logging.history_buffer", "HistoryBuffer"
+    checkpoint = tmp_path / "checkpoint.pth"
+    content = {
+        "meta": {"iter": 40000, "dataset_meta": {"classes": ("road",)}},
+        "state_dict": small_checkpoint,
+        "message_hub": {
+            "log_scalars": {"train/loss": HistoryBuffer()},
+            "runtime_info": {"best_score": np.float64(79.4)},
+            "resumed_keys": OrderedDict(),
+        },
+    }
+    with monkeypatch.context() as patch:
+        for name in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
+            patch.setitem(sys.modules, name, ModuleType(name))
+        sys.modules["mmengine.logging.history_buffer"].HistoryBuffer = HistoryBuffer
+        torch.save(content, checkpoint, _use_new_zipfile_serialization=new_format)
+    convert_checkpoint(small_variant, checkpoint, tmp_path / "folder")
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "folder")
+    assert torch.equal(model.classifier.bias, small_checkpoint["decode_head.conv_seg.bias"])
+
+
 @pytest.mark.parametrize("recurrence", [0, 1, 3])
 def test_recurrence(recurrence, small_variant, small_checkpoint, tmp_path):
     torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
@@ -134,6 +167,7 @@ BAD_CONTENTS = {
     "no tensors": ({"state_dict": {"epoch": 3}}, "'epoch' is no plain tensor"),
     "empty": ({}, "no state dict"),
     "empty state dict": ({"state_dict": {}}, "no state dict"),
+    "an array": ({"backbone.stem.0.weight": np.ones(3)}, "no plain tensor"),
     "a list": ([torch.zeros(3)], "no state dict"),
 }
 

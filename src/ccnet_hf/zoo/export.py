@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from ccnet_hf.command import run_command
 from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.visualization import generate_palette
 from ccnet_hf.zoo.conversion import mmsegmentation_key
 
 
@@ -86,10 +87,9 @@ def _check_config(folder: Path, config: CCNetConfig) -> None:
 
 def _meta(config: CCNetConfig, palette: list[list[int]] | None) -> dict[str, Any]:
     classes = tuple(config.id2label[index] for index in range(config.num_labels))
-    meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}}
-    if palette is not None:
-        meta["PALETTE"] = meta["dataset_meta"]["palette"] = palette
-    return meta
+    # mmsegmentation looks for a palette wherever it finds classes
+    palette = [list(colour) for colour in palette or generate_palette(config.num_labels)]
+    return {"CLASSES": classes, "PALETTE": palette, "dataset_meta": {"classes": classes, "palette": palette}}
 
 
 def export(arguments: ExportArguments) -> None:

@@ -9,6 +9,30 @@ import torch
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+# What mmengine's trainings leave beside the weights: curves of the log, in NumPy's arrays.
+_IGNORED_CLASSES = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(
+        f"{module}.multiarray.{name}"
+        for module in ("numpy.core", "numpy._core")
+        for name in ("_reconstruct", "scalar")
+    ),
+)
+
+
+class _Ignored:
+    """Stands for an object of those classes: takes what it is given and does nothing."""
+
+    def __new__(cls, *arguments):
+        return super().__new__(cls)
+
+    def __init__(self, *arguments):
+        pass
+
+    def __setstate__(self, state):
+        pass
 
 
 def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -16,13 +40,14 @@ def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         ValueError: the file is damaged, is no checkpoint, does not match the hash in its name, or its pickle asks for
-            anything but tensors and plain containers. No code of the file is run.
+            anything but tensors, plain containers and mmengine's log, which is left out. No code of the file is run.
         OSError: the file cannot be opened.
     """
     check_hash(checkpoint, checkpoint.name)
     with checkpoint.open("rb") as file:
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_CLASSES]):
+                content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise any
             raise ValueError(f"{checkpoint} was refused: {_reason(error)}") from error
     state_dict = content
