@@ -193,6 +193,12 @@ def test_pytorch_without_cuda(toolkit, capsys):
     assert "built without CUDA" in only_message(capsys)
 
 
+def test_help(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in ("build", "info", "hub"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [([], 2), (["compile"], 2), (["build", "--colour", "red"], 2), (["build", "--arch", "7.0"], 1), (["hub"], 2)],

@@ -135,8 +135,10 @@ def test_pytorch_is_chosen_and_says_so_once(gpu, caplog):
         assert all(map(torch.equal, call_on_cuda(), expected))
     (record,) = caplog.records
     assert "python -m ccnet_hf.kernels build" in record.getMessage() and record.levelname == "WARNING"
-    # Out of the way: PyTorch's form is called without a detour.
+    # Out of the way: PyTorch's form is called without a detour, even if a library comes later.
     assert not any(map(has_cuda_kernel, OPERATORS))
+    put_library(libraries.cache_folder(), "9.0")
+    assert load.info().path == "torch" and "no compiled library" in load.info().reason
 
 
 @pytest.mark.parametrize("name", OPERATORS[1:])

@@ -59,19 +59,27 @@ def run_hub(arguments: HubArguments) -> None:
     print(write_project(arguments.output, arguments.repo_id))
 
 
-_COMMANDS = {
-    "build": (BuildArguments, run_build),
-    "info": (InfoArguments, run_info),
-    "hub": (HubArguments, run_hub),
+# command: (its arguments, the function that does it, what it does)
+COMMANDS = {
+    "build": (BuildArguments, run_build, "compile the kernels for this machine's GPUs, or into a wheel"),
+    "info": (InfoArguments, run_info, "say what runs on CUDA, and if it is not the kernels, why"),
+    "hub": (HubArguments, run_hub, "lay the kernels out for the kernels library of Hugging Face"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] not in _COMMANDS:
-        print("error: say what to do: python -m ccnet_hf.kernels build|info|hub [--help]", file=sys.stderr)
+    if argv[:1] in (["-h"], ["--help"]):
+        print("usage: python -m ccnet_hf.kernels COMMAND ...", "", sep="\n")
+        for name, (_, _, purpose) in COMMANDS.items():
+            print(f"  {name:6} {purpose}")
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        seen = f", not {argv[0]!r}" if argv else ""
+        print(f"error: say what to do: {', '.join(COMMANDS)}{seen} (see --help)", file=sys.stderr)
         return 2
-    arguments_class, command = _COMMANDS[argv[0]]
+    arguments_class, command, _ = COMMANDS[argv[0]]
     return run_command(arguments_class, command, argv[1:], prog=f"python -m ccnet_hf.kernels {argv[0]}")
 
 

@@ -26,6 +26,8 @@ _lock = threading.RLock()
 # The implementations that stand in until the first CUDA call.
 _stand_ins: torch.library.Library | None = None
 _loaded: Path | None = None
+# Why the first CUDA call chose PyTorch.
+_refused: str | None = None
 # Kernels of the stand-ins that have gone.
 _kept: list = []
 
@@ -56,10 +58,11 @@ class KernelInfo:
 
 def attach() -> None:
     """Stand in for the operator on CUDA until its first call there, which chooses. Loads nothing; twice is once."""
-    global _stand_ins
+    global _stand_ins, _refused
     with _lock:
         if _stand_ins is not None or _loaded is not None:
             return
+        _refused = None
         _stand_ins = torch.library.Library(_NAMESPACE, "IMPL")
         for name in _defined_operators():
             # Taken where somebody has loaded a library by hand.
@@ -73,7 +76,7 @@ def info() -> KernelInfo:
     Raises:
         ValueError: `CCNET_HF_KERNELS` has a value that is not allowed.
     """
-    library, reason = (_loaded, None) if _loaded else _find_library()
+    library, reason = (_loaded, _refused) if _loaded or _refused else _find_library()
     return KernelInfo(
         path="cuda" if library else "torch",
         library=library,
@@ -137,6 +140,7 @@ def _choose_and_run(name: str, *tensors: torch.Tensor):
 
 
 def _choose() -> None:
+    global _refused
     mode = _mode()
     library, reason = _find_library()
     _detach()
@@ -145,12 +149,12 @@ def _choose() -> None:
             _load(library)
         except OSError as error:
             library, reason = None, f"{library} cannot be loaded ({error})"
-    if library is not None or mode == "torch":
-        return
-    if mode == "cuda":
+    if mode == "cuda" and library is None:
         attach()
         raise OSError(f"{_MODE_VARIABLE}=cuda, but criss-cross attention is not compiled for this GPU: {reason}")
-    logger.warning(f"Criss-cross attention runs in PyTorch instead of its faster compiled form: {reason}.")
+    _refused = reason
+    if mode == "auto" and library is None:
+        logger.warning(f"Criss-cross attention runs in PyTorch instead of its faster compiled form: {reason}.")
 
 
 def _detach() -> None:
