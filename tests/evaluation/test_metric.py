@@ -2,31 +2,91 @@
 
 import json
 import math
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from ccnet_hf.data.cityscapes import CITYSCAPES, LABEL_IDS
 from ccnet_hf.evaluation import MeanIoU
+from ccnet_hf.evaluation.metric import scores
 
 
-CASES = ("plain", "ignore", "class_only_predicted", "class_absent_everywhere", "pred_has_255", "different_sizes")
+GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
+EXPECTED = json.loads((GOLDENS / "metric_cases.json").read_text())
 KEYS = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy")
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_equals_the_peers(shared_dir, case):
-    folder = shared_dir / "reference" / "metric_cases"
-    expected = json.loads((folder / "expected.json").read_text())[case]
-    arrays = np.load(folder / "cases.npz")
-    metric = MeanIoU(num_labels=expected["num_classes"], ignore_index=expected["ignore_index"])
-    pairs = [(arrays[f"{case}/pred{i}"], arrays[f"{case}/gt{i}"]) for i in range(expected["images"])]
-    metric.add_batch(predictions=[p for p, _ in pairs], references=[r for _, r in pairs])
+def scored(metric: MeanIoU, expected: dict) -> None:
+    """Compute, and compare with what Hugging Face's `mean_iou` (float64) and mmsegmentation (float32) gave."""
     result = metric.compute()
     for key in KEYS:
         wanted = np.array(expected["hf"][key], dtype=float)  # None becomes NaN
         np.testing.assert_allclose(np.array(result[key], dtype=float), wanted, rtol=0, atol=1e-12)
-    assert result["mean_iou"] == pytest.approx(expected["mmseg"]["mIoU"], abs=1e-6)
+    for key, theirs in {"mean_iou": "mIoU", "mean_accuracy": "mAcc", "overall_accuracy": "aAcc"}.items():
+        assert result[key] == pytest.approx(expected["mmseg"][theirs], abs=1e-6)
+    theirs = np.array(expected["mmseg"]["IoU"], dtype=float)
+    np.testing.assert_allclose(np.array(result["per_category_iou"], dtype=float), theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", EXPECTED)
+def test_equals_the_peers_and_counts_exactly(case):
+    expected = EXPECTED[case]
+    num_labels = expected["num_classes"]
+    arrays = np.load(GOLDENS / "metric_cases.npz")
+    metric = MeanIoU(num_labels=num_labels, ignore_index=expected["ignore_index"])
+    counts = np.zeros((num_labels, num_labels + 1), dtype=np.int64)
+    for index in range(expected["images"]):
+        prediction, truth = arrays[f"{case}/pred{index}"], arrays[f"{case}/gt{index}"]
+        metric.add(prediction=prediction, reference=truth)
+        pixels = zip(truth.ravel().tolist(), prediction.ravel().tolist(), strict=True)
+        for (true, predicted), number in Counter(pixels).items():
+            if true != expected["ignore_index"]:
+                counts[true, min(predicted, num_labels)] += number
+    assert metric.confusion_matrix.dtype == torch.int64
+    assert metric.confusion_matrix.tolist() == counts.tolist()
+    scored(metric, expected)
+
+
+def cityscapes_pairs(shared_dir):
+    """Truth in label ids, and the predictions of the recorded recipe: it, moved by five rows and nine columns."""
+    expected = json.loads((shared_dir / "reference" / "metric_cases" / "cityscapes_expected.json").read_text())
+    folder = shared_dir / "fixtures" / "cityscapes_labels_only" / "gtFine" / "val" / "frankfurt"
+    truths = [np.asarray(Image.open(folder / name)) for name in expected["files"]]
+    return expected, [(np.roll(truth, (5, 9), axis=(0, 1)), truth) for truth in truths]
+
+
+def test_cityscapes_by_training_ids(shared_dir):
+    """As cityscapesScripts score label ids: what is not evaluated is ignored in truth, and a miss when predicted."""
+    expected, pairs = cityscapes_pairs(shared_dir)
+    training_ids = np.full(256, 255)
+    training_ids[list(LABEL_IDS)] = range(19)
+    metric = MeanIoU(num_labels=19)
+    for prediction, truth in pairs:
+        metric.add(prediction=training_ids[prediction], reference=training_ids[truth])
+    theirs = expected["cityscapesscripts"]
+    ious = [theirs["classScores"][name] for name in CITYSCAPES.class_names]
+    assert float(np.nanmean(np.array(ious, dtype=float))) == pytest.approx(theirs["averageScoreClasses"], abs=1e-12)
+    ours = scores(metric.confusion_matrix)
+    np.testing.assert_allclose(ours["per_category_iou"], np.array(ious, dtype=float), rtol=0, atol=1e-12)
+    assert ours["mean_iou"] == pytest.approx(theirs["averageScoreClasses"], abs=1e-12)
+    scored(metric, expected["via_trainIds_255_ignored"])
+
+
+def test_cityscapes_by_label_ids(shared_dir):
+    """All 34 ids as classes, the truth of those that are not evaluated ignored: the same 19 IoU."""
+    expected, pairs = cityscapes_pairs(shared_dir)
+    metric = MeanIoU(num_labels=34)
+    for prediction, truth in pairs:
+        metric.add(prediction=prediction, reference=np.where(np.isin(truth, LABEL_IDS), truth, 255))
+    ious = np.array(metric.compute()["per_category_iou"])[list(LABEL_IDS)]
+    theirs = expected["cityscapesscripts"]
+    wanted = np.array([theirs["classScores"][name] for name in CITYSCAPES.class_names], dtype=float)
+    np.testing.assert_allclose(ious, wanted, rtol=0, atol=1e-12)
+    assert np.nanmean(ious) == pytest.approx(theirs["averageScoreClasses"], abs=1e-12)
 
 
 def test_counts_as_sets_of_pixels():
