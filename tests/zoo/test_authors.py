@@ -46,6 +46,7 @@ def random_input(batch_size: int, height: int, width: int) -> torch.Tensor:
     return 100 * torch.randn(batch_size, 3, height, width, dtype=torch.float64, generator=torch.manual_seed(1))
 
 
+@pytest.mark.slow
 def test_full_size(tmp_path):
     network, bgr = authors_network(), random_input(1, 64, 90)
     expected = network(bgr, 2)
