@@ -23,7 +23,7 @@ import ccnet_hf.data
 from ccnet_hf.data import prepare as prepare_module
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.layout import LabelFormat, RawExample
-from ccnet_hf.data.loading import load_split
+from ccnet_hf.data.loading import SegmentationDataset, load_split
 from ccnet_hf.data.prepare import build, main, prepare_dataset, push_dataset
 from ccnet_hf.data.shards import row_maker
 
@@ -407,6 +407,7 @@ def make_row_or_die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return make_row(*args)
 shards.make_row = make_row_or_die
+from ccnet_hf.data.loading import SegmentationDataset, load_split
 from ccnet_hf.data.prepare import prepare_dataset
 prepare_dataset("lip", sys.argv[1], sys.argv[2], allow_incomplete=True)
 """
@@ -540,6 +541,21 @@ def test_official_counts(shared_dir, name, count):
     assert sum(benchmark.num_examples.values()) == count
     for split, cities in benchmark.raw.num_by_prefix.items():
         assert sum(cities.values()) == benchmark.num_examples[split]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_labels_are_not_reduced_twice(tmp_path, streaming):
+    """ADE20K's recipes reduce labels, which a prepared dataset no longer needs."""
+    write_distribution(tmp_path / "raw", "ade20k")
+    prepare_dataset("ade20k", tmp_path / "raw", tmp_path / "out")
+    split = load_split(str(tmp_path / "out"), "train", streaming=streaming)
+    expected, actual = (
+        [label for _, label, _ in SegmentationDataset(split, 150, reduce_labels=reduce_labels).examples()]
+        for reduce_labels in (False, True)
+    )
+    assert len(expected) == 2 and any((label < 255).any() for label in expected)
+    for one, other in zip(expected, actual, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_labels_without_pictures(shared_dir, tmp_path):

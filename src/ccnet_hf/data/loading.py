@@ -17,6 +17,10 @@ from torchvision import tv_tensors
 from ccnet_hf.image_transforms_ccnet import convert_to_rgb
 
 
+# What `prepare_dataset.py` writes beside `image`, `label` and `name`: the classes that occur.
+_CLASSES = "classes"
+
+
 def load_split(
     dataset_name: str,
     split: str,
@@ -24,7 +28,7 @@ def load_split(
     label_column_name: str | None = "label",
     streaming: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Load one split with the columns `image` and `label` (still encoded) and, where there is one, `name`.
+    """Load one split with the columns `image` and `label` (still encoded) and, where there are, `name` and `classes`.
 
     Args:
         dataset_name: a folder written by `save_to_disk`, a folder of parquet files, or the id of a dataset on the Hub.
@@ -62,7 +66,7 @@ def load_split(
 def _pick_columns(
     dataset: datasets.Dataset | datasets.IterableDataset, columns: dict[str, str], dataset_name: str
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """The named columns of pictures, under their new names and still encoded, and `name` if there is one."""
+    """The named columns of pictures, under their new names and still encoded, and `name` and `classes`, if any."""
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise ValueError(
@@ -72,7 +76,10 @@ def _pick_columns(
     # First of all: what follows would decode the pictures of a stream.
     for column in columns:
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    kept = [*columns, *(["name"] if "name" in dataset.column_names and "name" not in columns else [])]
+    kept = [
+        *columns,
+        *(other for other in ("name", _CLASSES) if other in dataset.column_names and other not in columns),
+    ]
     return dataset.select_columns(kept).rename_columns({old: new for old, new in columns.items() if old != new})
 
 
@@ -104,6 +111,12 @@ def _open(encoded: dict[str, Any] | None, name: str) -> PIL.Image.Image:
     return picture
 
 
+def _is_prepared(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
+    """Whether `prepare_dataset.py` wrote this dataset, whose labels are training ids already."""
+    classes = (dataset.features or {}).get(_CLASSES)
+    return isinstance(getattr(classes, "feature", None), datasets.ClassLabel)
+
+
 class SegmentationDataset(torch.utils.data.Dataset):
     """Pictures with label maps, checked, and transformed by draws that depend on nothing but (seed, epoch, index).
 
@@ -111,7 +124,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         dataset: what `load_split` returns, mapped or streamed.
         num_labels: ids 0..num_labels-1 are classes.
         ignore_index: the only other id a label map may hold.
-        reduce_labels: make 0 the ignored id and move every other id down by one first, as ADE20K wants.
+        reduce_labels: make 0 the ignored id and move every other id down by one first, as ADE20K's own files want; a
+            dataset of `prepare_dataset.py` holds training ids and is left as it is.
         transform: maps (image: uint8 (3, H, W), label: uint8 (H, W)) to what is trained on, drawing its random
             numbers from torch's default generator.
         seed: of every random draw.
@@ -136,7 +150,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.dataset = dataset
         self.num_labels = num_labels
         self.ignore_index = ignore_index
-        self.reduce_labels = reduce_labels
+        self.reduce_labels = reduce_labels and not _is_prepared(dataset)
         self.transform = transform
         self.seed = seed
         self.skip_corrupt = skip_corrupt
