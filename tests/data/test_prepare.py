@@ -407,7 +407,6 @@ def make_row_or_die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return make_row(*args)
 shards.make_row = make_row_or_die
-from ccnet_hf.data.loading import SegmentationDataset, load_split
 from ccnet_hf.data.prepare import prepare_dataset
 prepare_dataset("lip", sys.argv[1], sys.argv[2], allow_incomplete=True)
 """
