@@ -51,7 +51,7 @@ MUTATIONS = (
     Mutation("columns' gradients overwritten", "backward.cuh", "if (add) {", "if (false) {"),
     Mutation("rows read beyond the line", "tiles.cuh", "valid = row < valid_rows && ", "valid = ", sanitize=True),
     Mutation("rows written beyond the line", "tiles.cuh", "if (row < valid_rows && ", "if (", sanitize=True),
-    Mutation("a stage without memory", "forward.cuh", "kStages * kStage)", "(kStages - 1) * kStage)", sanitize=True),
+    Mutation("stages without memory", "forward.cuh", "kStages * kStage)", "kStage)", sanitize=True),
 )
 
 

@@ -1,8 +1,9 @@
-// Runs one call of criss_cross_attention.h in the simulator: a request on standard input, its results on standard output.
+// Runs one call of criss_cross_attention.h in the simulator: a request on standard input, its results on standard
+// output.
 //
-// A request is int64 numbers: operation (0 forward, 1 with residual, 2 backward), data type, B, H, W, D, C, seed, gamma's
-// type; then for every tensor of the call in order its bytes, the byte offset of its first element and its three
-// strides, followed by its storage. The answer is the number of launches and the storages of the tensors written.
+// A request is int64 numbers: operation (0 forward, 1 with residual, 2 backward), data type, B, H, W, D, C, seed,
+// gamma's type; then for every tensor of the call in order its bytes, the byte offset of its first element and its
+// three strides, followed by its storage. The answer is the number of launches and the storages of the tensors written.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>

@@ -25,7 +25,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
-// --- types of CUDA that the kernels use ---------------------------------------------------------------------------------
+// --- types of CUDA that the kernels use -----------------------------------------------------------------------------
 
 struct dim3 {
   unsigned x, y, z;
@@ -89,7 +89,7 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream = nullptr;
 };
 
-// --- threads ------------------------------------------------------------------------------------------------------------
+// --- threads --------------------------------------------------------------------------------------------------------
 
 struct ThreadPlace {
   unsigned x, y;
@@ -166,7 +166,7 @@ inline float __shfl_sync(unsigned, float number, int source, int width) {
   return exchange(number, lane / width * width + source);
 }
 
-// --- what instructions.cuh gives on a GPU ---------------------------------------------------------------------------------
+// --- what instructions.cuh gives on a GPU ---------------------------------------------------------------------------
 
 namespace criss_cross {
 

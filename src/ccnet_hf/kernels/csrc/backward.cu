@@ -21,13 +21,7 @@ cudaError_t launch_delta(const Problem& problem, const View& grad, const View& o
   arguments.channels = problem.value_channels;
   arguments.positions = int64_t{problem.batch} * problem.height * problem.width;
   const int64_t blocks = ceil_divide(arguments.positions, kDeltaThreads / kWarpThreads);
-  return launch(delta_kernel<T>, dim3(static_cast<unsigned>(blocks)), kDeltaThreads, 0, stream, arguments);
-}
-
-// Blocks of one pass over the lines, for kernels that split each line into rows and its channels into chunks.
-int64_t blocks_for(const Problem& problem, bool columns, int warps, int chunks) {
-  const int lines = columns ? problem.width : problem.height, length = columns ? problem.height : problem.width;
-  return int64_t{problem.batch} * lines * ceil_divide(length, warps * kWarpRows) * chunks;
+  return launch(delta_kernel<T>, blocks, 1, kDeltaThreads, 0, stream, arguments);
 }
 
 }  // namespace
@@ -65,17 +59,14 @@ cudaError_t backward(const Problem& problem, const View& grad, const View& query
 
       using Value = GradValueShared<T, depth>;
       int warps = warps_for(arguments.length, most_warps<Value>());
-      const int64_t chunks = ceil_divide(problem.value_channels, kChunk);
-      const int64_t blocks = blocks_for(problem, columns, warps, chunks);
-      if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-      const cudaError_t error = launch(grad_value_kernel<T, depth>, dim3(static_cast<unsigned>(blocks)),
+      const int chunks = ceil_divide(problem.value_channels, kChunk);
+      const cudaError_t error = launch(grad_value_kernel<T, depth>, blocks_for(problem, columns, warps, chunks), 1,
                                        warps * kWarpThreads, Value::bytes(warps), stream, arguments);
       if (error != cudaSuccess) return error;
 
       using Scores = GradScoresShared<T, depth>;
       warps = warps_for(arguments.length, most_warps<Scores>());
-      return launch(grad_scores_kernel<T, depth>,
-                    dim3(static_cast<unsigned>(blocks_for(problem, columns, warps, 1)), 2), warps * kWarpThreads,
+      return launch(grad_scores_kernel<T, depth>, blocks_for(problem, columns, warps, 1), 2, warps * kWarpThreads,
                     Scores::bytes(warps), stream, arguments);
     };
     const bool has_columns = problem.height > 1;

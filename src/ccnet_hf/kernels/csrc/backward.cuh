@@ -89,9 +89,10 @@ struct GradValueShared {
 };
 
 // grad_value: the forward kernel with the parts of queries and keys exchanged, and weights that are known.
-// Budget in registers: half 128, float 160.
+// Budget in registers: half 128, float 168.
 template <typename T, int kDepth>
-__global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) grad_value_kernel(const BackwardArguments<T> arguments) {
+__global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1)
+    grad_value_kernel(const BackwardArguments<T> arguments) {
   using Shared = GradValueShared<T, kDepth>;
   const int warp = threadIdx.x / kWarpThreads, rows = blockDim.x / kWarpThreads * kWarpRows;
   const Work work(arguments.lines, arguments.length, arguments.value_channels, kChunk);
@@ -152,8 +153,8 @@ constexpr int kSlice = 128 / sizeof(T);
 // Two stages: with 64 channels of up to 128 + 64 places each, a third would leave room for one block only.
 constexpr int kSliceStages = 2;
 
-// Shared memory: the block's rows of query channels; two buffers of a step's, with log-sum-exp and delta; two stages of
-// value channels, for the block's rows and the step's places.
+// Shared memory: the block's rows of query channels; two buffers of a step's, with log-sum-exp and delta; two stages
+// of value channels, for the block's rows and the step's places.
 template <typename T, int kDepth>
 struct GradScoresShared {
   static constexpr int kNumbers = kWideStep<T> * static_cast<int>(sizeof(float) / sizeof(T));
@@ -172,9 +173,11 @@ struct GradScoresShared {
 
 // grad_query (blockIdx.y = 0: rows are queries, steps go along the keys) and grad_key (1: the other way round). One
 // launch for both: at B = 1 either alone would leave multiprocessors idle.
-// Budget in registers: half/32 128, half/64 176, half/128 232, float 200.
+// Budget in registers: half 128, half/128 232, float 168, float/128 232. Up to 64 query channels in half precision two
+// blocks of 8 warps fit on a multiprocessor.
 template <typename T, int kDepth>
-__global__ void __launch_bounds__(256) grad_scores_kernel(const BackwardArguments<T> arguments) {
+__global__ void __launch_bounds__(256, sizeof(T) == 2 && kDepth <= 64 ? 2 : 1)
+    grad_scores_kernel(const BackwardArguments<T> arguments) {
   using Shared = GradScoresShared<T, kDepth>;
   const bool of_keys = blockIdx.y == 1;
   const int warps = blockDim.x / kWarpThreads, warp = threadIdx.x / kWarpThreads, rows = warps * kWarpRows;

@@ -1,7 +1,8 @@
 // Criss-cross attention on a CUDA device (sm_80 and up), without any PyTorch type.
 //
-// All tensors are pictures (batch, height, width, channels) with dense channels and any strides between pixels, so that
-// a channels_last tensor or a slice of one is read without a copy. Everything runs on `stream` and returns at once.
+// All tensors are pictures (batch, height, width, channels) with dense channels and any strides between pixels, so
+// that a channels_last tensor or a slice of one is read without a copy. Everything runs on `stream` and returns at
+// once.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +18,7 @@ namespace criss_cross {
 
 enum class DataType { kFloat, kHalf, kBFloat16 };
 
-// Strides in elements. Every pixel's channels start at a multiple of 16 bytes: `data` does, and in bytes the strides do.
+// Strides in elements. Every pixel's channels start at a multiple of 16 bytes: `data` and, in bytes, the strides are.
 struct View {
   const void* data;
   int64_t batch, row, column;
@@ -53,8 +54,8 @@ cudaError_t forward(const Problem& problem, const View& query, const View& key, 
                     const Residual* residual, const MutableView& output, float* logsumexp, void* workspace,
                     cudaStream_t stream);
 
-// Gradients of query, key and value from `grad`, the gradient of the plain attention's output. `output` and `logsumexp`
-// are what `forward` wrote without a residual. Deterministic: no atomics.
+// Gradients of query, key and value from `grad`, the gradient of the plain attention's output. `output` and
+// `logsumexp` are what `forward` wrote without a residual. Deterministic: no atomics.
 cudaError_t backward(const Problem& problem, const View& grad, const View& query, const View& key, const View& value,
                      const View& output, const float* logsumexp, const MutableView& grad_query,
                      const MutableView& grad_key, const MutableView& grad_value, void* workspace, cudaStream_t stream);

@@ -49,12 +49,9 @@ cudaError_t forward(const Problem& problem, const View& query, const View& key, 
       arguments.skip_self = columns;
       arguments.merge = merge;
       const int warps = warps_for(arguments.length, most_warps<Shared>());
-      const int64_t blocks = int64_t{problem.batch} * arguments.lines *
-                             ceil_divide(arguments.length, warps * kWarpRows) *
-                             ceil_divide(problem.value_channels, kChunk);
-      if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-      return launch(forward_kernel<T, depth>, dim3(static_cast<unsigned>(blocks)), warps * kWarpThreads,
-                    Shared::bytes(warps), stream, arguments);
+      const int64_t blocks = blocks_for(problem, columns, warps, ceil_divide(problem.value_channels, kChunk));
+      return launch(forward_kernel<T, depth>, blocks, 1, warps * kWarpThreads, Shared::bytes(warps), stream,
+                    arguments);
     };
     // A column of one place holds only the place itself, which counts in its row: nothing to do, nothing to merge.
     const bool has_columns = problem.height > 1;

@@ -3,10 +3,10 @@
 // Position u = (i, j) with query q_u attends to the H + W - 1 positions of its column and its row:
 //     output_u = sum_v softmax_v(q_u . k_v) value_v,    v in column j without u, and in row i with u.
 // The affinity map (H + W - 1 numbers per position) is never written to memory. One pass takes every line of one axis
-// for itself, as attention of a line's places among each other with an online softmax: first the columns, where a place
-// does not see itself, then the rows. The second pass merges the two: with denominators z_c and z_r of column and row,
-// output = (z_c output_c + z_r output_r) / (z_c + z_r). Strides say what a line is: columns and rows are both read in
-// place.
+// for itself, as attention of a line's places among each other with an online softmax: first the columns, where a
+// place does not see itself, then the rows. The second pass merges the two: with denominators z_c and z_r of column
+// and row, output = (z_c output_c + z_r output_r) / (z_c + z_r). Strides say what a line is: columns and rows are both
+// read in place.
 #pragma once
 
 #include "criss_cross_attention.h"
@@ -77,9 +77,9 @@ struct OnlineSoftmax {
 
   // Turns scores into weights exp(score - maximum) and brings the sums of earlier weights to the new maximum.
   //
-  // The difference is taken before the factor log2(e) of the base-2 exponential: a product folded into one multiply-add
-  // with the maximum would overflow at scores of 1e10. A line's first step has an unmasked place for every row, so the
-  // maximum is finite from there on.
+  // The difference is taken before the factor log2(e) of the base-2 exponential: folded into one multiply-add with the
+  // maximum, the factor's rounding alone would be thousands at scores of 1e10. A line's first step has an unmasked
+  // place for every row, so the maximum is finite from there on.
   template <int kTiles, int kSums>
   __device__ __forceinline__ void weigh(float (&scores)[kTiles][4], float (&sums)[kSums][4]) {
 #pragma unroll

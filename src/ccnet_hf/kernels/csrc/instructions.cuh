@@ -1,7 +1,7 @@
 // The machine's instructions under names: asynchronous copies, matrix fragments, tensor-core products, conversions.
 //
-// The host simulator (tests/kernels/simulator) puts its own functions in the place of this file's first half; all other
-// files are compiled unmodified there.
+// The host simulator (tests/kernels/simulator) puts its own functions in the place of this file's first half; all
+// other files are compiled unmodified there.
 #pragma once
 
 #include <cstdint>

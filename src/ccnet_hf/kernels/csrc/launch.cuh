@@ -9,13 +9,15 @@
 
 namespace criss_cross {
 
-// Budget of every kernel's shared memory, all of it dynamic: what the smallest multiprocessors since sm_80 give a block.
+// Budget of every kernel's shared memory, all of it dynamic: what the smallest multiprocessors since sm_80 give.
 constexpr int kSharedLimit = 99 * 1024;
 
 void count_launch();
 
 inline bool is_valid(const Problem& problem) {
-  const auto channels_fit = [](int channels, int most) { return channels >= 8 && channels <= most && channels % 8 == 0; };
+  const auto channels_fit = [](int channels, int most) {
+    return channels >= 8 && channels <= most && channels % 8 == 0;
+  };
   return problem.batch >= 0 && problem.height >= 1 && problem.height <= 4096 && problem.width >= 1 &&
          problem.width <= 4096 && channels_fit(problem.query_channels, 128) &&
          channels_fit(problem.value_channels, 1 << 20);
@@ -59,14 +61,21 @@ constexpr int most_warps() {
   return warps;
 }
 
+// Blocks of one pass over the columns, or the rows: each line in tiles of its places, each tile in chunks of channels.
+inline int64_t blocks_for(const Problem& problem, bool columns, int warps, int chunks) {
+  const int lines = columns ? problem.width : problem.height, length = columns ? problem.height : problem.width;
+  return int64_t{problem.batch} * lines * ceil_divide(length, warps * kWarpRows) * chunks;
+}
+
 template <typename Arguments>
-cudaError_t launch(void (*kernel)(Arguments), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
-                   const Arguments& arguments) {
+cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int sides, int threads, int shared_bytes,
+                   cudaStream_t stream, const Arguments& arguments) {
+  if (blocks > INT32_MAX) return cudaErrorInvalidValue;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t configuration{};
-  configuration.gridDim = grid;
+  configuration.gridDim = dim3(static_cast<unsigned>(blocks), sides);
   configuration.blockDim = dim3(threads);
   configuration.dynamicSmemBytes = shared_bytes;
   configuration.stream = stream;
@@ -74,8 +83,8 @@ cudaError_t launch(void (*kernel)(Arguments), dim3 grid, int threads, int shared
   return cudaLaunchKernelEx(&configuration, kernel, arguments);
 }
 
-// Calls run(T{}, integral constant of the depth) for the problem's type and the next larger compiled depth; the missing
-// channels are zeros in shared memory.
+// Calls run(T{}, integral constant of the depth) for the problem's type and the next larger compiled depth; the
+// missing channels are zeros in shared memory.
 template <typename T, typename Run>
 cudaError_t dispatch_depth(const Problem& problem, Run run) {
   if (problem.query_channels <= 32) return run(T{}, std::integral_constant<int, 32>{});

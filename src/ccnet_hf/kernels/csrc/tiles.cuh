@@ -9,11 +9,12 @@ namespace criss_cross {
 constexpr int kWarpRows = 16;
 constexpr int kWarpThreads = 32;
 
-__host__ __device__ constexpr int ceil_divide(int64_t number, int by) {
-  return static_cast<int>((number + by - 1) / by);
+template <typename Integer>
+__host__ __device__ constexpr Integer ceil_divide(Integer number, int by) {
+  return (number + by - 1) / by;
 }
 
-// A picture seen as lines of one axis, a column or a row: element strides between pictures, lines and places on a line.
+// A picture seen as lines of one axis, columns or rows: element strides between pictures, lines and places on a line.
 template <typename T>
 struct Lines {
   T* data;
@@ -143,9 +144,12 @@ __device__ __forceinline__ void add_product(float (&products)[kTiles][4], const 
 #pragma unroll
   for (int inner = 0; inner < kInner; inner += 2) {
     // Two neighbouring 16x8 tiles of sums are, rounded, one 16x16 operand: no exchange between threads.
-    const uint32_t left[4] = {pack<T>(weights[inner][0], weights[inner][1]), pack<T>(weights[inner][2], weights[inner][3]),
-                              pack<T>(weights[inner + 1][0], weights[inner + 1][1]),
-                              pack<T>(weights[inner + 1][2], weights[inner + 1][3])};
+    uint32_t left[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* pair = &weights[inner + i / 2][i % 2 * 2];
+      left[i] = pack<T>(pair[0], pair[1]);
+    }
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile += 2) {
       uint32_t right_matrices[4];
