@@ -61,9 +61,9 @@ def evaluate_dataset(
                     export(name, label_map)
             num_examples += len(batch)
             bar.update(len(batch))
-    metric.confusion_matrix = reduce(metric.confusion_matrix.to(process.device))
+    metric.confusion_matrix = reduce(metric.confusion_matrix.to(process.device), "sum")
     result = {
-        "num_examples": int(reduce(torch.tensor(num_examples, device=process.device))),
+        "num_examples": int(reduce(torch.tensor(num_examples, device=process.device), "sum")),
         "skipped": sorted(gather_object(corrupt)),
     }
     if not result["num_examples"]:
