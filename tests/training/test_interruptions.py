@@ -193,5 +193,6 @@ def test_workers_outlive_a_termination_sent_to_all_processes(tmp_path):
 
 def _train_in_own_group(output_dir) -> None:
     os.setpgrp()
+    multiprocessing.set_start_method("fork", force=True)  # of the workers, which belong to the group then
     torch.set_num_threads(1)
     build_trainer(output_dir, recipe=replace(RECIPE, max_train_steps=1000), dataloader_num_workers=2).run()
