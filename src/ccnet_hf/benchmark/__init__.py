@@ -1,8 +1,9 @@
-"""Measuring: the operator, whole models and the paper's efficiency table, side by side with the plain way to do it."""
+"""Measuring: the operator, whole models and the paper's efficiency table beside the plain way, and the data loader."""
 
 import sys
 from collections.abc import Sequence
 
+from ccnet_hf.benchmark.data import DataArguments, benchmark_data
 from ccnet_hf.benchmark.efficiency import MemoryArguments, benchmark_memory
 from ccnet_hf.benchmark.model import ModelArguments, benchmark_model
 from ccnet_hf.benchmark.op import OpArguments, benchmark_op
@@ -14,6 +15,7 @@ SUBCOMMANDS = {
     "op": (OpArguments, benchmark_op),
     "model": (ModelArguments, benchmark_model),
     "memory": (MemoryArguments, benchmark_memory),
+    "data": (DataArguments, benchmark_data),
 }
 
 

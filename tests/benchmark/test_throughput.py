@@ -2,14 +2,16 @@
 
 import dataclasses
 import io
+import json
 import time
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from ccnet_hf.data import get_benchmark, transforms
-from ccnet_hf.data.throughput import measure_loading, synthetic_split
+from ccnet_hf import benchmark
+from ccnet_hf.benchmark.throughput import measure_loading, synthetic_split
+from ccnet_hf.data import transforms
 from ccnet_hf.recipes import get_recipe
 
 
@@ -32,7 +34,7 @@ def test_names_the_slowest_stage(monkeypatch):
         return crop(self, inpt, params)
 
     monkeypatch.setattr(transforms.RandomCrop, "transform", slow_crop)
-    measured = measure_loading(recipe, get_benchmark("cityscapes"), (64, 128), num_examples=3, num_workers=(0,))
+    measured = measure_loading(recipe, (64, 128), num_examples=3, num_workers=(0,))
     assert measured["bottleneck"] == "RandomCrop"
     assert measured["stages"]["RandomCrop"] >= 0.04  # picture and label
     assert measured["cpu_seconds"] == pytest.approx(sum(measured["stages"].values()), rel=0.5)
@@ -47,3 +49,17 @@ def test_label_maps_hold_classes_only():
         for row in synthetic_split(2, (64, 128), num_labels=5)
     ]
     assert all(label.shape == (64, 128) and label.max() == 4 for label in labels)
+
+
+def test_command(tmp_path, capsys):
+    file = tmp_path / "data.json"
+    arguments = ["--size", "64x128", "--num_examples", "2", "--json", str(file)]
+    assert benchmark.main(["data", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "1 worker: " in printed and "decode picture" in printed
+    assert json.loads(file.read_text())["bottleneck"] in printed
+
+
+def test_bad_numbers_are_one_line(capsys):
+    assert benchmark.main(["data", "--num_workers", "0"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

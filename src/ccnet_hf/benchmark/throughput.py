@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torchvision import tv_tensors
 
-from ccnet_hf.data.benchmark import Benchmark
+from ccnet_hf.data import get_benchmark
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.data.transforms import training_transforms
 from ccnet_hf.recipes import Recipe
@@ -64,7 +64,6 @@ def synthetic_split(num_examples: int, size: tuple[int, int], num_labels: int, s
 
 def measure_loading(
     recipe: Recipe,
-    benchmark: Benchmark,
     size: tuple[int, int] = (1024, 2048),
     num_examples: int = 64,
     num_workers: Sequence[int] = (1,),
@@ -76,7 +75,6 @@ def measure_loading(
 
     Args:
         recipe: whose augmentation is measured.
-        benchmark: number of classes.
         size: (height, width) of the pictures.
         num_examples: examples to take the mean of.
         num_workers: processes of a DataLoader, measured one after the other.
@@ -86,6 +84,7 @@ def measure_loading(
         inverse, the rate of a worker that has a core for itself; `stages`: processor seconds by stage; `bottleneck`:
         the longest stage; `images_per_second`: by number of workers.
     """
+    benchmark = get_benchmark(recipe.benchmark)
     split = synthetic_split(4, size, benchmark.num_labels)
     transform = training_transforms(recipe.training, recipe.image_mean, recipe.image_std, benchmark.ignore_index)
     dataset = SegmentationDataset(split, benchmark.num_labels, benchmark.ignore_index, transform=transform)

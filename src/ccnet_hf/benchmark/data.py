@@ -1,0 +1,43 @@
+"""`benchmark.py data`: how many training examples a worker makes in a second."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ccnet_hf.benchmark import measuring
+from ccnet_hf.recipes import get_recipe
+
+
+@dataclass
+class DataArguments:
+    variant: str = field(default="ccnet-r50-cityscapes", metadata={"help": "recipe whose augmentation is measured"})
+    size: str = field(default="1024x2048", metadata={"metavar": "HxW", "help": "height and width of the pictures"})
+    num_examples: int = field(default=64, metadata={"help": "examples to take the mean of"})
+    num_workers: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "processes of the loader, one number after the other"}
+    )
+    json: str | None = field(default=None, metadata={"metavar": "FILE", "help": "write all figures there as well"})
+
+
+def benchmark_data(arguments: DataArguments) -> None:
+    """Measure the data loader alone, on synthetic pictures, and name its slowest stage."""
+    # Here, for the other measurements need no `datasets`.
+    from ccnet_hf.benchmark.throughput import measure_loading
+
+    measuring.check_at_least_one(num_examples=arguments.num_examples)
+    for workers in arguments.num_workers:
+        measuring.check_at_least_one(num_workers=workers)
+    size = measuring.parse_size(arguments.size, "size")
+    environment = measuring.environment(measuring.find_device("cpu"))
+    measuring.print_environment(environment)
+    measured = measure_loading(get_recipe(arguments.variant), size, arguments.num_examples, arguments.num_workers)
+    print(f"{measured['variant']}: {measured['images_per_cpu_second']:.1f} images per processor second of a worker")
+    for workers, rate in measured["images_per_second"].items():
+        print(f"{workers} worker{'s' if workers > 1 else ''}: {rate:.1f} images/s by the clock")
+    lines = [("stage", "ms", "share")]
+    total = sum(measured["stages"].values())
+    for stage, seconds in sorted(measured["stages"].items(), key=lambda item: -item[1]):
+        lines.append((stage, f"{1e3 * seconds:.1f}", f"{seconds / total:.0%}"))
+    print(measuring.aligned(lines, left=1))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps({"environment": environment, **measured}, indent=1) + "\n")
