@@ -11,7 +11,7 @@ from reference_weights import mmsegmentation_state_dict
 from transformers import AutoModelForSemanticSegmentation
 
 from ccnet_hf import CCNetForSemanticSegmentation
-from ccnet_hf.recipes import RECIPES, get_recipe
+from ccnet_hf.recipes import RECIPES, Recipe, get_recipe
 from ccnet_hf.zoo import convert_checkpoint, mmsegmentation_key
 
 
@@ -48,17 +48,31 @@ def load_model(converted_folder) -> Callable[..., CCNetForSemanticSegmentation]:
     return load
 
 
-@pytest.fixture
-def small_variant(monkeypatch) -> str:
-    """Name of a zoo variant like ccnet-r101-cityscapes with a narrow network, converted in a moment."""
-    recipe = get_recipe("ccnet-r101-cityscapes")
+def _narrow(variant: str, name: str) -> Recipe:
+    """A recipe like that of `variant` with a narrow network, converted in a moment."""
+    recipe = get_recipe(variant)
     backbone = recipe.model["backbone_config"] | {
         "depths": list(SMALL_SIZES["depths"]),
         "hidden_sizes": [4 * width for width in SMALL_SIZES["widths"]],
     }
-    model = recipe.model | {"backbone_config": backbone, "hidden_size": SMALL_SIZES["channels"]}
-    monkeypatch.setitem(RECIPES, "ccnet-small", replace(recipe, name="ccnet-small", model=model))
+    return replace(
+        recipe, name=name, model=recipe.model | {"backbone_config": backbone, "hidden_size": SMALL_SIZES["channels"]}
+    )
+
+
+@pytest.fixture
+def small_variant(monkeypatch) -> str:
+    """Name of a narrow zoo variant like ccnet-r101-cityscapes."""
+    monkeypatch.setitem(RECIPES, "ccnet-small", _narrow("ccnet-r101-cityscapes", "ccnet-small"))
     return "ccnet-small"
+
+
+@pytest.fixture
+def small_authors_variant(monkeypatch) -> str:
+    """Name of the authors' variant, made narrow."""
+    name = "ccnet-r101-cityscapes-authors"
+    monkeypatch.setitem(RECIPES, name, _narrow(name, name))
+    return name
 
 
 @pytest.fixture

@@ -58,9 +58,9 @@ def test_full_size(tmp_path):
 
 @pytest.mark.parametrize("recurrence", [0, 1, 2, 3])
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (65, 97), (66, 62)])
-def test_recurrence_and_sizes(recurrence, height, width, small_variant, tmp_path):
+def test_recurrence_and_sizes(recurrence, height, width, small_authors_variant, tmp_path):
     network, bgr = authors_network(**SMALL_SIZES), random_input(2, height, width)
-    folder = convert(small_variant, network.state_dict(), tmp_path, "--recurrence", str(recurrence))
+    folder = convert(small_authors_variant, network.state_dict(), tmp_path, "--recurrence", str(recurrence))
     found = outputs(folder, bgr)
     for logits, expected in zip(found, network(bgr, recurrence), strict=True):
         assert_close(logits, expected, 1e-9)
@@ -85,17 +85,17 @@ def spoilt(name: str, network: AuthorsNetwork) -> None:
 @pytest.mark.parametrize(
     ("peculiarity", "head"), [("dilation", 0), ("slope", 0), ("scale", 0), ("bias", 1), ("channels", 0)]
 )
-def test_every_peculiarity_shows(peculiarity, head, small_variant, tmp_path):
+def test_every_peculiarity_shows(peculiarity, head, small_authors_variant, tmp_path):
     """The comparison above would notice each of them."""
     network, bgr = authors_network(**SMALL_SIZES), random_input(1, 66, 62)
-    folder = convert(small_variant, network.state_dict(), tmp_path)
+    folder = convert(small_authors_variant, network.state_dict(), tmp_path)
     spoilt(peculiarity, network)
     expected = network(bgr, 2)[head]
     assert (outputs(folder, bgr)[head] - expected).abs().max() > 1e-7 * expected.abs().max()
 
 
 @pytest.mark.parametrize("form", ["model", "counters", "parallel"])
-def test_other_forms_of_the_file(form, small_variant, tmp_path):
+def test_other_forms_of_the_file(form, small_authors_variant, tmp_path):
     network, bgr = authors_network(**SMALL_SIZES), random_input(1, 33, 33)
     state_dict = network.state_dict()
     content = {
@@ -108,14 +108,14 @@ def test_other_forms_of_the_file(form, small_variant, tmp_path):
         },
         "parallel": {f"module.{key}": tensor for key, tensor in state_dict.items()},
     }[form]
-    folder = convert(small_variant, content, tmp_path)
+    folder = convert(small_authors_variant, content, tmp_path)
     assert_close(outputs(folder, bgr)[0], network(bgr, 2)[0], 1e-9)
 
 
-def test_from_picture_to_scores(small_variant, tmp_path):
+def test_from_picture_to_scores(small_authors_variant, tmp_path):
     """uint8 RGB through the image processor and sliding windows, as the authors test."""
     network = authors_network(**SMALL_SIZES)
-    folder = convert(small_variant, network.state_dict(), tmp_path)
+    folder = convert(small_authors_variant, network.state_dict(), tmp_path)
     rgb = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
     bgr = torch.from_numpy(rgb[..., ::-1] - MEAN_BGR).permute(2, 0, 1)[None]
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
@@ -128,8 +128,8 @@ def test_from_picture_to_scores(small_variant, tmp_path):
     assert_close(logits, slide(network, bgr, 2, tile=33), 1e-9)
 
 
-def test_protocol(small_variant, tmp_path):
-    folder = convert(small_variant, authors_network(**SMALL_SIZES).state_dict(), tmp_path)
+def test_protocol(small_authors_variant, tmp_path):
+    folder = convert(small_authors_variant, authors_network(**SMALL_SIZES).state_dict(), tmp_path)
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
     config = model.config
@@ -170,16 +170,29 @@ class TestRefusal:
             ({"bn1.weight": torch.ones(64, dtype=torch.int64)}, "bn1.weight holds torch.int64"),
         ],
     )
-    def test_content(self, change, reason, small_variant, tmp_path, capsys):
+    def test_content(self, change, reason, small_authors_variant, tmp_path, capsys):
         state_dict = authors_network(**SMALL_SIZES).state_dict() | change
         content = {key: tensor for key, tensor in state_dict.items() if tensor is not None}
-        assert reason in self.refuse(capsys, small_variant, content, tmp_path)
+        assert reason in self.refuse(capsys, small_authors_variant, content, tmp_path)
 
-    def test_other_depth(self, small_variant, tmp_path, capsys):
+    def test_other_depth(self, small_authors_variant, tmp_path, capsys):
         content = authors_network(**SMALL_SIZES | {"depths": (1, 2, 3, 1)}).state_dict()
-        assert "left over: layer3.2." in self.refuse(capsys, small_variant, content, tmp_path)
+        assert "left over: layer3.2." in self.refuse(capsys, small_authors_variant, content, tmp_path)
 
-    def test_recurrence(self, small_variant, tmp_path, capsys):
+    @pytest.mark.parametrize("variant", ["ccnet-r50-cityscapes", "ccnet-r101-ade20k", "ccnet-r101-voc12aug"])
+    def test_other_variant(self, variant, tmp_path, capsys):
         content = authors_network(**SMALL_SIZES).state_dict()
-        message = self.refuse(capsys, small_variant, content, tmp_path, "--recurrence", "-1")
+        assert "are of ccnet-r101-cityscapes-authors, not of" in self.refuse(capsys, variant, content, tmp_path)
+
+    def test_layout_of_mmsegmentation(self, small_authors_variant, small_checkpoint, tmp_path, capsys):
+        message = self.refuse(capsys, small_authors_variant, small_checkpoint, tmp_path)
+        assert "is not laid out as the authors' checkpoints" in message
+
+    def test_nothing_to_download(self, small_authors_variant, tmp_path, capsys):
+        assert main(["--variant", small_authors_variant, "--output", str(tmp_path / "folder")]) == 1
+        assert "give its file with --checkpoint" in capsys.readouterr().err
+
+    def test_recurrence(self, small_authors_variant, tmp_path, capsys):
+        content = authors_network(**SMALL_SIZES).state_dict()
+        message = self.refuse(capsys, small_authors_variant, content, tmp_path, "--recurrence", "-1")
         assert "recurrence must be at least 0, got -1" in message

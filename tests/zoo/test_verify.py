@@ -90,11 +90,11 @@ def test_no_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("recurrence", [1, 2])
-def test_the_authors_network(recurrence, small_variant, tmp_path, capsys):
+def test_the_authors_network(recurrence, small_authors_variant, tmp_path, capsys):
     torch.save(AuthorsNetwork(**SMALL_SIZES).state_dict(), tmp_path / "authors.pth")
     folder = tmp_path / "folder"
-    convert_checkpoint(small_variant, tmp_path / "authors.pth", folder, recurrence=recurrence)
-    assert main(["verify", str(folder), "--variant", small_variant]) == 0
+    convert_checkpoint(small_authors_variant, tmp_path / "authors.pth", folder, recurrence=recurrence)
+    assert main(["verify", str(folder), "--variant", small_authors_variant]) == 0
 
 
 class TestScore:

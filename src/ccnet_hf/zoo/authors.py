@@ -6,14 +6,14 @@ and BGR input in 0..255 minus a mean. Its InPlaceABN scales by |weight| + eps wh
 file states the recurrence: 1 and 2 are published.
 """
 
-from copy import deepcopy
 from dataclasses import replace
 
 import torch
 
-from ccnet_hf.recipes import Recipe
+from ccnet_hf.recipes import Recipe, get_recipe
 
 
+AUTHORS_VARIANT = "ccnet-r101-cityscapes-authors"
 ABN_EPS = 1e-5
 MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)  # of pixels in 0..255
 AUXILIARY_BIAS = "dsn.0.bias"
@@ -53,34 +53,27 @@ def authors_key(mmsegmentation_key: str) -> str:
     return key
 
 
-def authors_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the authors' network with the classes and the depth of `recipe`.
+def is_authors_recipe(recipe: Recipe) -> bool:
+    """Whether `recipe` is one for the authors' network."""
+    return recipe.name.startswith(AUTHORS_VARIANT)
 
-    Pictures are tested as the authors test Cityscapes: at 2048x1024, in windows of 769x769 whose distance is
-    ceil(769 * 2/3) = 513, their logits averaged.
+
+def authors_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the authors' own weights: as `recipes.py` has it for their network, with the input they know.
+
+    Args:
+        recipe: one for their network, or one of the zoo with the same depth and classes.
+
+    Raises:
+        ValueError: it is another one.
     """
-    model = deepcopy(recipe.model)
-    model["backbone_config"] |= {"stem_size": 128, "contract_dilation": False, "pool_ceil_mode": True}
-    model |= {
-        "head_activation": "leaky_relu",
-        "auxiliary_channels": 512,
-        "align_corners": True,
-        "loss_reduction": "valid",
-        "inference": {"mode": "slide", "crop_size": [769, 769], "stride": [513, 513]},
-    }
+    if not is_authors_recipe(recipe):
+        if not recipe.name.startswith("ccnet-r101-cityscapes"):
+            raise ValueError(f"the authors' checkpoints are of {AUTHORS_VARIANT}, not of {recipe.name}")
+        recipe = get_recipe(AUTHORS_VARIANT)
     red, green, blue = (mean / 255 for mean in reversed(MEAN_BGR))
-    return replace(
-        recipe,
-        model=model,
-        size={"shortest_edge": 1024, "longest_edge": 2048},
-        image_mean=(red, green, blue),
-        # 0..1 divided by 1/255: the network sees 0..255 minus the mean
-        image_std=(1 / 255,) * 3,
-        reported=None,
-        checkpoint_file=None,
-        checkpoint_url=None,
-        mmseg_config=None,
-    )
+    # 0..1 divided by 1/255: the network sees 0..255 minus the mean
+    return replace(recipe, image_mean=(red, green, blue), image_std=(1 / 255,) * 3)
 
 
 def fold(tensors: dict[str, torch.Tensor]) -> None:

@@ -15,7 +15,14 @@ import torch
 
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.recipes import RECIPES, Recipe, get_recipe
-from ccnet_hf.zoo.authors import AUXILIARY_BIAS, authors_key, authors_recipe, fold, is_authors_layout
+from ccnet_hf.zoo.authors import (
+    AUXILIARY_BIAS,
+    authors_key,
+    authors_recipe,
+    fold,
+    is_authors_layout,
+    is_authors_recipe,
+)
 from ccnet_hf.zoo.reading import read_state_dict
 
 
@@ -70,14 +77,6 @@ def zoo_recipes() -> list[Recipe]:
     return [recipe for recipe in RECIPES.values() if recipe.checkpoint_file]
 
 
-def zoo_recipe(variant: str) -> Recipe:
-    """The recipe of a zoo variant by its name or short name; `ValueError` for any other."""
-    recipe = get_recipe(variant)
-    if recipe.checkpoint_file is None:
-        raise ValueError(f"{recipe.name} is not a variant of mmsegmentation's zoo, so there is nothing to convert")
-    return recipe
-
-
 def convert_checkpoint(
     variant: str,
     checkpoint: str | os.PathLike,
@@ -91,8 +90,8 @@ def convert_checkpoint(
     floating dtype (the smallest one that holds all of them, if there are several).
 
     Args:
-        variant: name or short name of a zoo variant of `recipes.py`; decides config and processor. For the authors'
-            checkpoints it decides depth and classes, and [`authors_recipe`] the rest.
+        variant: name or short name of a zoo variant of `recipes.py`; decides config and processor. The authors'
+            checkpoints are `ccnet-r101-cityscapes-authors`, and may be called as the zoo's R-101 for Cityscapes, too.
         checkpoint: `.pth` file, either `{"state_dict": ..., ...}` or the state dict alone. If its name ends with eight
             hexadecimal digits, as the zoo's do, they must be the start of the file's SHA-256.
         output_dir: folder to write. It appears complete or not at all; an existing one that holds files is refused.
@@ -105,7 +104,9 @@ def convert_checkpoint(
             data, entries that are missing, left over, of the wrong shape or not finite, or an output folder in use.
         OSError: a file that cannot be read or written.
     """
-    recipe = zoo_recipe(variant)
+    recipe = get_recipe(variant)
+    if recipe.checkpoint_file is None and not is_authors_recipe(recipe):
+        raise ValueError(f"{recipe.name} is a variant of neither mmsegmentation's zoo nor the authors")
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise ValueError(f"{output_dir} exists; name a new folder")
@@ -114,6 +115,8 @@ def convert_checkpoint(
     by_authors = is_authors_layout(state_dict)
     if by_authors:
         recipe = authors_recipe(recipe)
+    elif is_authors_recipe(recipe):
+        raise ValueError(f"{checkpoint} is not laid out as the authors' checkpoints, which {recipe.name} is for")
     changes = {"num_labels": num_labels, "recurrence": recurrence}
     config = recipe.config(**{name: value for name, value in changes.items() if value is not None})
     with torch.device("meta"):  # shapes only; every number comes from the checkpoint

@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from ccnet_hf.command import run_command
-from ccnet_hf.recipes import Recipe
-from ccnet_hf.zoo.conversion import convert_checkpoint, zoo_recipe, zoo_recipes
+from ccnet_hf.recipes import Recipe, get_recipe
+from ccnet_hf.zoo.conversion import convert_checkpoint, zoo_recipes
 from ccnet_hf.zoo.download import download_checkpoint
 
 
@@ -60,9 +60,8 @@ def convert(arguments: ConvertArguments) -> None:
     if arguments.all:
         _convert_all(checkpoints, output)
         return
-    recipe = zoo_recipe(arguments.variant)
-    checkpoint = arguments.checkpoint or _published(recipe, checkpoints)
-    convert_checkpoint(recipe.name, checkpoint, output, arguments.num_labels, arguments.recurrence)
+    checkpoint = arguments.checkpoint or _published(get_recipe(arguments.variant), checkpoints)
+    convert_checkpoint(arguments.variant, checkpoint, output, arguments.num_labels, arguments.recurrence)
     print(f"{Path(checkpoint).name} written to {output}")
 
 
@@ -86,6 +85,8 @@ def _convert_all(checkpoints: Path, output: Path) -> None:
 
 def _published(recipe: Recipe, checkpoints: Path) -> Path:
     """The zoo's file for this variant, downloaded if the folder does not hold it."""
+    if recipe.checkpoint_file is None:
+        raise ValueError(f"no checkpoint of {recipe.name} is published for download: give its file with --checkpoint")
     file = checkpoints / recipe.checkpoint_file
     return file if file.is_file() else download_checkpoint(recipe.checkpoint_url, checkpoints)
 

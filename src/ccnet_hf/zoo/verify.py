@@ -12,9 +12,8 @@ import transformers
 
 from ccnet_hf.command import run_command
 from ccnet_hf.inference.loading import load_checkpoint
-from ccnet_hf.recipes import Recipe
+from ccnet_hf.recipes import Recipe, get_recipe
 from ccnet_hf.zoo.authors import authors_recipe
-from ccnet_hf.zoo.conversion import zoo_recipe
 
 
 # Largest difference of float32 logits over the largest magnitude, by depth: what another order of summation makes of
@@ -48,7 +47,7 @@ def verify(arguments: VerifyArguments) -> None:
     transformers.utils.logging.disable_progress_bar()
     folder = Path(arguments.folder)
     model, image_processor = load_checkpoint(arguments.folder)
-    recipe = zoo_recipe(arguments.variant or folder.resolve().name)
+    recipe = get_recipe(arguments.variant or folder.resolve().name)
     config = model.config
     if config.head_activation == "leaky_relu":
         recipe = authors_recipe(recipe)
