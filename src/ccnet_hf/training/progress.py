@@ -123,7 +123,8 @@ class Progress:
     def scores(self, step: int, numbers: dict[str, float]) -> None:
         """After an evaluation."""
         self.log(step, numbers)
-        self.bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+        if self.accelerator.is_main_process:
+            self.bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Hand numbers to the trackers and the log."""
