@@ -13,6 +13,7 @@ SUBCOMMANDS = {
     "prepare": ("ccnet_hf.data.prepare", "turn a benchmark's archives into a dataset"),
     "convert": ("ccnet_hf.zoo.convert", "convert checkpoints of mmsegmentation or the authors"),
     "push": ("ccnet_hf.zoo.push", "publish checkpoints or a dataset on the Hub"),
+    "far_marks": ("ccnet_hf.training.far_marks", "show what recurrence is for, on drawn pictures"),
     "benchmark": ("ccnet_hf.benchmark", "measure speed and memory"),
     "zoo": ("ccnet_hf.zoo.__main__", "list the model zoo, verify or export a converted folder"),
 }

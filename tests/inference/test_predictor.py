@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ccnet_hf.data import get_benchmark
 from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.inference import Predictor, predict_logits
 from ccnet_hf.inference.logits import window_positions
@@ -280,6 +281,19 @@ def test_mirroring_exchanges_left_and_right_labels(tiny_network, image_processor
     scores = Predictor(model, image_processor, flip=True, flip_label_pairs=pairs).scores(image)
     torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(scores, Predictor(model, image_processor, flip=True).scores(image), atol=1e-2)
+
+
+def test_a_benchmarks_own_classes_bring_its_pairs(tiny_network, image_processor, picture):
+    model, image = tiny_network(20), picture(40, 56)
+    names_unknown = Predictor(model, image_processor, flip=True).scores(image)
+    model.config.id2label = get_benchmark("lip").id2label
+    scores = Predictor(model, image_processor, flip=True).scores(image)
+    pairs = [(14, 15), (16, 17), (18, 19)]
+    torch.testing.assert_close(
+        scores, Predictor(model, image_processor, flip=True, flip_label_pairs=pairs).scores(image)
+    )
+    torch.testing.assert_close(scores[:14], names_unknown[:14])
+    assert not torch.allclose(scores[14:], names_unknown[14:], atol=1e-3)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"scales": (0.5, 1.0), "flip": True}])

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data import CITYSCAPES
@@ -52,7 +54,11 @@ def evaluate(arguments: EvalArguments) -> None:
         raise ValueError(f"--batch_size must be at least 1, got {arguments.batch_size}")
     if not arguments.label_column_name and arguments.export_dir is None:
         raise ValueError("without a column of label maps there is nothing to score; --export_dir exports predictions")
-    process = PartialState()
+    # Left alone, processes without a GPU would not know of each other.
+    on_cpu = (
+        arguments.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    )
+    process = PartialState(cpu=on_cpu)
     if arguments.device == "auto" and process.num_processes > 1:
         arguments = replace(arguments, device=str(process.device))
     predictor = arguments.load_predictor()
