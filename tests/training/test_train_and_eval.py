@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
@@ -131,8 +132,12 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
     split.remove_columns("image").add_column("image", rows, feature=datasets.Image()).to_parquet(file)
 
     output_dir = tmp_path / "model"
-    more = ["--streaming", "--skip_corrupt", "--push_to_hub", "--hub_private_repo", "--load_best_model_at_end"]
-    assert train(train_arguments(coloured_folder, output_dir, *more, "--eval_steps", "0")) == 0
+    more = ["--streaming", "--skip_corrupt", "--push_to_hub", "--hub_private_repo", "--deterministic"]
+    try:
+        assert train(train_arguments(coloured_folder, output_dir, *more, "--eval_steps", "0")) == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
     printed = capsys.readouterr().out
     assert (
         "1 corrupt examples were replaced in training:" in printed

@@ -133,6 +133,23 @@ def test_accumulation_takes_the_same_examples_and_divides_the_loss(make_trainer,
         torch.testing.assert_close(parts.trained_model.state_dict()[name], tensor, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"logging_steps": 0}, "logging_steps must be at least 1, got 0"),
+        ({"checkpoints_total_limit": 0}, "checkpoints_total_limit must be at least 1, got 0"),
+        ({"checkpointing_steps": -1}, "checkpointing_steps must be at least 1, got -1"),
+        ({"shuffle_buffer_size": 0}, "shuffle_buffer_size must be at least 1, got 0"),
+        ({"ema_decay": 1.0}, "ema_decay must be at least 0 and below 1, got 1.0"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers must be at least 0, got -1"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end needs evaluations"),
+    ],
+)
+def test_settings_say_what_is_allowed(make_trainer, setting, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**setting)
+
+
 def test_batch_sizes_must_fit(make_trainer):
     with pytest.raises(ValueError, match="a batch of 2 does not come in passes of 3"):
         make_trainer(per_device_batch_size=3)
@@ -194,8 +211,13 @@ def test_the_newest_checkpoints_and_the_best_model_are_kept(make_trainer, recipe
 
 
 def test_the_best_model_can_be_the_result(make_trainer, recipe, tmp_path):
-    trainer = make_trainer(recipe=replace(recipe, eval_steps=1), load_best_model_at_end=True, ema_decay=0.5)
-    scoring(trainer, {1: 0.1, 2: 0.4, 3: 0.3, 4: 0.1})
+    scores = {1: 0.1, 2: 0.4, 3: 0.3, 4: 0.1}
+    trainer = make_trainer(
+        recipe=replace(recipe, eval_steps=1),
+        load_best_model_at_end=True,
+        ema_decay=0.5,
+        evaluate=lambda model: {"eval_mean_iou": scores[trainer.step]},
+    )
     trainer.run()
     best = weights(CCNetForSemanticSegmentation.from_pretrained(tmp_path / "checkpoint-best"))
     assert_equal(best, weights(CCNetForSemanticSegmentation.from_pretrained(tmp_path)))

@@ -70,6 +70,7 @@ def build_trainer(
     streaming=False,
     skip_corrupt=False,
     mixed_precision="no",
+    evaluate=None,
     **settings,
 ) -> Trainer:
     """A `Trainer` in this process; further keyword arguments are fields of the settings."""
@@ -100,4 +101,5 @@ def build_trainer(
         dataset,
         recipe,
         TrainingSettings(**(defaults | settings)),
+        evaluate=evaluate,
     )

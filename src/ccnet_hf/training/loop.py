@@ -54,6 +54,9 @@ class TrainingSettings:
         compile: run the training steps through `torch.compile`.
         shuffle_buffer_size: examples a stream's order is drawn from.
         dataloader_num_workers: processes that prepare batches.
+
+    Raises:
+        ValueError: for a value outside what is allowed; the message names the field.
     """
 
     output_dir: Path
@@ -69,6 +72,16 @@ class TrainingSettings:
     compile: bool = False
     shuffle_buffer_size: int = 256
     dataloader_num_workers: int = 4
+
+    def __post_init__(self):
+        for name in ("checkpointing_steps", "checkpoints_total_limit", "logging_steps", "shuffle_buffer_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        if self.dataloader_num_workers < 0:
+            raise ValueError(f"dataloader_num_workers must be at least 0, got {self.dataloader_num_workers}")
 
 
 class Trainer:
@@ -120,6 +133,8 @@ class Trainer:
                 f"{settings.per_device_batch_size} on {accelerator.num_processes} processes)"
             )
         self.accumulation_steps = recipe.batch_size // per_pass
+        if settings.load_best_model_at_end and not (evaluate and recipe.eval_steps):
+            raise ValueError("load_best_model_at_end needs evaluations during the training (--eval_steps)")
         sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if sharded and (settings.ema_decay > 0 or (evaluate and recipe.eval_steps)):
             raise ValueError(
