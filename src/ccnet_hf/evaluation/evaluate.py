@@ -124,7 +124,7 @@ def _report(
         "mode": "whole" if predictor.crop_size is None else "slide",
         "crop_size": predictor.crop_size,
         "stride": predictor.stride,
-        "scales": predictor.scales,
+        "scales": list(predictor.scales),
         "flip": predictor.flip,
         "dtype": str(predictor.model.dtype).removeprefix("torch."),
     }
