@@ -11,7 +11,7 @@ from ccnet_hf.cli import SUBCOMMANDS, main
 def test_every_subcommand_has_a_help_text(name, capsys):
     pytest.importorskip("accelerate")
     with pytest.raises(SystemExit) as exit_:
-        main([name, *{"zoo": ["list"], "benchmark": ["op"]}.get(name, []), "--help"])
+        main([name, *{"zoo": ["list"], "benchmark": ["op"], "kernels": ["info"]}.get(name, []), "--help"])
     assert exit_.value.code == 0
     assert "usage:" in capsys.readouterr().out
     assert callable(import_module(SUBCOMMANDS[name][0]).main)

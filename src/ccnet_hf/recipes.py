@@ -319,7 +319,7 @@ def _authors_recipe(name: str, **losses: Any) -> Recipe:
             batch_size=8,
             max_train_steps=60_000,
             eval_steps=6_000,
-            min_learning_rate=1e-3,  # constant; a second, shorter stage lets it fall to 0 (the checkpoint's card)
+            min_learning_rate=0.0,
             weight_decay=1e-4,
         ),
         backbone_checkpoint="timm/resnet101s.gluon_in1k",
@@ -354,7 +354,7 @@ def _lip_recipe(name: str) -> Recipe:
             max_train_steps=114_000,
             eval_steps=11_400,
             learning_rate=7e-3,
-            min_learning_rate=1e-3,  # constant; a second, shorter stage lets it fall to 0 (the checkpoint's card)
+            min_learning_rate=0.0,
         ),
         backbone_checkpoint="timm/resnet101c.gluon_in1k",
     )
