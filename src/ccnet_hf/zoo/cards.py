@@ -47,6 +47,7 @@ With the package `ccnet_hf` installed, importing it registers CCNet with transfo
 ```python
 import ccnet_hf
 from transformers import pipeline
+
 segments = pipeline("image-segmentation", model="$repo_id")("street.jpg")
 ```
 
@@ -54,6 +55,7 @@ Without it, the same code comes with the checkpoint:
 
 ```python
 from transformers import pipeline
+
 segmenter = pipeline("image-segmentation", model="$repo_id", trust_remote_code=True)
 segments = segmenter("street.jpg")
 ```
