@@ -22,7 +22,7 @@ from ccnet_hf.training.progress import LOG_FILE, read_log
 
 # Children start as copies of a server that has imported everything, not with the imports.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ccnet_hf.training.loop", "ccnet_hf.data.transforms"])
+CONTEXT.set_forkserver_preload(["ccnet_hf.training.loop", "ccnet_hf.training.augmentation"])
 
 STEPS = 12
 

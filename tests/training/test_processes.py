@@ -16,7 +16,7 @@ from ccnet_hf.training.checkpoints import list_checkpoints
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ccnet_hf.training.loop", "ccnet_hf.data.transforms"])
+CONTEXT.set_forkserver_preload(["ccnet_hf.training.loop", "ccnet_hf.training.augmentation"])
 
 
 def launch(number: int, function, *arguments) -> list[int]:

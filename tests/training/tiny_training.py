@@ -8,8 +8,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor
 from ccnet_hf.data.loading import SegmentationDataset
-from ccnet_hf.data.transforms import training_transforms
 from ccnet_hf.recipes import TrainingRecipe
+from ccnet_hf.training.augmentation import training_transforms
 from ccnet_hf.training.loop import Trainer, TrainingSettings
 
 

@@ -16,8 +16,8 @@ from torchvision import tv_tensors
 
 from ccnet_hf.data import get_benchmark
 from ccnet_hf.data.loading import SegmentationDataset
-from ccnet_hf.data.transforms import training_transforms
 from ccnet_hf.recipes import Recipe
+from ccnet_hf.training.augmentation import training_transforms
 
 
 def _png(array: np.ndarray) -> dict[str, Any]:

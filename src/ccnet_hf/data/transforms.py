@@ -14,7 +14,6 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ccnet_hf.image_transforms_ccnet import resize_output_size
-from ccnet_hf.recipes import TrainingRecipe
 
 
 def _uniform(low: float, high: float) -> float:
@@ -175,36 +174,3 @@ class PadToSize(v2.Transform):
         if right == bottom == 0:
             return inpt
         return F.pad(inpt, [0, 0, right, bottom], fill=self.ignore_index if isinstance(inpt, tv_tensors.Mask) else 0)
-
-
-def training_transforms(
-    recipe: TrainingRecipe,
-    image_mean: tuple[float, float, float],
-    image_std: tuple[float, float, float],
-    ignore_index: int = 255,
-    flip_label_pairs: Sequence[tuple[int, int]] = (),
-) -> v2.Compose:
-    """Build the augmentation of a recipe.
-
-    Args:
-        recipe: says what is drawn and how large the crop is.
-        image_mean: of the RGB channels, for pixels scaled to 0..1.
-        image_std: likewise.
-        ignore_index: label of pixels that do not count.
-        flip_label_pairs: of the benchmark, see `RandomHorizontalFlip`.
-
-    The result maps an Image (3, H, W) uint8 and a Mask (H, W) uint8 to the normalised picture (3, h, w) float32 and
-    the labels (h, w) int64, with (h, w) the recipe's crop size.
-    """
-    normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(image_mean), list(image_std))]
-    pad = PadToSize(recipe.crop_size, ignore_index)
-    return v2.Compose(
-        [
-            RandomResize(recipe.scale, recipe.ratio_range, recipe.ratio_step),
-            RandomCrop(recipe.crop_size, recipe.cat_max_ratio, ignore_index),
-            RandomHorizontalFlip(flip_label_pairs),
-            *([PhotometricDistortion()] if recipe.photometric_distortion else []),
-            *([pad, *normalize] if recipe.pad_before_normalization else [*normalize, pad]),
-            v2.ToDtype({tv_tensors.Mask: torch.int64, "others": None}),
-        ]
-    )

@@ -20,12 +20,12 @@ from ccnet_hf.command import run_command
 from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.data import get_benchmark
 from ccnet_hf.data.loading import SegmentationDataset, class_frequencies, load_split
-from ccnet_hf.data.transforms import training_transforms
 from ccnet_hf.evaluation import evaluate_dataset
 from ccnet_hf.inference import Predictor
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.recipes import TrainingRecipe, get_recipe, override_training
 from ccnet_hf.training.arguments import MODEL_FIELDS, TrainArguments, with_config_file
+from ccnet_hf.training.augmentation import training_transforms
 from ccnet_hf.training.initialization import load_backbone_checkpoint
 from ccnet_hf.training.loop import Trainer, TrainingSettings
 from ccnet_hf.training.optimization import class_weights_from_frequencies
