@@ -114,11 +114,11 @@ def overlay(
     font_size = min(max(15, round(max(blended.size) / 40)), 60)
     margin = font_size
     if blended.width > blended.height:
-        panel = _legend(entries, font_size, width=blended.width)
+        panel = draw_legend(entries, font_size, width=blended.width)
         canvas = Image.new("RGB", (max(blended.width, panel.width), blended.height + panel.height), _PAPER)
         canvas.paste(panel, (0, blended.height))
     else:
-        panel = _legend(entries, font_size, height=blended.height)
+        panel = draw_legend(entries, font_size, height=blended.height)
         canvas = Image.new("RGB", (blended.width + panel.width, max(blended.height, panel.height)), _PAPER)
         canvas.paste(panel, (blended.width, max(0, min(margin, canvas.height - panel.height))))
     canvas.paste(blended, (0, 0))
@@ -200,11 +200,20 @@ def format_share(share: float) -> str:
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
-def _legend(
+def draw_legend(
     entries: Sequence[tuple[Color, str, str]], font_size: int, width: int | None = None, height: int | None = None
 ) -> Image.Image:
-    """Swatch, name and share per entry, filled column by column: as many columns as fit into `width`, or, where
-    `height` is given, as many as it takes not to be higher. One column at least."""
+    """Draw swatch, name and share per entry, filled column by column, one column at least.
+
+    Args:
+        entries: (RGB colour 0..255, name, share) each, at least one.
+        font_size: in pixels; everything else follows from it.
+        width: as many columns as fit into it.
+        height: given instead of `width`, as many columns as it takes not to be higher.
+
+    Returns:
+        RGB image of the size that the entries take.
+    """
     font = ImageFont.load_default(size=font_size)
     swatch, gap, line = round(font_size * 1.1), round(font_size * 0.6), round(font_size * 1.75)
     margin = font_size

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.inference import Predictor
 from ccnet_hf.training.progress import LOG_FILE, read_log
-from ccnet_hf.visualization import Color, _legend, class_shares, colorize, format_share
+from ccnet_hf.visualization import Color, class_shares, colorize, draw_legend, format_share
 
 
 CURVES_FILE, PREDICTIONS_FILE = "training_curves.png", "predictions.png"
@@ -78,7 +78,7 @@ def draw_predictions(
         if shares[index] + predicted[index] > 0:
             entries.append((tuple(palette[index]), class_names[index], format_share(shares[index])))
     width = 3 * _CELL_WIDTH + 4 * margin
-    legend = _legend(entries, 18, width=width) if entries else Image.new("RGB", (width, 0))
+    legend = draw_legend(entries, 18, width=width) if entries else Image.new("RGB", (width, 0))
     head = 40
     canvas = Image.new("RGB", (width, head + sum(heights) + margin * len(heights) + legend.height), _PAPER)
     pen = ImageDraw.Draw(canvas)
