@@ -302,6 +302,15 @@ def test_large_scores(dtype):
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("score", [1.0, 1e10])
+def test_equal_scores_weigh_the_same_however_large(score):
+    """Next to 1e10, fp32 does not see the logarithm of the number of positions."""
+    query = key = torch.full((1, 1, 4, 6), score**0.5)
+    value = torch.randn(1, 3, 4, 6)
+    expected, _ = loops(torch.zeros_like(query), torch.zeros_like(key), value)
+    torch.testing.assert_close(criss_cross_attention(query, key, value).double(), expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_autocast_changes_nothing_inside(dtype):
     inputs = half_precision_inputs(dtype)

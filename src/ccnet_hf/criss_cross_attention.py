@@ -269,26 +269,32 @@ def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tup
     # A converted value and a product to convert back.
     width = 0 if products == value.dtype else 2 * value.shape[1]
     output = _empty_channels_innermost(value)
-    logsumexp = query.new_empty((query.shape[0], *spatial), dtype=statistics)
-    tensors = (*map(_channels_innermost, (query, key, value)), output.movedim(1, -1), logsumexp.unsqueeze(-1))
+    # Two numbers until both axes are merged: beside a score of 1e10 their sum cannot hold the logarithm.
+    maximum, log_sum = (query.new_empty((query.shape[0], *spatial, 1), dtype=statistics) for _ in range(2))
+    tensors = (*map(_channels_innermost, (query, key, value)), output.movedim(1, -1), maximum, log_sum)
     for one in zip(*tensors, strict=True):
         for axis in axes:
-            for *lines, lines_output, lines_logsumexp in _line_blocks(one, axis, width):
+            for *lines, lines_output, lines_maximum, lines_log_sum in _line_blocks(one, axis, width):
                 lines_query, lines_key, lines_value = (_operand(line, products) for line in lines)
                 weights = _scores(lines_query, lines_key, statistics, masked=axis != axes[-1])
-                # The largest weight is exp(maximum - log-sum-exp), and at least one over the number of positions.
-                found = weights.amax(-1, keepdim=True)
+                found_maximum = weights.amax(-1, keepdim=True)
                 torch.softmax(weights, -1, out=weights)
-                found.sub_(weights.amax(-1, keepdim=True).log_())
+                # The largest weight is one over the sum, and at least one over the number of positions.
+                found_log_sum = weights.amax(-1, keepdim=True).log_().neg_()
                 if axis == axes[0]:
-                    lines_logsumexp.copy_(found)
+                    lines_maximum.copy_(found_maximum)
+                    lines_log_sum.copy_(found_log_sum)
                 else:
-                    total = torch.logaddexp(lines_logsumexp, found)
-                    weights.mul_(found.sub_(total).exp_())
-                    lines_output.mul_(lines_logsumexp.sub_(total).exp_())
-                    lines_logsumexp.copy_(total)
+                    larger = torch.maximum(lines_maximum, found_maximum)
+                    found_log_sum.add_(found_maximum.sub_(larger))
+                    lines_log_sum.add_(lines_maximum.sub_(larger))
+                    total = torch.logaddexp(lines_log_sum, found_log_sum)
+                    weights.mul_(found_log_sum.sub_(total).exp_())
+                    lines_output.mul_(lines_log_sum.sub_(total).exp_())
+                    lines_maximum.copy_(larger)
+                    lines_log_sum.copy_(total)
                 _accumulate(lines_output, _operand(weights, products), lines_value, first=axis == axes[0])
-    return output, logsumexp
+    return output, maximum.add_(log_sum).squeeze(-1)
 
 
 def _forward_residual(
