@@ -17,14 +17,14 @@ import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 from distributions import CITYSCAPES, EXAMPLES, MAPPINGS, die, encode, pack, voc_palette, write, write_distribution
-from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub import DatasetCard
 
 import ccnet_hf.data
 from ccnet_hf.data import prepare as prepare_module
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.layout import LabelFormat, RawExample
 from ccnet_hf.data.loading import SegmentationDataset, load_split
-from ccnet_hf.data.prepare import build, main, prepare_dataset, push_dataset
+from ccnet_hf.data.prepare import build, main, prepare_dataset
 from ccnet_hf.data.shards import row_maker
 
 
@@ -455,18 +455,21 @@ def test_a_killed_worker_is_named(tmp_path):
 # The Hub, and arguments
 
 
-def test_pushes_to_a_private_repository_only(tmp_path, monkeypatch):
-    calls, private = [], [True]
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo, **options: calls.append((repo, options)) or "url")
-    monkeypatch.setattr(HfApi, "repo_info", lambda self, *args, **options: type("Info", (), {"private": private[0]}))
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: calls.append(options))
-    assert push_dataset(tmp_path, "me/camvid") == "url"
-    assert calls[0] == ("me/camvid", {"repo_type": "dataset", "private": True, "exist_ok": True})
-    assert calls[1]["folder_path"] == tmp_path
-    private[0] = False
-    with pytest.raises(ValueError, match="me/camvid is public"):
-        push_dataset(tmp_path, "me/camvid")
-    assert len(calls) == 3
+def test_pushes_to_a_private_repository(tmp_path, monkeypatch, capsys):
+    """That a public one is refused is tested with `publish`, against a Hub."""
+    write_distribution(tmp_path / "raw", "camvid")
+    calls = []
+    monkeypatch.setattr(prepare_module, "check_token", lambda api, repo_id: calls.append(repo_id))
+    monkeypatch.setattr(
+        prepare_module, "publish", lambda api, repository, private: calls.append((repository, private)) or ["a"]
+    )
+    arguments = ["camvid", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--hub_dataset_id", "me/camvid"]) == 0
+    checked, (repository, private) = calls
+    assert checked == repository.repo_id == "me/camvid" and private and repository.repo_type == "dataset"
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert repository.files.keys() == files and len(files) == 4
+    assert capsys.readouterr().out.endswith("me/camvid: sent 1 files\n")
 
 
 @pytest.mark.parametrize(
@@ -474,6 +477,7 @@ def test_pushes_to_a_private_repository_only(tmp_path, monkeypatch):
     [
         (["coco", "--source", "x", "--output_dir", "y"], 2, "invalid choice: 'coco'"),
         (["lip", "--source", "x", "--output_dir", "y", "--hub_dataset_id", "a/b/c"], 1, "'a/b/c'"),
+        (["lip", "--source", "x", "--output_dir", "y", "--hub_dataset_id", "lip"], 1, "is namespace/name, got 'lip'"),
         (["lip", "--source", "nowhere", "--output_dir", "y"], 1, "nowhere does not exist"),
         (["lip", "--source", __file__, "--output_dir", "y"], 1, "is neither a folder nor an archive"),
         (["lip", "--source", ".", "--output_dir", __file__], 1, "is a file"),

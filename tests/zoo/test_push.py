@@ -16,8 +16,9 @@ from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 from tiny_zoo import connect, quiet, write_checkpoint
 
+from ccnet_hf.data.prepare import push_dataset
+from ccnet_hf.hub import collect
 from ccnet_hf.recipes import get_recipe
-from ccnet_hf.zoo.publish import collect
 from ccnet_hf.zoo.push import main
 
 
@@ -425,6 +426,15 @@ class TestDataset:
         assert self.push(self.write(tmp_path / "camvid", card)) == 1
         assert message in complaint(capsys)
         assert hub.log == []
+
+    def test_prepare_dataset_pushes_to_a_private_repository_only(self, hub, tmp_path):
+        folder = self.write(tmp_path / "camvid", self.OWN_TERMS)
+        assert len(push_dataset(folder, "me/camvid")) == 3
+        assert hub.repositories["dataset", "me/camvid"].private
+        assert push_dataset(folder, "me/camvid") == []
+        hub.create("me/public", "dataset")
+        with pytest.raises(ValueError, match="me/public exists and is public"):
+            push_dataset(folder, "me/public")
 
     def test_no_data(self, hub, tmp_path, capsys):
         assert self.push(tmp_path) == 1

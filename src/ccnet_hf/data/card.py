@@ -1,4 +1,4 @@
-"""The card of a prepared dataset: what the Hub and `datasets` read of it, and what people should know."""
+"""A prepared dataset as a repository, and its card: what the Hub, `datasets` and people read of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ccnet_hf.data.benchmark import Benchmark
+from ccnet_hf.hub import CARD_FILE, HubRepository
 
 
 _TEXT = """# {title}
@@ -108,6 +109,24 @@ def write_card(
             for i, (name, colour) in enumerate(zip(benchmark.class_names, benchmark.palette, strict=True))
         ),
     )
-    unfinished = output_dir / ".README.md.unfinished"
+    unfinished = output_dir / f".{CARD_FILE}.unfinished"
     DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(unfinished)
-    unfinished.replace(output_dir / "README.md")
+    unfinished.replace(output_dir / CARD_FILE)
+
+
+def dataset_repository(folder: Path, repo_id: str) -> HubRepository:
+    """The repository of a folder that `prepare_dataset.py` wrote: parquet files and a card.
+
+    Raises:
+        ValueError: the folder has no parquet file or no card.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+    has_data = any(name.endswith(".parquet") for name in files)
+    if not has_data or CARD_FILE not in files:
+        missing = CARD_FILE if has_data else "parquet file"
+        raise ValueError(f"{folder} holds no {missing}; prepare_dataset.py writes such a folder")
+    return HubRepository(repo_id, "dataset", files)

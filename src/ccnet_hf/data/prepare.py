@@ -9,15 +9,15 @@ from pathlib import Path
 
 import datasets
 from huggingface_hub import HfApi
-from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data import BENCHMARKS, Benchmark, get_benchmark
 from ccnet_hf.data.archives import close_archives, list_files
-from ccnet_hf.data.card import write_card
+from ccnet_hf.data.card import dataset_repository, write_card
 from ccnet_hf.data.layout import RawExample, find_examples
 from ccnet_hf.data.shards import dataset_features, plan_shards, row_maker, write_shard
+from ccnet_hf.hub import check_token, publish
 
 
 @dataclass(frozen=True)
@@ -191,31 +191,17 @@ def _count(row: dict | str, bar: tqdm) -> dict | str:
     return row
 
 
-def push_dataset(output_dir: str | Path, hub_dataset_id: str) -> str:
-    """Upload a prepared dataset to a private dataset repository on the Hub, which is made if there is none.
+def push_dataset(output_dir: str | Path, hub_dataset_id: str) -> list[str]:
+    """Upload a prepared dataset to a private repository on the Hub: a benchmark's terms rarely allow another one.
 
     Returns:
-        The repository's address.
+        Paths of the files that were sent; empty if the repository was up to date.
 
     Raises:
-        ValueError: the repository is public.
+        ValueError: the folder is no prepared dataset, or the repository is public or holds other files.
         OSError: the Hub cannot be reached or refuses.
     """
-    api = HfApi()
-    url = api.create_repo(hub_dataset_id, repo_type="dataset", private=True, exist_ok=True)
-    if not api.repo_info(hub_dataset_id, repo_type="dataset").private:
-        raise ValueError(
-            f"{hub_dataset_id} is public, and a benchmark's terms rarely allow to publish a copy of it; "
-            "make the repository private and publish it yourself where you may"
-        )
-    api.upload_folder(
-        folder_path=output_dir,
-        repo_id=hub_dataset_id,
-        repo_type="dataset",
-        allow_patterns=["README.md", "data/*.parquet"],
-        commit_message="Upload the prepared dataset",
-    )
-    return str(url)
+    return publish(HfApi(), dataset_repository(Path(output_dir), hub_dataset_id), private=True)
 
 
 @dataclass
@@ -240,7 +226,7 @@ class PrepareArguments:
 def prepare(arguments: PrepareArguments) -> None:
     """Turn a benchmark's official distribution into a Hugging Face dataset of parquet shards, and push it if asked."""
     if arguments.hub_dataset_id:
-        validate_repo_id(arguments.hub_dataset_id)  # before the work, not after it
+        check_token(HfApi(), arguments.hub_dataset_id)  # before the work, not after it
     prepared = prepare_dataset(
         arguments.name,
         arguments.source,
@@ -257,7 +243,8 @@ def prepare(arguments: PrepareArguments) -> None:
     if prepared.skipped:
         print(f"{len(prepared.skipped):,} examples were left out:", *prepared.skipped, sep="\n  ")
     if arguments.hub_dataset_id:
-        print(f"pushed to {push_dataset(arguments.output_dir, arguments.hub_dataset_id)}")
+        sent = push_dataset(arguments.output_dir, arguments.hub_dataset_id)
+        print(f"{arguments.hub_dataset_id}: {f'sent {len(sent)} files' if sent else 'up to date'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,7 +66,7 @@ def _local_file(checkpoint: str | Path) -> Path:
     except LocalEntryNotFoundError as error:
         raise OSError(
             f"{checkpoint} cannot be downloaded, for the Hub is out of reach: get {_HUB_FILE} from "
-            f"https://huggingface.co/{checkpoint} where there is a network, and name the file instead"
+            f"https://huggingface.co/{checkpoint} where there is a network, and name the file (--backbone_checkpoint)"
         ) from error
     except (EntryNotFoundError, RepositoryNotFoundError, ValueError) as error:
         raise OSError(f"{checkpoint} is neither a file nor a model on the Hub with a {_HUB_FILE}") from error

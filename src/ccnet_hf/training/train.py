@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import datasets
+import huggingface_hub.utils.logging
 import torch
 import transformers.utils.logging
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.data import get_benchmark
 from ccnet_hf.data.loading import SegmentationDataset, class_frequencies, load_split
 from ccnet_hf.evaluation import evaluate_dataset
+from ccnet_hf.hub import retry
 from ccnet_hf.inference import Predictor
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.recipes import TrainingRecipe, get_recipe, override_training
@@ -36,6 +38,7 @@ def train(arguments: TrainArguments) -> None:
     """Train a CCNet by a recipe; start it with `accelerate launch`."""
     datasets.disable_progress_bars()  # one bar is enough
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()  # what matters of it is in the errors
     recipe = get_recipe(arguments.variant)
     given = {f.name: getattr(arguments, f.name) for f in fields(TrainingRecipe)}
     training = override_training(recipe.training, given)
@@ -50,7 +53,8 @@ def train(arguments: TrainArguments) -> None:
     if arguments.push_to_hub and accelerator.is_main_process:
         # Now, because a name that is taken or a token that may not write should not end a training of days.
         name = arguments.hub_model_id or output_dir.resolve().name
-        hub_model_id = HfApi().create_repo(name, private=arguments.hub_private_repo or None, exist_ok=True).repo_id
+        private = arguments.hub_private_repo or None
+        hub_model_id = retry(lambda: HfApi().create_repo(name, private=private, exist_ok=True), name).repo_id
     set_seed(arguments.seed)
     model = _build_model(arguments)
     set_seed(arguments.seed, device_specific=True)  # processes start from one model, but drop different channels
@@ -171,11 +175,14 @@ def _build_model(arguments: TrainArguments) -> CCNetForSemanticSegmentation:
 
 def _upload(output_dir: Path, hub_model_id: str) -> None:
     """Put what stands in `output_dir` on the Hub, without the checkpoints."""
-    commit = HfApi().upload_folder(
-        repo_id=hub_model_id,
-        folder_path=output_dir,
-        ignore_patterns=["checkpoint-*", "checkpoint-*/**", ".*"],
-        commit_message="Trained with ccnet_hf",
+    commit = retry(
+        lambda: HfApi().upload_folder(
+            repo_id=hub_model_id,
+            folder_path=output_dir,
+            ignore_patterns=["checkpoint-*", "checkpoint-*/**", ".*"],
+            commit_message="Trained with ccnet_hf",
+        ),
+        hub_model_id,
     )
     print(f"uploaded: {commit.commit_url}")
 

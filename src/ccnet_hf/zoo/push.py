@@ -7,9 +7,10 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from ccnet_hf.command import run_command
+from ccnet_hf.data.card import dataset_repository
+from ccnet_hf.hub import HubRepository, check_license, check_token, collect, publish
 from ccnet_hf.recipes import RECIPES, get_recipe
-from ccnet_hf.zoo.publish import check_token, collect, publish
-from ccnet_hf.zoo.repository import HubRepository, check_license, dataset_repository, model_repositories
+from ccnet_hf.zoo.repository import model_repositories
 
 
 COLLECTION = "CCNet"
@@ -57,7 +58,7 @@ def push(arguments: PushArguments) -> None:
             print("\n".join(describe(repository)))
         return
     api = HfApi()
-    check_token(api, repositories[0].repo_id.split("/")[0])
+    check_token(api, repositories[0].repo_id)
     for repository in repositories:
         sent = publish(api, repository, arguments.private)
         outcome = f"sent {len(sent)} of {len(repository.files)} files" if sent else "up to date"

@@ -1,17 +1,16 @@
-"""What a repository on the Hub holds: a checkpoint with its card and its code, or a prepared dataset with its card."""
+"""What the repository of a checkpoint on the Hub holds: the converted folder with its card and its code."""
 
 import json
 import reprlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from huggingface_hub import DatasetCard, ModelCard
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import ccnet_hf
 from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.hub import CARD_FILE, HubRepository
 from ccnet_hf.recipes import Recipe
 from ccnet_hf.zoo.cards import render_card, repository_names
 
@@ -28,33 +27,11 @@ AUTO_MAP = {
     ],
 }
 
-CONFIG_FILE, PROCESSOR_FILE, CARD_FILE = "config.json", "preprocessor_config.json", "README.md"
-MODEL_CODE = "modeling_ccnet.py"  # a model repository without it is not one of ours
+CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 
 # What tells one variant's folder from another's; the sizes of layers are the weights' affair.
 _CONFIG_FIELDS = ("id2label", "inference", "align_corners", "loss_reduction", "recurrence")
 _PROCESSOR_FIELDS = ("size", "image_mean", "image_std", "do_reduce_labels", "align_corners", "palette")
-
-
-@dataclass(frozen=True)
-class HubRepository:
-    """A repository as it shall be on the Hub.
-
-    Attributes:
-        repo_id: namespace/name.
-        repo_type: `"model"` or `"dataset"`.
-        files: path in the repository -> its content, or the local file with it.
-    """
-
-    repo_id: str
-    repo_type: Literal["model", "dataset"]
-    files: dict[str, bytes | Path]
-
-    @property
-    def card(self) -> ModelCard | DatasetCard:
-        text = self.files[CARD_FILE]
-        text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text.decode()
-        return (DatasetCard if self.repo_type == "dataset" else ModelCard)(text)
 
 
 def code_files() -> list[Path]:
@@ -101,47 +78,6 @@ def model_repositories(recipe: Recipe, checkpoints: Path, namespace: str) -> lis
         )
         for name in names
     ]
-
-
-def dataset_repository(folder: Path, repo_id: str) -> HubRepository:
-    """The repository of a folder that `prepare_dataset.py` wrote: parquet files and a card.
-
-    Raises:
-        ValueError: the folder has no parquet file or no card.
-    """
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
-    has_data = any(name.endswith(".parquet") for name in files)
-    if not has_data or CARD_FILE not in files:
-        missing = CARD_FILE if has_data else "parquet file"
-        raise ValueError(f"{folder} holds no {missing}; prepare_dataset.py writes such a folder")
-    return HubRepository(repo_id, "dataset", files)
-
-
-def check_license(repository: HubRepository, private: bool) -> None:
-    """Refuse a repository whose card does not state the terms, and to publish data that has its own ones.
-
-    Raises:
-        ValueError: as above, or the card's metadata cannot be read.
-    """
-    try:
-        metadata = repository.card.data
-    except Exception as error:  # whatever YAML and the card classes raise
-        raise ValueError(f"{repository.repo_id}: the metadata of {CARD_FILE} cannot be read ({error})") from error
-    if not metadata.get("license"):
-        raise ValueError(f"{repository.repo_id}: {CARD_FILE} states no license in its metadata")
-    if metadata.license == "other" and not (metadata.get("license_name") and metadata.get("license_link")):
-        raise ValueError(
-            f"{repository.repo_id}: the license 'other' in {CARD_FILE} needs license_name and license_link too"
-        )
-    if repository.repo_type == "dataset" and metadata.license in ("other", "unknown") and not private:
-        raise ValueError(
-            f"{repository.repo_id}: the data is under terms of its own ({metadata.get('license_name', 'unknown')}); "
-            "it is pushed with --private only"
-        )
 
 
 def _check_variant(folder: Path, config: dict, processor: dict, recipe: Recipe) -> None:

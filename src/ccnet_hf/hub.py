@@ -1,4 +1,4 @@
-"""Bringing repositories to the Hub, over a connection that may break at any moment.
+"""Repositories, and how they come to the Hub over a connection that may break at any moment.
 
 A repository appears in one commit on top of the newest one, so that no user ever meets half of it. Files that are
 there and equal are not sent again; whatever broke, the same call again completes it.
@@ -8,10 +8,11 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,  # of the client's own HTTP library, whichever that is
@@ -19,25 +20,75 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
 
-from ccnet_hf.zoo.repository import CARD_FILE, MODEL_CODE, HubRepository
 
-
+CARD_FILE = "README.md"
 ATTEMPTS = 5
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds
 _TRANSIENT_STATUSES = (408, 412, 429, 500, 502, 503, 504)  # 412: somebody else has committed in between
+_MODEL_CODE = "modeling_ccnet.py"  # a model repository without it is not one of ours
 _FILES_OF_AN_EMPTY_REPOSITORY = {".gitattributes", CARD_FILE}
 
 T = TypeVar("T")
 
 
-def check_token(api: HfApi, namespace: str) -> None:
-    """Make sure, before anything is sent, that the token is valid and may write to a namespace.
+@dataclass(frozen=True)
+class HubRepository:
+    """A repository as it shall be on the Hub.
+
+    Attributes:
+        repo_id: namespace/name.
+        repo_type: `"model"` or `"dataset"`.
+        files: path in the repository -> its content, or the local file with it.
+    """
+
+    repo_id: str
+    repo_type: Literal["model", "dataset"]
+    files: dict[str, bytes | Path]
+
+    @property
+    def card(self) -> ModelCard | DatasetCard:
+        text = self.files[CARD_FILE]
+        text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text.decode()
+        return (DatasetCard if self.repo_type == "dataset" else ModelCard)(text)
+
+
+def check_license(repository: HubRepository, private: bool) -> None:
+    """Refuse a repository whose card does not state the terms, and to publish data that has its own ones.
 
     Raises:
-        ValueError: it may only read, or its owner neither is the namespace nor may write to it.
+        ValueError: as above, or the card's metadata cannot be read.
+    """
+    try:
+        metadata = repository.card.data
+    except Exception as error:  # whatever YAML and the card classes raise
+        raise ValueError(f"{repository.repo_id}: the metadata of {CARD_FILE} cannot be read ({error})") from error
+    if not metadata.get("license"):
+        raise ValueError(f"{repository.repo_id}: {CARD_FILE} states no license in its metadata")
+    if metadata.license == "other" and not (metadata.get("license_name") and metadata.get("license_link")):
+        raise ValueError(
+            f"{repository.repo_id}: the license 'other' in {CARD_FILE} needs license_name and license_link too"
+        )
+    if repository.repo_type == "dataset" and metadata.license in ("other", "unknown") and not private:
+        raise ValueError(
+            f"{repository.repo_id}: the data is under terms of its own ({metadata.get('license_name', 'unknown')}); "
+            "it is pushed with --private only"
+        )
+
+
+def check_token(api: HfApi, repo_id: str) -> None:
+    """Make sure, before anything is sent, that the token is valid and may write to the namespace of `repo_id`.
+
+    Raises:
+        ValueError: that is not namespace/name, the token may only read, or its owner neither is the namespace nor may
+            write to it.
         OSError: there is no token, or the Hub does not accept or answer it.
     """
+    validate_repo_id(repo_id)
+    namespace, _, name = repo_id.rpartition("/")
+    if not namespace:
+        raise ValueError(f"a repository on the Hub is namespace/name, got {name!r}")
     try:
         user = retry(api.whoami, "signing in")
     except LocalTokenNotFoundError as error:
@@ -93,7 +144,7 @@ def _publish(api: HfApi, repository: HubRepository, private: bool) -> list[str]:
 def _check_name(repository: HubRepository, present: Set[str]) -> None:
     """Refuse to write over something else. A file that does not belong to a dataset would even become part of it."""
     foreign = present - repository.files.keys()
-    if repository.repo_type == "model" and MODEL_CODE in present:
+    if repository.repo_type == "model" and _MODEL_CODE in present:
         return
     if foreign or (present and repository.repo_type == "model"):
         raise ValueError(
