@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ccnet_hf import benchmark, criss_cross_attention
-from ccnet_hf.benchmark import checks
+from ccnet_hf.benchmark import checks, op
 from ccnet_hf.benchmark.forms import einsum_attention, merged_attention, non_local_attention
 from ccnet_hf.benchmark.measuring import peak_memory
 from ccnet_hf.benchmark.op import Case, Comparison, table
@@ -122,18 +122,67 @@ def test_table_shows_medians_and_the_spread_of_pairs():
 
 def test_check_compares_with_float64(monkeypatch, capsys):
     monkeypatch.setattr(checks, "SHAPES", ((2, 8, 16, 1, 7), (1, 12, 20, 9, 10)))
-    checks.check_operator(torch.device("cpu"))
+    checks.check_operator(torch.device("cpu"), {"einsum": einsum_attention})
     printed = capsys.readouterr().out
-    assert "ok     bfloat16 1x12x20x9x10 gradient of v" in printed and "FAILED" not in printed
+    assert "FAILED" not in printed
+    for name in (
+        "bfloat16 1x12x20x9x10 gradient of v",
+        "float32 1x16x24x5x6x7 forward and backward",
+        "opcheck ccnet_hf.criss_cross_attention_backward test_faketensor",
+        "torch.compile 12x10, forward and backward",
+        "einsum computes the same",
+    ):
+        assert f"ok     {name}: " in printed
 
 
 def test_check_finds_a_wrong_operator(monkeypatch, capsys):
     monkeypatch.setattr(checks, "SHAPES", ((2, 8, 16, 4, 7),))
     wrong = lambda query, key, value: criss_cross_attention(query, key, 1.001 * value)  # noqa: E731
     monkeypatch.setattr(checks, "criss_cross_attention", wrong)
+    monkeypatch.setattr(checks, "tool_checks", lambda device: ())
+    counts_itself_twice = lambda *inputs: merged_attention(  # noqa: E731
+        lambda query, key, value, masked: plain_line_attention(query, key, value, masked=False), *inputs
+    )
     with pytest.raises(ValueError, match=r"\d+ of \d+ checks of the operator failed on cpu"):
-        checks.check_operator(torch.device("cpu"))
-    assert "FAILED float32 2x8x16x4x7 output" in capsys.readouterr().out
+        checks.check_operator(torch.device("cpu"), {"merged": counts_itself_twice})
+    printed = capsys.readouterr().out
+    assert "FAILED float32 2x8x16x4x7 output" in printed and "FAILED merged computes the same" in printed
+
+
+def test_every_size_is_compiled():
+    """Also past the number of sizes after which torch.compile gives up."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    form = op.Form(torch.compile(einsum_attention, dynamic=False, backend=backend))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for width in (3, 4, 5):
+            op.compare({"compiled": form}, Case("float32", 1, 2, width, False), torch.device("cpu"), repeats=1)
+    assert len(compiled) == 3
+
+
+def test_what_does_not_fit_leaves_what_was_measured(tmp_path, monkeypatch, capsys):
+    def compare(forms, case, *_):
+        if case.backward:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [Comparison(case, "einsum", [1.0], [1.0], [1.0], [1.0], 1, 1)]
+
+    monkeypatch.setattr(op, "compare", compare)
+    file = tmp_path / "op.json"
+    assert benchmark.main(["op", "--sizes", "3x4", "--dtypes", "float32", "--json", str(file)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "height=3" in error and "backward=True" in error and "einsum" in error
+    assert [row["case"]["backward"] for row in json.loads(file.read_text())["rows"]] == [False]
+
+
+def test_a_gpu_that_is_not_there(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert benchmark.main(["op", "--device", "cuda:2"]) == 1
+    assert capsys.readouterr().err == "error: cannot measure on cuda:2: PyTorch finds 2 CUDA device(s)\n"
 
 
 @pytest.mark.parametrize(

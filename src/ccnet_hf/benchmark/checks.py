@@ -1,11 +1,14 @@
 """Is the operator right on this device? Every dtype and kind of shape against float64, and the tools around it."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from ccnet_hf.benchmark.forms import einsum_attention
+from ccnet_hf import kernels
+from ccnet_hf.benchmark.forms import Attention, einsum_attention
+from ccnet_hf.benchmark.measuring import captured
 from ccnet_hf.criss_cross_attention import (
     criss_cross_attention,
     criss_cross_attention_residual,
@@ -28,8 +31,17 @@ SHAPES = (
     (2, 5, 7, 17, 3),
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# What the compiled kernels leave to PyTorch, and one axis, which they take as a picture of one row.
+OTHERS = (
+    ((2, 16, 24, 40), torch.float32),
+    ((1, 16, 24, 5, 6, 7), torch.float32),
+    ((2, 136, 24, 9, 14), torch.float32),
+    ((2, 16, 24, 9, 14), torch.float64),
+)
 # Relative L2 errors: fp32 absolutely, half precision relative to the einsum form's own error.
 _FLOAT32_ERROR, _HALF_PRECISION_FACTOR = 1e-5, 1.25
+# Of another way to compute the same in bfloat16: a few roundings. A place counted twice changes more.
+_YARDSTICK_ERROR = 2e-2
 
 
 @dataclass(frozen=True)
@@ -45,17 +57,20 @@ class Check:
         return self.found <= self.allowed  # False for NaN
 
 
-def check_operator(device: torch.device) -> None:
+def check_operator(device: torch.device, yardsticks: Mapping[str, Attention]) -> None:
     """Print every check with what was found and what is allowed.
+
+    Args:
+        device: where the operator is checked.
+        yardsticks: name -> what else computes criss-cross attention and is to be compared with.
 
     Raises:
         ValueError: some checks failed; the message says how many.
     """
-    from ccnet_hf import kernels
-
     launches = kernels.launches()
-    checks = [*numerical_checks(device), *tool_checks(device)]
-    for check in checks:
+    checks = []
+    for check in itertools.chain(numerical_checks(device), tool_checks(device), yardstick_checks(yardsticks, device)):
+        checks.append(check)
         verdict = "ok    " if check.passed else "FAILED"
         print(f"{verdict} {check.name}: {check.found:.2e}, allowed {check.allowed:.2e}")
     print(
@@ -88,14 +103,23 @@ def _random_inputs(shape, dtype: torch.dtype, device: torch.device) -> list[torc
     sizes = (query_key_size, query_key_size, channels, channels)
     tensors = [torch.randn(batch, channels, *size, generator=generator) for channels in sizes]
     tensors[0] *= query_key_size**-0.5
-    return [tensor.to(device, dtype).contiguous(memory_format=torch.channels_last) for tensor in tensors]
+    memory_format = torch.channels_last if len(size) == 2 else torch.contiguous_format
+    return [tensor.to(device, dtype).contiguous(memory_format=memory_format) for tensor in tensors]
+
+
+def _name(shape, dtype: torch.dtype) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape))}"
+
+
+def _largest_error(actual, exact) -> float:
+    return max(_relative_error(*pair) for pair in zip(actual, exact, strict=True))
 
 
 def numerical_checks(device: torch.device) -> Iterator[Check]:
     """Output and gradients of every shape and dtype, the form with residual, views, large scores, determinism."""
     for shape in SHAPES:
         for dtype in DTYPES:
-            name = f"{str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape))}"
+            name = _name(shape, dtype)
             *inputs, grad_output = _random_inputs(shape, dtype, device)
             exact = _with_gradients(_explicit, [tensor.double() for tensor in inputs], grad_output.double())
             ours = _with_gradients(criss_cross_attention, inputs, grad_output)
@@ -128,6 +152,11 @@ def numerical_checks(device: torch.device) -> Iterator[Check]:
     for dtype in DTYPES:
         yield _check_views(dtype, device)
         yield _check_large_scores(dtype, device)
+    for shape, dtype in OTHERS:
+        *inputs, grad_output = _random_inputs(shape, dtype, device)
+        exact = _with_gradients(_explicit, [tensor.double() for tensor in inputs], grad_output.double())
+        found = _largest_error(_with_gradients(criss_cross_attention, inputs, grad_output), exact)
+        yield Check(f"{_name(shape, dtype)} forward and backward", found, _FLOAT32_ERROR)
 
 
 def _check_views(dtype: torch.dtype, device: torch.device) -> Check:
@@ -137,12 +166,13 @@ def _check_views(dtype: torch.dtype, device: torch.device) -> Check:
         memory_format=torch.channels_last
     )
     views = [wider[:, :16], wider[:, 32:48], wider[:, 64:88]]
-    expected = criss_cross_attention(*inputs)
-    differing = sum(
-        not torch.equal(criss_cross_attention(*others), expected)
+    expected = criss_cross_attention(*inputs).double()
+    found = max(
+        _relative_error(criss_cross_attention(*others), expected)
         for others in (views, [tensor.contiguous() for tensor in inputs])
     )
-    return Check(f"{dtype} layouts that change the result".removeprefix("torch."), differing, 0)
+    # In PyTorch's form a matrix library may sum another layout in another order.
+    return Check(f"{_name((2, 16, 24, 9, 14), dtype)} in other layouts", found, torch.finfo(dtype).eps)
 
 
 def _check_large_scores(dtype: torch.dtype, device: torch.device) -> Check:
@@ -152,27 +182,50 @@ def _check_large_scores(dtype: torch.dtype, device: torch.device) -> Check:
     inputs = [tensor.to(dtype) for tensor in (query, key, value)]
     results = _with_gradients(criss_cross_attention, inputs, grad_output.to(dtype))
     bad = sum((~result.isfinite()).sum().item() for result in results)
-    return Check(f"{dtype} large scores: numbers that are not finite".removeprefix("torch."), bad, 0)
+    return Check(f"{_name((1, 8, 16, 12, 13), dtype)} large scores: numbers that are not finite", bad, 0)
 
 
 def tool_checks(device: torch.device) -> Iterator[Check]:
-    """`opcheck`, `torch.compile`, autocast and, on CUDA, CUDA graphs; `found` is 0 or an error."""
-    operator = torch.ops.ccnet_hf.criss_cross_attention
-    *inputs, grad_output = _random_inputs((2, 16, 24, 9, 14), torch.float32, device)
-    torch.library.opcheck(operator, tuple(tensor.requires_grad_() for tensor in inputs))
-    yield Check("opcheck", 0, 0)
-    expected = _with_gradients(criss_cross_attention, inputs, grad_output)
-    compiled = _with_gradients(torch.compile(criss_cross_attention, fullgraph=True), inputs, grad_output)
-    found = max(
-        _relative_error(*pair) for pair in zip(compiled, (tensor.double() for tensor in expected), strict=True)
-    )
-    yield Check("torch.compile, forward and backward", found, 1e-6)
+    """`opcheck`, `torch.compile`, autocast and, on CUDA, CUDA graphs."""
+    yield from _opchecks(device)
+    compiled = torch.compile(criss_cross_attention, fullgraph=True)
+    # From its second size on torch.compile takes heights and widths as variables.
+    for size in ((9, 14), (12, 10)):
+        *inputs, grad_output = _random_inputs((2, 16, 24, *size), torch.float32, device)
+        expected = [tensor.double() for tensor in _with_gradients(criss_cross_attention, inputs, grad_output)]
+        found = _largest_error(_with_gradients(compiled, inputs, grad_output), expected)
+        yield Check(f"torch.compile {'x'.join(map(str, size))}, forward and backward", found, 1e-6)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        found = _relative_error(criss_cross_attention(*inputs).detach(), expected[0].double())
+        found = _relative_error(criss_cross_attention(*inputs), expected[0])
     yield Check("under autocast", found, 1e-6)
     if device.type == "cuda":
-        inputs = [tensor.detach() for tensor in inputs]
-        from ccnet_hf.benchmark.measuring import captured
+        replay = captured(lambda: _with_gradients(criss_cross_attention, inputs, grad_output))
+        yield Check("CUDA graph, forward and backward", _largest_error(replay(), expected), 1e-6)
 
-        replay = captured(lambda: criss_cross_attention(*inputs))
-        yield Check("CUDA graph", _relative_error(replay(), expected[0].double()), 1e-6)
+
+def _opchecks(device: torch.device) -> Iterator[Check]:
+    operators = torch.ops.ccnet_hf
+    *inputs, grad_output = _random_inputs((2, 16, 24, 9, 14), torch.float32, device)
+    saved = operators.criss_cross_attention(*inputs)
+    gamma = torch.full((1,), 0.7, device=device, requires_grad=True)
+    learning = [tensor.detach().requires_grad_() for tensor in inputs]
+    samples = {
+        operators.criss_cross_attention: (*learning,),
+        operators.criss_cross_attention_residual: (*learning, gamma, grad_output),
+        operators.criss_cross_attention_backward: (grad_output, *inputs, *saved),
+    }
+    for operator, arguments in samples.items():
+        for test, result in torch.library.opcheck(operator, arguments, raise_exception=False).items():
+            passed = result == "SUCCESS"
+            name = f"opcheck {operator} {test}" if passed else f"opcheck {operator} {test}: {result}"
+            yield Check(name, not passed, 0)
+
+
+def yardstick_checks(yardsticks: Mapping[str, Attention], device: torch.device) -> Iterator[Check]:
+    """Whether what the operator is measured against computes the same."""
+    inputs = _random_inputs((2, 64, 128, 33, 65), torch.bfloat16, device)[:3]
+    expected = _explicit(*(tensor.double() for tensor in inputs))
+    for name, attention in yardsticks.items():
+        with torch.inference_mode():
+            found = _relative_error(attention(*inputs), expected)
+        yield Check(f"{name} computes the same", found, _YARDSTICK_ERROR)

@@ -3,27 +3,33 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from ccnet_hf import __version__
+from ccnet_hf import __version__, kernels
 
 
 # Calls measured as one where launching and measuring would be a large part of a single call.
 _CUDA_CALLS = 20
+_WARM_UP_SECONDS = 0.2
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; `ValueError` if nothing can be measured on it."""
+    """The device of this name, made the current one; `ValueError` if nothing can be measured on it."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device takes cpu, cuda, cuda:1, ..., got {name!r}") from error
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"cannot measure on {name}: this machine has no such device, or PyTorch no use of it")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"cannot measure on {name}: PyTorch finds {torch.cuda.device_count()} CUDA device(s)")
+        # CUDA graphs capture on the current device, and Triton launches there, wherever the tensors are.
+        torch.cuda.set_device(device)
     return device
 
 
@@ -46,6 +52,16 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def warm_up(calls: Iterable[Callable[[], object]], device: torch.device) -> None:
+    """Keep a GPU busy for a moment: left idle, as while something is compiled, it lowers its clock."""
+    calls = list(calls)
+    end = time.perf_counter() + _WARM_UP_SECONDS
+    while device.type == "cuda" and time.perf_counter() < end:
+        for call in calls:
+            call()
+        synchronize(device)
 
 
 def call_seconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
@@ -80,6 +96,8 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
         graph.replay()
         return result
 
+    # The graph reads tensors at their addresses, and nothing but `call` may hold them.
+    replay.call = call
     return replay
 
 
@@ -90,6 +108,8 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     the system on its own is not in the figure.
     """
     if device.type == "cuda":
+        # A first call also allocates what libraries keep for later ones, each thread's cuBLAS workspace above all.
+        call()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -130,9 +150,9 @@ def saved_memory(call: Callable[[], torch.Tensor], known: Sequence[torch.Tensor]
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
-    """What a figure depends on: date, device, threads and versions."""
+    """What a figure depends on: date, device, threads, versions, and on CUDA what runs the operator."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
-    return {
+    values = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": name,
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -141,6 +161,10 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "torch": torch.__version__,
         "ccnet_hf": __version__,
     }
+    if device.type == "cuda":
+        found = kernels.info()
+        values["operator"] = "the compiled kernels" if found.path == "cuda" else f"PyTorch: {found.reason}"
+    return values
 
 
 def print_environment(values: dict[str, str | int]) -> None:

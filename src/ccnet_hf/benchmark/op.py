@@ -28,19 +28,21 @@ class Form:
         memory_format: of its inputs; NCHW is what published code uses.
         cuda_only: it does not run on a CPU.
         has_gradient: it can be measured with the backward pass.
+        is_criss_cross: it computes what the operator computes.
     """
 
     attention: Attention
     memory_format: torch.memory_format = torch.contiguous_format
     cuda_only: bool = False
     has_gradient: bool = True
+    is_criss_cross: bool = True
 
 
 FORMS = {
     "einsum": Form(einsum_attention),
     "compiled": Form(torch.compile(einsum_attention, dynamic=False)),
     "sdpa": Form(sdpa_attention, torch.channels_last, cuda_only=True, has_gradient=False),
-    "nonlocal": Form(non_local_attention),
+    "nonlocal": Form(non_local_attention, is_criss_cross=False),
 }
 
 
@@ -128,9 +130,11 @@ def benchmark_op(arguments: OpArguments) -> None:
         torch.set_num_threads(arguments.threads)
     environment = measuring.environment(device)
     environment["tensors"] = f"{HIDDEN_SIZE} channels of value, {QUERY_KEY_SIZE} of query and key"
+    if arguments.cuda_graphs:
+        environment["calls"] = "CUDA graphs"
     measuring.print_environment(environment)
     if arguments.check:
-        check_operator(device)
+        check_operator(device, {name: form.attention for name, form in forms.items() if form.is_criss_cross})
 
     cases = [
         Case(dtype, batch_size, *size, backward)
@@ -141,11 +145,15 @@ def benchmark_op(arguments: OpArguments) -> None:
     ]
     rows: list[Comparison] = []
     for case in tqdm(cases, desc="measuring", unit="case", disable=None, leave=False):
-        rows += compare(forms, case, device, arguments.repeats, arguments.cuda_graphs)
+        try:
+            rows += compare(forms, case, device, arguments.repeats, arguments.cuda_graphs)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(f"{case} with {', '.join(forms)} takes more memory than there is: {error}") from error
+        if arguments.json:  # after every case, so that a run that ends early leaves what it has
+            results = {"environment": environment, "repeats": arguments.repeats}
+            results["rows"] = [asdict(row) for row in rows]
+            Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
     print(table(rows))
-    if arguments.json:
-        results = {"environment": environment, "repeats": arguments.repeats, "rows": [asdict(row) for row in rows]}
-        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _choose_forms(names: Sequence[str], device: torch.device) -> dict[str, Form]:
@@ -161,6 +169,8 @@ def compare(
     forms: dict[str, Form], case: Case, device: torch.device, repeats: int, cuda_graphs: bool = False
 ) -> list[Comparison]:
     """Measure all forms on the same random values, in turn, so that other load on the machine meets them all."""
+    # After some sizes torch.compile stops compiling a function and runs it as it is.
+    torch.compiler.reset()
     generator = torch.Generator().manual_seed(0)
     channels = (QUERY_KEY_SIZE, QUERY_KEY_SIZE, HIDDEN_SIZE, HIDDEN_SIZE)
     tensors = [torch.randn(case.batch_size, size, case.height, case.width, generator=generator) for size in channels]
@@ -176,6 +186,7 @@ def compare(
     peaks = {name: measuring.peak_memory(call, device) for name, call in calls.items()}
     if cuda_graphs:
         calls = {name: measuring.captured(call) for name, call in calls.items()}
+    measuring.warm_up(calls.values(), device)
     turns = [{name: measuring.call_seconds(call, device) for name, call in calls.items()} for _ in range(repeats)]
     wall, cpu = ({name: [turn[name][clock] for turn in turns] for name in calls} for clock in (0, 1))
     return [
