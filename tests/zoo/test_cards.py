@@ -59,7 +59,7 @@ def test_text(recipe):
     assert ("sliding windows of 769x769 with stride 513x513" in card) == sliding
     assert ("Corners are aligned" in card) == sliding
     with_package, without_package = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    assert len(with_package.splitlines()) == len(without_package.splitlines()) == 3
+    assert [len(list(filter(None, code.splitlines()))) for code in (with_package, without_package)] == [3, 3]
     assert "import ccnet_hf" in with_package and "trust_remote_code" not in with_package
     assert "import ccnet_hf" not in without_package and "trust_remote_code=True" in without_package
 
