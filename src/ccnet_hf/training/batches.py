@@ -14,13 +14,10 @@ from datasets.distributed import split_dataset_by_node
 from ccnet_hf.data.loading import SegmentationDataset
 
 
-class SeededBatches(torch.utils.data.Sampler):
-    """Batches of (epoch, index) pairs for the steps `start..stop - 1` of one process.
-
-    The examples of an epoch come in a random order drawn from (seed, epoch); batches run across the ends of epochs.
+class _Batches(torch.utils.data.Sampler):
+    """Batches of keys for the steps `start..stop - 1` of one process.
 
     Args:
-        num_examples: size of the split.
         batch_size: examples per step over all processes.
         start: first step.
         stop: step after the last.
@@ -31,7 +28,6 @@ class SeededBatches(torch.utils.data.Sampler):
 
     def __init__(
         self,
-        num_examples: int,
         batch_size: int,
         start: int,
         stop: int,
@@ -40,8 +36,7 @@ class SeededBatches(torch.utils.data.Sampler):
         num_processes: int = 1,
         micro_batches: int = 1,
     ):
-        self.num_examples = num_examples
-        self.batch_size = batch_size
+        self.share = batch_size // num_processes
         self.steps = range(start, stop)
         self.seed = seed
         self.process_index = process_index
@@ -51,26 +46,45 @@ class SeededBatches(torch.utils.data.Sampler):
     def __len__(self) -> int:
         return len(self.steps) * self.micro_batches
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple]]:
+        keys = self._keys()
+        while batch := list(islice(keys, self.share // self.micro_batches)):
+            yield batch
+
+    def _keys(self) -> Iterator[tuple]:
+        """The keys of all steps."""
+        raise NotImplementedError
+
+
+class SeededBatches(_Batches):
+    """Batches of (epoch, index) pairs.
+
+    The examples of an epoch come in a random order drawn from (seed, epoch); batches run across the ends of epochs.
+
+    Args:
+        num_examples: size of the split.
+        steps: as for `_Batches`.
+    """
+
+    def __init__(self, num_examples: int, **steps: int):
+        super().__init__(**steps)
+        self.num_examples = num_examples
+
+    def _keys(self) -> Iterator[tuple[int, int]]:
         orders: dict[int, torch.Tensor] = {}
-        share = self.batch_size // self.num_processes
-        part = share // self.micro_batches
         for step in self.steps:
-            first = step * self.batch_size + self.process_index * share
-            keys = []
-            for position in range(first, first + share):
+            first = (step * self.num_processes + self.process_index) * self.share
+            for position in range(first, first + self.share):
                 epoch, place = divmod(position, self.num_examples)
                 if epoch not in orders:
                     generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
                     orders[epoch] = torch.randperm(self.num_examples, generator=generator)
                     orders.pop(epoch - 2, None)
-                keys.append((epoch, int(orders[epoch][place])))
-            for begin in range(0, share, part):
-                yield keys[begin : begin + part]
+                yield epoch, int(orders[epoch][place])
 
 
-class StreamedBatches(torch.utils.data.Sampler):
-    """The same for a stream: batches of (epoch, place in the epoch, encoded example).
+class StreamedBatches(_Batches):
+    """Batches of (epoch, place in the epoch, encoded example) of a stream.
 
     A stream cannot be indexed, so its examples travel with the keys: this process reads them one after the other,
     still encoded, and the loader's workers decode and augment them. Examples and draws do not depend on the number of
@@ -82,41 +96,18 @@ class StreamedBatches(torch.utils.data.Sampler):
     Args:
         dataset: what `load_split(..., streaming=True)` returns.
         buffer_size: examples to draw from; they are held in memory, encoded.
-        batch_size, start, stop, seed, process_index, num_processes, micro_batches: as for `SeededBatches`.
+        steps: as for `_Batches`.
     """
 
-    def __init__(
-        self,
-        dataset: datasets.IterableDataset,
-        buffer_size: int,
-        batch_size: int,
-        start: int,
-        stop: int,
-        seed: int = 0,
-        process_index: int = 0,
-        num_processes: int = 1,
-        micro_batches: int = 1,
-    ):
+    def __init__(self, dataset: datasets.IterableDataset, buffer_size: int, **steps: int):
+        super().__init__(**steps)
         self.dataset = dataset
         self.buffer_size = buffer_size
-        self.batch_size = batch_size
-        self.steps = range(start, stop)
-        self.seed = seed
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.micro_batches = micro_batches
-
-    def __len__(self) -> int:
-        return len(self.steps) * self.micro_batches
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, dict[str, Any]]]]:
-        share = self.batch_size // self.num_processes
-        part = share // self.micro_batches
-        keys = islice(self._keys(), self.steps.start * share, self.steps.stop * share)
-        while batch := list(islice(keys, part)):
-            yield batch
 
     def _keys(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        return islice(self._all_keys(), self.steps.start * self.share, self.steps.stop * self.share)
+
+    def _all_keys(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
         epoch = 0
         while True:
             order = self.dataset.shuffle(seed=epoch_seed(self.seed, epoch), buffer_size=self.buffer_size)
