@@ -142,11 +142,11 @@ class Trainer:
                 "training (--eval_steps, 0 for none) need whole"
             )
 
-        self.frozen = freeze(model, settings.frozen_modules)
         if accelerator.device.type == "cpu":
             speed_up_dilated_depthwise(model)
         elif accelerator.distributed_type != DistributedType.NO:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.frozen = freeze(model, settings.frozen_modules)  # after that: it replaces modules
         model.to(accelerator.device, memory_format=torch.channels_last)
         self.loss = SegmentationLoss(model.config, class_weights).to(accelerator.device)
         optimizer = build_optimizer(model, recipe)
