@@ -11,18 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers.dynamic_module_utils import get_relative_import_files
 
 import ccnet_hf
-from ccnet_hf import (
-    CCNetConfig,
-    CCNetForSemanticSegmentation,
-    CCNetImageProcessor,
-    CCNetResNetConfig,
-    image_processing_ccnet,
-    image_processing_pil_ccnet,
-    modeling_ccnet,
-)
+from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor, CCNetResNetConfig
+from ccnet_hf.zoo.repository import AUTO_MAP, code_files
 
 
 NAME = "ccnet-r101-cityscapes"
@@ -111,20 +103,11 @@ def published(folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("published")
     shutil.copytree(folder / NAME, path / NAME)
     shutil.copy(folder / "picture.png", path)
-    for module in (modeling_ccnet, image_processing_ccnet, image_processing_pil_ccnet):
-        for file in [module.__file__, *get_relative_import_files(module.__file__)]:
-            shutil.copy(file, path / NAME)
+    for file in code_files():
+        shutil.copy(file, path / NAME)
     config_file, processor_file = path / NAME / "config.json", path / NAME / "preprocessor_config.json"
     config = json.loads(config_file.read_text())
-    config["auto_map"] = {
-        "AutoConfig": "configuration_ccnet.CCNetConfig",
-        "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
-        "AutoImageProcessor": [
-            "image_processing_pil_ccnet.CCNetImageProcessorPil",
-            "image_processing_ccnet.CCNetImageProcessor",
-        ],
-    }
-    config_file.write_text(json.dumps(config))
+    config_file.write_text(json.dumps(config | {"auto_map": AUTO_MAP}))
     processor = json.loads(processor_file.read_text())
     del processor["image_processor_type"]
     processor_file.write_text(json.dumps(processor))

@@ -422,6 +422,11 @@ SHORT_NAMES: dict[str, str] = {
 }
 
 
+def zoo_recipes() -> list[Recipe]:
+    """The recipes that mmsegmentation publishes a checkpoint for."""
+    return [recipe for recipe in RECIPES.values() if recipe.checkpoint_file]
+
+
 def get_recipe(name: str) -> Recipe:
     """Return the recipe with this name or short name; `ValueError` with the known names if there is none."""
     full_name = SHORT_NAMES.get(name, name)

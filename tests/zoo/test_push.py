@@ -345,7 +345,7 @@ def test_a_folder_may_have_the_short_name(hub, checkpoints, tmp_path):
         ([], "give one of --variant, --all and --dataset"),
         (["--all", "--variant", NAME], "give one of --variant, --all and --dataset"),
         (["--all"], "need --checkpoints and --namespace"),
-        (["--dataset", "data"], "need --hub_dataset_id"),
+        (["--dataset", "data"], "--dataset needs --hub_dataset_id"),
         (["--dataset", "data", "--hub_dataset_id", "camvid"], "--hub_dataset_id must be namespace/name, got 'camvid'"),
     ],
 )

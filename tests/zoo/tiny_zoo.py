@@ -10,10 +10,10 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from tiny_models import wake_attention
 
 from ccnet_hf import CCNetForSemanticSegmentation
-from ccnet_hf.recipes import RECIPES, SHORT_NAMES, Recipe
+from ccnet_hf.recipes import SHORT_NAMES, Recipe, zoo_recipes
 
 
-ZOO = [recipe for recipe in RECIPES.values() if recipe.checkpoint_file]
+ZOO = zoo_recipes()
 REPOSITORY_NAMES = [recipe.name for recipe in ZOO] + list(SHORT_NAMES)
 
 

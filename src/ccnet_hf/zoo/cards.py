@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data import get_benchmark
-from ccnet_hf.recipes import RECIPES, SHORT_NAMES, Recipe
+from ccnet_hf.recipes import SHORT_NAMES, Recipe, zoo_recipes
 
 
 NAMESPACE = "<namespace>"  # stands in the cards of the repository; a pushed card has the real one
@@ -280,9 +280,8 @@ def write_cards(arguments: CardsArguments) -> None:
     """Write the model card of every zoo variant."""
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for recipe in RECIPES.values():
-        if recipe.checkpoint_file:
-            (folder / f"{recipe.name}.md").write_text(render_card(recipe), encoding="utf-8")
+    for recipe in zoo_recipes():
+        (folder / f"{recipe.name}.md").write_text(render_card(recipe), encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
-from ccnet_hf.recipes import RECIPES, Recipe, get_recipe
+from ccnet_hf.recipes import get_recipe
 from ccnet_hf.zoo.authors import (
     AUXILIARY_BIAS,
     authors_key,
@@ -70,11 +70,6 @@ def mmsegmentation_key(key: str) -> str:
     for ours, theirs in _RENAMED_PARTS:
         key = key.replace(ours, theirs)
     return key
-
-
-def zoo_recipes() -> list[Recipe]:
-    """The recipes that mmsegmentation publishes a checkpoint for."""
-    return [recipe for recipe in RECIPES.values() if recipe.checkpoint_file]
 
 
 def convert_checkpoint(

@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from ccnet_hf.command import run_command
-from ccnet_hf.recipes import Recipe, get_recipe
-from ccnet_hf.zoo.conversion import convert_checkpoint, zoo_recipes
+from ccnet_hf.recipes import Recipe, get_recipe, zoo_recipes
+from ccnet_hf.zoo.conversion import convert_checkpoint
 from ccnet_hf.zoo.download import download_checkpoint
 
 

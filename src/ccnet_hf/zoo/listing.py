@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data import get_benchmark
-from ccnet_hf.recipes import SHORT_NAMES, Recipe
-from ccnet_hf.zoo.conversion import zoo_recipes
+from ccnet_hf.recipes import SHORT_NAMES, Recipe, zoo_recipes
 
 
 @dataclass

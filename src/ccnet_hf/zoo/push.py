@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from ccnet_hf.command import run_command
 from ccnet_hf.data.card import dataset_repository
 from ccnet_hf.hub import HubRepository, check_license, check_token, collect, publish
-from ccnet_hf.recipes import RECIPES, get_recipe
+from ccnet_hf.recipes import get_recipe, zoo_recipes
 from ccnet_hf.zoo.repository import model_repositories
 
 
@@ -43,7 +43,7 @@ class PushArguments:
         needed = ("hub_dataset_id",) if self.dataset else ("checkpoints", "namespace")
         missing = [f"--{name}" for name in needed if not getattr(self, name)]
         if missing:
-            raise ValueError(f"{'--dataset' if self.dataset else 'checkpoints'} need {' and '.join(missing)}")
+            raise ValueError(f"{'--dataset needs' if self.dataset else 'checkpoints need'} {' and '.join(missing)}")
         if self.dataset and self.hub_dataset_id.count("/") != 1:
             raise ValueError(f"--hub_dataset_id must be namespace/name, got {self.hub_dataset_id!r}")
 
@@ -76,15 +76,15 @@ def list_repositories(arguments: PushArguments) -> list[HubRepository]:
     """
     if arguments.dataset:
         return [dataset_repository(Path(arguments.dataset), arguments.hub_dataset_id)]
-    recipes = {name: recipe for name, recipe in RECIPES.items() if recipe.checkpoint_file}
+    recipes = zoo_recipes()
     if not arguments.all:
-        recipes = {recipe.name: recipe for recipe in map(get_recipe, arguments.variant)}
-    for recipe in recipes.values():
+        recipes = {recipe.name: recipe for recipe in map(get_recipe, arguments.variant)}.values()
+    for recipe in recipes:
         if not recipe.checkpoint_file:
             raise ValueError(f"{recipe.name} is not a variant of mmsegmentation's zoo")
     return [
         repository
-        for recipe in recipes.values()
+        for recipe in recipes
         for repository in model_repositories(recipe, Path(arguments.checkpoints), arguments.namespace)
     ]
 
