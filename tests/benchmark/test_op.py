@@ -8,7 +8,7 @@ import torch
 from ccnet_hf import benchmark, criss_cross_attention
 from ccnet_hf.benchmark import checks, op
 from ccnet_hf.benchmark.forms import einsum_attention, merged_attention, non_local_attention
-from ccnet_hf.benchmark.measuring import peak_memory
+from ccnet_hf.benchmark.measuring import find_device, peak_memory
 from ccnet_hf.benchmark.op import Case, Comparison, table
 
 
@@ -178,9 +178,13 @@ def test_what_does_not_fit_leaves_what_was_measured(tmp_path, monkeypatch, capsy
     assert [row["case"]["backward"] for row in json.loads(file.read_text())["rows"]] == [False]
 
 
-def test_a_gpu_that_is_not_there(monkeypatch, capsys):
+def test_choice_of_a_gpu(monkeypatch, capsys):
+    chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    assert [find_device(name).index for name in ("cpu", "cuda", "cuda:1")] == [None, None, 1]
+    assert chosen == [0, 1]
     assert benchmark.main(["op", "--device", "cuda:2"]) == 1
     assert capsys.readouterr().err == "error: cannot measure on cuda:2: PyTorch finds 2 CUDA device(s)\n"
 

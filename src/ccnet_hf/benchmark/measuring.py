@@ -26,10 +26,11 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"cannot measure on {name}: this machine has no such device, or PyTorch no use of it")
     if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
+        index = device.index or 0
+        if index >= torch.cuda.device_count():
             raise ValueError(f"cannot measure on {name}: PyTorch finds {torch.cuda.device_count()} CUDA device(s)")
         # CUDA graphs capture on the current device, and Triton launches there, wherever the tensors are.
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(index)
     return device
 
 
