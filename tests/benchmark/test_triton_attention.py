@@ -1,4 +1,4 @@
-"""The Triton yardstick, in Triton's interpreter."""
+"""The Triton yardstick: right in Triton's interpreter, and accepted by its compiler."""
 
 import os
 import subprocess
@@ -28,11 +28,39 @@ for shape in ((2, 5, 3), (1, 1, 18), (1, 18, 1)):
             raise SystemExit(1)
 """
 
+_COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton_attention import _attend_along_axis
+
+constants = dict(QUERY_SIZE=64, QUERIES=64, KEYS=32, CHANNELS=128)
+types = dict.fromkeys(("query", "key", "value", "earlier", "output"), "*bf16")
+types |= dict.fromkeys(("earlier_logsumexp", "logsumexp"), "*fp32") | dict.fromkeys(("lines", "length"), "i32")
+types |= dict.fromkeys(("query_strides", "value_strides", "sum_strides"), ("i32", "i32", "i32"))
+for is_first in (True, False):
+    values = constants | dict(IS_FIRST=is_first)
+    source = ASTSource(_attend_along_axis, types | dict.fromkeys(values, "constexpr"), values)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    print(compiled.metadata.shared, "bytes of shared memory", len(compiled.asm["cubin"]), "of code")
+"""
+
+
+def run(code: str, **environment: str) -> str:
+    root = Path(__file__).parents[2]
+    environment["PYTHONPATH"] = os.pathsep.join([str(root / "scripts"), str(root / "src")])
+    finished = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
 
 def test_computes_the_same():
-    root = Path(__file__).parents[2]
-    paths = os.pathsep.join([str(root / "scripts"), str(root / "src")])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
-    finished = subprocess.run([sys.executable, "-c", _CHECK], env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert finished.stdout.count("\n") == 6
+    assert run(_CHECK, TRITON_INTERPRET="1").count("\n") == 6
+
+
+@pytest.mark.slow
+def test_compiles_for_an_h200(tmp_path):
+    """With the sizes of the benchmark; no GPU is needed for that."""
+    assert run(_COMPILE, TRITON_CACHE_DIR=str(tmp_path)).count("of code\n") == 2
