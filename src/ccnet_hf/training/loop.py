@@ -158,6 +158,13 @@ class Trainer:
             decay = get_ema_multi_avg_fn(settings.ema_decay)
             self.average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
             accelerator.register_for_checkpointing(self.average)
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # What it would take from a prepared loader, and what it would divide and clip by beside this loop.
+            accelerator.state.deepspeed_plugin.deepspeed_config.update(
+                train_micro_batch_size_per_gpu=settings.per_device_batch_size,
+                gradient_accumulation_steps=1,
+                gradient_clipping=recipe.max_grad_norm or 0.0,
+            )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         # Beside the model, which stays as it is for evaluation at changing sizes.
         self._forward = torch.compile(self.model) if settings.compile else self.model
@@ -245,6 +252,7 @@ class Trainer:
         device, passes = self.accelerator.device, []
         for batch in batches:
             is_last = batch is batches[-1]
+            self.accelerator.sync_gradients = is_last  # or DeepSpeed would step after every pass
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 pixel_values = batch["pixel_values"].to(
                     device, self.trained_model.dtype, non_blocking=True, memory_format=torch.channels_last
