@@ -1,0 +1,93 @@
+"""How far a model looks: where in the picture the gradient of one place's class lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import datasets
+import torch
+from tqdm.auto import tqdm
+
+from ccnet_hf.command import run_command
+from ccnet_hf.data.loading import SegmentationDataset, load_split
+from ccnet_hf.inference.loading import load_checkpoint
+
+
+# Shares of the gradient whose distance is reported.
+_SHARES = (0.5, 0.9, 0.95, 0.99)
+
+
+@dataclass
+class ReceptiveFieldArguments:
+    model_name_or_path: str = field(metadata={"help": "CCNet checkpoint: a folder or a Hub id"})
+    dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
+    split: str = field(default="validation", metadata={"help": "split whose pictures are looked at"})
+    num_examples: int = field(default=16, metadata={"help": "pictures, one place in each"})
+    without_attention: bool = field(default=False, metadata={"help": "set gamma to 0: what the convolutions see"})
+    seed: int = field(default=0, metadata={"help": "of the pictures and places"})
+
+
+def gradient_by_distance(model: torch.nn.Module, pixel_values: torch.Tensor, row: int, column: int) -> torch.Tensor:
+    """Share of the gradient at every distance from a place (the effective receptive field of Luo et al., 2016).
+
+    Args:
+        model: a `CCNetForSemanticSegmentation` in eval mode.
+        pixel_values: (1, 3, H, W), a picture as the image processor gives it.
+        row: of the place, on the map of logits.
+        column: likewise.
+
+    Returns:
+        (D,) fp32, summing to 1: entry d is the share of the absolute gradient of the place's highest logit, less the
+        mean of its logits, at pixels d to d + 1 pixels of the network's input from the place's centre.
+    """
+    pixel_values = pixel_values.detach().requires_grad_()
+    logits = model(pixel_values=pixel_values).logits
+    place = logits[0, :, row, column]
+    (gradient,) = torch.autograd.grad(place.max() - place.mean(), pixel_values)
+    magnitude = gradient[0].abs().sum(0)
+    centre = [
+        (index + 0.5) * full / small
+        for index, full, small in zip((row, column), magnitude.shape, logits.shape[-2:], strict=True)
+    ]
+    rows, columns = (
+        torch.arange(size, device=magnitude.device) + 0.5 - middle
+        for size, middle in zip(magnitude.shape, centre, strict=True)
+    )
+    distance = (rows[:, None].square() + columns.square()).sqrt().long()
+    return torch.bincount(distance.flatten(), (magnitude / magnitude.sum()).flatten())
+
+
+def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
+    """Print within how many pixels of a place the gradient of its class lies, averaged over random places."""
+    if arguments.num_examples < 1:
+        raise ValueError(f"--num_examples must be at least 1, got {arguments.num_examples}")
+    datasets.disable_progress_bars()
+    model, image_processor = load_checkpoint(arguments.model_name_or_path)
+    if arguments.without_attention and model.model.head.attention is not None:
+        torch.nn.init.zeros_(model.model.head.attention.gamma)
+    split = load_split(arguments.dataset_name, arguments.split, label_column_name=None)
+    dataset = SegmentationDataset(split, model.config.num_labels)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    shares = torch.zeros(1)
+    chosen = torch.randperm(len(dataset), generator=generator)[: arguments.num_examples].tolist()
+    for index in tqdm(chosen, desc="look", unit="picture", disable=None, leave=False):
+        picture, _, _ = dataset.read(index)
+        pixel_values = image_processor(picture, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+        with torch.inference_mode():
+            size = model(pixel_values=pixel_values).logits.shape[-2:]
+        row, column = (int(torch.randint(side, (1,), generator=generator)) for side in size)
+        found = gradient_by_distance(model, pixel_values, row, column).cpu()
+        longer, shorter = sorted((shares, found), key=len, reverse=True)
+        shares = longer.clone()
+        shares[: len(shorter)] += shorter
+    within = (shares / shares.sum()).cumsum(0)
+    height, width = pixel_values.shape[-2:]
+    print(f"{len(chosen)} pictures of {arguments.split}, the last one {height}x{width} at the network's input")
+    for share in _SHARES:
+        print(f"{share:.0%} of the gradient within {int((within < share).sum()) + 1} pixels")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(ReceptiveFieldArguments, measure_receptive_field, argv, prog="receptive_field.py")
