@@ -22,11 +22,11 @@ _FORWARD = "criss_cross_attention"
 _RESIDUAL = "criss_cross_attention_residual"
 _BACKWARD = "criss_cross_attention_backward"
 
-# Scores computed at a time: 2 MiB of them in fp32 on a CPU, measured; elsewhere enough to fill the device.
-_CPU_BLOCK_SCORES = 1 << 19
+# Scores computed at a time: 1 MiB of them in fp32 on a CPU, measured; elsewhere enough to fill the device.
+_CPU_BLOCK_SCORES = 1 << 18
 _ACCELERATOR_BLOCK_SCORES = 1 << 26
-# Elements of a product on its way to a result of another dtype or with lines far apart: 1 MiB in fp32, measured.
-_CPU_PRODUCT_SIZE = 1 << 18
+# Elements of a product on its way to a result of another dtype or with lines far apart: 512 KiB in fp32, measured.
+_CPU_PRODUCT_SIZE = 1 << 17
 
 
 def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
