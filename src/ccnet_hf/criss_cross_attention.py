@@ -120,16 +120,17 @@ def criss_cross_attention_with_weights(
 
 
 def _check_inputs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if not 3 <= query.dim() <= 5:
-        raise ValueError(f"criss_cross_attention takes (batch, channels, 1 to 3 spatial axes), got {shapes}")
+        raise ValueError(
+            f"criss_cross_attention takes (batch, channels, 1 to 3 spatial axes), got {_shapes(query, key, value)}"
+        )
     same_places = (
         query.dim() == value.dim() and query.shape[0] == value.shape[0] and query.shape[2:] == value.shape[2:]
     )
     if query.shape != key.shape or not same_places:
         raise ValueError(
             "criss_cross_attention needs query and key of one shape and a value of the same batch and spatial sizes, "
-            f"got {shapes}"
+            f"got {_shapes(query, key, value)}"
         )
     dtypes = (query.dtype, key.dtype, value.dtype)
     if len(set(dtypes)) > 1 or not query.dtype.is_floating_point:
@@ -137,6 +138,10 @@ def _check_inputs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
     devices = (query.device, key.device, value.device)
     if len(set(devices)) > 1:
         raise ValueError(f"criss_cross_attention needs one device, got {', '.join(map(str, devices))}")
+
+
+def _shapes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str:
+    return f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
 
 
 def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -211,6 +211,10 @@ class CCNetPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = [*CCNetResNetBackbone._no_split_modules, "CCNetHead", "CCNetAuxiliaryHead"]
 
+    def get_input_embeddings(self) -> None:
+        """`None`: pictures come without a table of embeddings. Accelerate asks every model that FSDP2 shards."""
+        return None
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Classifiers keep what the base class gives them: normal with `initializer_range`, bias 0.

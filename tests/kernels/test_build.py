@@ -25,8 +25,9 @@ from ccnet_hf.kernels.build import build, default_architectures
 from ccnet_hf.kernels.wheel import build_wheel
 
 
-# Notes its arguments, takes its time, and writes something where the library belongs.
+# Says its version; else notes its arguments, takes its time, and writes something where the library belongs.
 NVCC = """#!/bin/sh
+[ "$1" = --version ] && echo "Cuda compilation tools, release 13.0, V13.0.48" && exit
 echo "$@" >> "$(dirname "$0")/calls"
 sleep 0.3
 while [ $# -gt 1 ]; do
@@ -99,6 +100,22 @@ def test_which_gpus_a_library_runs_on(targets, capability, expected):
     assert libraries.runs_on(targets, capability) is expected
 
 
+def test_choice_of_a_library():
+    def named(toolkit, *architectures):
+        return Path(libraries.library_name(architectures, toolkit))
+
+    portable, native = named("13.0", "8.0", "9.0+PTX"), named("13.0", "12.0")
+    choose = libraries.choose_library
+    assert choose([portable, native], [(9, 0)], (13, 1)) == portable
+    assert choose([portable, native], [(12, 0)], (13, 1)) == native  # rather than PTX, though it comes later
+    assert choose([portable], [(12, 0)], (13, 0)) == portable
+    assert choose([portable, native], [(9, 0), (12, 0)], (13, 0)) == portable
+    # A driver older than the toolkit: machine code within one major version, PTX not even there.
+    newer = named("13.2", "9.0+PTX")
+    assert choose([newer], [(9, 0)], (13, 0)) == newer and choose([newer], [(9, 0)], (12, 8)) is None
+    assert choose([newer], [(12, 0)], (13, 0)) is None and choose([newer], [(12, 0)], (13, 2)) == newer
+
+
 def test_default_architectures(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert default_architectures() == ["8.0", "9.0+PTX"]
@@ -119,20 +136,21 @@ def test_cache_folder(monkeypatch):
 
 
 def test_sources_decide_the_name(tmp_path, monkeypatch):
-    name = libraries.library_name(["8.0"])
+    name = libraries.library_name(["8.0"], "13.0")
     shutil.copytree(libraries.SOURCES, tmp_path / "csrc")
     monkeypatch.setattr(libraries, "SOURCES", tmp_path / "csrc")
-    assert libraries.library_name(["8.0"]) == name
-    assert libraries.library_name(["9.0"]) != name
+    assert libraries.library_name(["8.0"], "13.0") == name
+    assert libraries.library_name(["9.0"], "13.0") != name
     with open(tmp_path / "csrc" / "binding.cu", "a") as source:
         source.write("// changed\n")
-    assert libraries.library_name(["8.0"]) != name
+    assert libraries.library_name(["8.0"], "13.0") != name
 
 
 def test_build_once(toolkit):
     library = build(["9.0+PTX"])
     assert library.read_text() == "library\n" and library.parent == libraries.cache_folder()
     assert libraries.library_targets(library) == ["sm_90", "compute_90"]
+    assert libraries.library_toolkit(library) == (13, 0)
     assert build(["9.0+PTX"]) == library and list(libraries.find_libraries()) == [library]
     (call,) = calls(toolkit)
     assert "arch=compute_90,code=sm_90" in call and "arch=compute_90,code=compute_90" in call
@@ -167,7 +185,8 @@ def test_build_into_a_folder(toolkit, tmp_path, capsys):
 
 
 def test_sources_that_do_not_compile(toolkit, capsys):
-    write_nvcc(toolkit, '#!/bin/sh\necho "in file one"\necho "binding.cu(7): error: no such thing" >&2\nexit 2\n')
+    version = '[ "$1" = --version ] && echo "release 12.9," && exit'
+    write_nvcc(toolkit, f'#!/bin/sh\n{version}\necho "in file one"\necho "binding.cu(7): error: no such thing" >&2\nexit 2\n')
     assert main(["build", "--arch", "8.0"]) == 1
     assert "binding.cu(7): error: no such thing" in only_message(capsys)
     assert [path.suffix for path in libraries.cache_folder().iterdir()] == [".lock"]
@@ -179,6 +198,12 @@ def test_no_nvcc(toolkit, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert main(["build", "--arch", "8.0"]) == 1
     assert "no nvcc was found" in only_message(capsys)
+
+
+def test_nvcc_without_a_version(toolkit, capsys):
+    write_nvcc(toolkit, "#!/bin/sh\necho something else\n")
+    assert main(["build", "--arch", "8.0"]) == 1
+    assert "--version does not say" in only_message(capsys)
 
 
 def test_no_compiler(toolkit, capsys, monkeypatch):

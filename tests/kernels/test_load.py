@@ -54,6 +54,7 @@ def gpu(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(load, "_driver_version", lambda: (13, 1))
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def no_gpu(monkeypatch) -> None:
 
 def put_library(folder: Path, *architectures: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / libraries.library_name(architectures)
+    library = folder / libraries.library_name(architectures, "13.0")
     library.write_text("no library at all")
     return library
 
@@ -245,7 +246,10 @@ def test_info_without_a_gpu(no_gpu, capsys):
 
 def test_reasons(gpu, monkeypatch):
     put_library(libraries.cache_folder(), "8.0")
-    assert "(sm_80) do not run on compute capability 9.0" in load.info().reason
+    assert "(sm_80 by CUDA 13.0) do not run on compute capability 9.0" in load.info().reason
+    put_library(libraries.cache_folder(), "9.0")
+    monkeypatch.setattr(load, "_driver_version", lambda: (12, 8))
+    assert "with a driver for CUDA 12.8" in load.info().reason
     monkeypatch.setenv("CCNET_HF_KERNELS", "torch")
     assert load.info().reason == "CCNET_HF_KERNELS=torch"
     monkeypatch.delenv("CCNET_HF_KERNELS")

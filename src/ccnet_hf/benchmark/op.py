@@ -147,7 +147,9 @@ def benchmark_op(arguments: OpArguments) -> None:
     for case in tqdm(cases, desc="measuring", unit="case", disable=None, leave=False):
         try:
             rows += compare(forms, case, device, arguments.repeats, arguments.cuda_graphs)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
             raise ValueError(f"{case} with {', '.join(forms)} takes more memory than there is: {error}") from error
         if arguments.json:  # after every case, so that a run that ends early leaves what it has
             results = {"environment": environment, "repeats": arguments.repeats}

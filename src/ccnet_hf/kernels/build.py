@@ -1,6 +1,7 @@
 """Compile the CUDA kernels into one library for every PyTorch from 2.11 on."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def build(architectures: Sequence[str] | None = None, output: str | os.PathLike 
         OSError: no nvcc, no C++ compiler, a PyTorch without CUDA, or sources that do not compile.
     """
     architectures = architectures or default_architectures()
-    library = Path(output or cache_folder()) / library_name(architectures)
+    library = Path(output or cache_folder()) / library_name(architectures, _toolkit_version())
     library.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{library}.lock"):
         if not library.exists():
@@ -97,6 +98,15 @@ def _find_nvcc() -> str:
             "that `python -m ccnet_hf.kernels build --wheel` has made elsewhere"
         )
     return nvcc
+
+
+def _toolkit_version() -> str:
+    nvcc = _find_nvcc()
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"release (\d+\.\d+)", said)
+    if match is None:
+        raise OSError(f"{nvcc} --version does not say which CUDA it belongs to")
+    return match[1]
 
 
 def _find_compiler() -> str:

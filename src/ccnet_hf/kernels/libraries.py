@@ -70,20 +70,56 @@ def code_targets(architectures: Sequence[str]) -> list[str]:
     return sorted(targets, key=lambda target: (target.startswith("compute"), len(target), target))
 
 
-def library_name(architectures: Sequence[str]) -> str:
-    """File name of a library; it holds all that decides whether the library can be used."""
-    return "-".join((_STEM, sources_hash(), f"torch{TORCH_TARGET}", *code_targets(architectures))) + ".so"
+def library_name(architectures: Sequence[str], toolkit: str) -> str:
+    """File name of a library; it holds all that decides whether the library can be used.
+
+    Args:
+        architectures: as for `code_targets`.
+        toolkit: version of the CUDA toolkit that compiles it, e.g. `"13.0"`.
+    """
+    parts = (_STEM, sources_hash(), f"torch{TORCH_TARGET}", f"cuda{toolkit}", *code_targets(architectures))
+    return "-".join(parts) + ".so"
 
 
 def library_targets(library: Path) -> list[str]:
     """The code a library holds, read from its name."""
-    return library.name.removesuffix(".so").split("-")[3:]
+    return library.name.removesuffix(".so").split("-")[4:]
+
+
+def library_toolkit(library: Path) -> tuple[int, int]:
+    """Version of the CUDA toolkit a library was compiled with, read from its name."""
+    major, minor = library.name.split("-")[3].removeprefix("cuda").split(".")
+    return int(major), int(minor)
 
 
 def find_libraries() -> Iterator[Path]:
     """Libraries compiled from these sources: first those beside the package, then those of the cache."""
     for folder in (Path(__file__).parent, cache_folder()):
-        yield from sorted(folder.glob(f"{_STEM}-{sources_hash()}-torch{TORCH_TARGET}-*.so"))
+        yield from sorted(folder.glob(f"{_STEM}-{sources_hash()}-torch{TORCH_TARGET}-cuda*.so"))
+
+
+def choose_library(
+    libraries: Sequence[Path], capabilities: Sequence[tuple[int, int]], driver: tuple[int, int]
+) -> Path | None:
+    """The first library that runs on GPUs of all these compute capabilities, before them one that need not compile.
+
+    Machine code needs a driver of the major version of the toolkit that made it, PTX one that knows the toolkit.
+
+    Args:
+        libraries: what `find_libraries` gives.
+        capabilities: of the GPUs, e.g. `[(9, 0)]`.
+        driver: version of CUDA the driver was made for.
+    """
+    machine_code = [
+        (library, [target for target in library_targets(library) if target.startswith("sm_")])
+        for library in libraries
+        if library_toolkit(library)[0] <= driver[0]
+    ]
+    with_ptx = [(library, library_targets(library)) for library in libraries if library_toolkit(library) <= driver]
+    for library, targets in machine_code + with_ptx:
+        if all(runs_on(targets, capability) for capability in capabilities):
+            return library
+    return None
 
 
 def runs_on(targets: Sequence[str], capability: tuple[int, int]) -> bool:

@@ -11,7 +11,7 @@ import torch
 from transformers.utils import logging
 
 from .fallback import keep_pytorch_form
-from .libraries import find_libraries, library_targets, runs_on
+from .libraries import choose_library, find_libraries, library_targets, library_toolkit
 
 
 logger = logging.get_logger(__name__)
@@ -118,17 +118,33 @@ def _find_library() -> tuple[Path | None, str | None]:
     if not torch.cuda.is_available():
         return None, f"PyTorch {torch.__version__} finds no CUDA device"
     capabilities = sorted({torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())})
+    driver = _driver_version()
     libraries = list(find_libraries())
-    for library in libraries:
-        if all(runs_on(library_targets(library), capability) for capability in capabilities):
-            return library, None
-    wanted = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
+    if library := choose_library(libraries, capabilities, driver):
+        return library, None
+    wanted = ", ".join(map(_version, capabilities))
     if capabilities[0] < (8, 0):
         return None, f"it needs GPUs of compute capability 8.0 or newer, and here are {wanted}"
     if libraries:
-        found = "; ".join(" ".join(library_targets(library)) for library in libraries)
-        return None, f"the libraries found ({found}) do not run on compute capability {wanted}: {_HOW_TO_GET}"
+        found = "; ".join(
+            f"{' '.join(library_targets(library))} by CUDA {_version(library_toolkit(library))}" for library in libraries
+        )
+        return None, (
+            f"the libraries found ({found}) do not run on compute capability {wanted} with a driver for CUDA "
+            f"{_version(driver)}: {_HOW_TO_GET}"
+        )
     return None, f"no compiled library was found: {_HOW_TO_GET}"
+
+
+def _driver_version() -> tuple[int, int]:
+    """The newest CUDA that the driver knows."""
+    number = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    return number.value // 1000, number.value % 1000 // 10  # 13010 is 13.1
+
+
+def _version(numbers: tuple[int, int]) -> str:
+    return "{}.{}".format(*numbers)
 
 
 def _choose_and_run(name: str, *tensors: torch.Tensor):

@@ -147,7 +147,9 @@ class Trainer:
         elif accelerator.distributed_type != DistributedType.NO:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.frozen = freeze(model, settings.frozen_modules)  # after that: it replaces modules
-        model.to(accelerator.device, memory_format=torch.channels_last)
+        model.to(accelerator.device)
+        if not sharded:  # FSDP takes contiguous weights only; the pictures alone make convolutions channels_last, too
+            model.to(memory_format=torch.channels_last)
         self.loss = SegmentationLoss(model.config, class_weights).to(accelerator.device)
         optimizer = build_optimizer(model, recipe)
         # Stepped by hand, once per step of the recipe: a prepared scheduler would step once per process.
@@ -160,11 +162,14 @@ class Trainer:
             accelerator.register_for_checkpointing(self.average)
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             # What it would take from a prepared loader, and what it would divide and clip by beside this loop.
-            accelerator.state.deepspeed_plugin.deepspeed_config.update(
+            deepspeed_config = accelerator.state.deepspeed_plugin.deepspeed_config
+            deepspeed_config.update(
                 train_micro_batch_size_per_gpu=settings.per_device_batch_size,
                 gradient_accumulation_steps=1,
                 gradient_clipping=recipe.max_grad_norm or 0.0,
             )
+            # Else a stage 3 training would end at its first checkpoint.
+            deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         # Beside the model, which stays as it is for evaluation at changing sizes.
         self._forward = torch.compile(self.model) if settings.compile else self.model

@@ -59,9 +59,10 @@ __global__ void __launch_bounds__(256) delta_kernel(const DeltaArguments<T> argu
   if (Lane().number == 0) arguments.delta[position] = sum;
 }
 
-// The weight of a score, at most 1 also where the log-sum-exp of huge scores was rounded.
+// The weight of a score, at most 1 also where the log-sum-exp of huge scores was rounded; NaN stays NaN.
 __device__ __forceinline__ float weight_of(float score, float logsumexp) {
-  return __expf(fminf(score - logsumexp, 0.0f));
+  const float difference = score - logsumexp;
+  return __expf(difference > 0.0f ? 0.0f : difference);
 }
 
 template <typename T>
@@ -174,7 +175,7 @@ struct GradScoresShared {
 // grad_query (blockIdx.y = 0: rows are queries, steps go along the keys) and grad_key (1: the other way round). One
 // launch for both: at B = 1 either alone would leave multiprocessors idle.
 // Budget in registers: half 128, half/128 232, float 168, float/128 232. Up to 64 query channels in half precision two
-// blocks of 8 warps fit on a multiprocessor.
+// blocks of 8 warps fit on a multiprocessor with 228 KB (sm_90), one on an sm_80.
 template <typename T, int kDepth>
 __global__ void __launch_bounds__(256, sizeof(T) == 2 && kDepth <= 64 ? 2 : 1)
     grad_scores_kernel(const BackwardArguments<T> arguments) {

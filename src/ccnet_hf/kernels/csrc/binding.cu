@@ -141,7 +141,7 @@ int64_t width(const Tensor& tensor) { return tensor.size(tensor.dim() - 1); }
 // Fills `problem`, or says that the kernels do not take it: float64, three axes, very long axes, nothing at all.
 bool kernels_take(const Tensor& query, const Tensor& value, Problem* problem) {
   if (query.dim() > 4 || query.numel() == 0 || value.numel() == 0 || !data_type(query, &problem->type)) return false;
-  if (height(query) > kMaximumLength || width(query) > kMaximumLength) return false;
+  if (query.size(0) > INT32_MAX || height(query) > kMaximumLength || width(query) > kMaximumLength) return false;
   if (query.size(1) > kMaximumQueryChannels || value.size(1) > kMaximumValueChannels) return false;
   problem->batch = static_cast<int>(query.size(0));
   problem->height = static_cast<int>(height(query));
@@ -156,8 +156,15 @@ Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, const std::v
   int32_t device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                  dtype, device_type, like.get_device_index(), &handle));
+  if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, device_type,
+                               like.get_device_index(), &handle)) {
+    // The stable interface loses the cause. Nearly always it is this one, in the words others look for in a message.
+    std::ostringstream message;
+    message << "CUDA out of memory. criss_cross_attention could not allocate memory for a tensor of sizes ";
+    print(message, "(", sizes, ")");
+    message << " on cuda:" << like.get_device_index();
+    throw std::runtime_error(message.str());
+  }
   return Tensor(handle);
 }
 
@@ -252,13 +259,15 @@ struct CurrentDevice {
 #endif
 };
 
-void check_launch(cudaError_t error) {
+void check_launch(cudaError_t error, std::initializer_list<Named> all) {
   if (error == cudaSuccess) return;
 #ifdef CRISS_CROSS_SIMULATOR
-  throw std::runtime_error("criss_cross_attention: " + simulator::error);
+  const std::string cause = simulator::error;
 #else
-  throw std::runtime_error(std::string("criss_cross_attention: ") + cudaGetErrorString(error));
+  cudaGetLastError();  // or the next launch of somebody else would find it
+  const std::string cause = std::string(cudaGetErrorName(error)) + ", " + cudaGetErrorString(error);
 #endif
+  throw std::runtime_error("criss_cross_attention: " + cause + ", with " + describe(all));
 }
 
 // --- what the kernels do not take goes to PyTorch -------------------------------------------------------------------
@@ -277,14 +286,16 @@ std::array<Tensor, Outputs> call(const char* name, const Tensors&... tensors) {
 // --- the operators --------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> run_forward(const Problem& problem, const Tensor& query, const Tensor& key,
-                                       const Tensor& value, const criss_cross::Residual* residual) {
+                                       const Tensor& value, const criss_cross::Residual* residual,
+                                       std::initializer_list<Named> all) {
   Tensor readable_query = readable(query), readable_key = readable(key), readable_value = readable(value);
   Tensor output = writable(value), logsumexp = empty_logsumexp(value);
   Tensor scratch = workspace(value, criss_cross::forward_workspace(problem));
-  check_launch(criss_cross::forward(problem, view_of<View>(readable_query), view_of<View>(readable_key),
-                                    view_of<View>(readable_value), residual, view_of<MutableView>(output),
-                                    static_cast<float*>(logsumexp.data_ptr()), scratch.data_ptr(),
-                                    current_stream(value)));
+  const cudaError_t error = criss_cross::forward(
+      problem, view_of<View>(readable_query), view_of<View>(readable_key), view_of<View>(readable_value), residual,
+      view_of<MutableView>(output), static_cast<float*>(logsumexp.data_ptr()), scratch.data_ptr(),
+      current_stream(value));
+  check_launch(error, all);
   return {without_padding(output, value), logsumexp};
 }
 
@@ -299,7 +310,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const
   }
   check_devices(all);
   const CurrentDevice device(query);
-  return run_forward(problem, query, key, value, nullptr);
+  return run_forward(problem, query, key, value, nullptr, all);
 }
 
 std::tuple<Tensor, Tensor> forward_residual(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -311,7 +322,7 @@ std::tuple<Tensor, Tensor> forward_residual(const Tensor& query, const Tensor& k
   check("a gamma of one element", gamma.numel() == 1, all);
   Problem problem;
   DataType gamma_type;
-  // A residual of another dtype promotes the result, which is PyTorch's to decide.
+  // A residual of another dtype is PyTorch's to convert.
   if (!kernels_take(query, value, &problem) || residual.scalar_type() != value.scalar_type() ||
       !data_type(gamma, &gamma_type)) {
     auto [output, logsumexp] = call<2>(CCNET_STRING(CCNET_NAMESPACE) "::criss_cross_attention_residual_torch", query,
@@ -322,7 +333,7 @@ std::tuple<Tensor, Tensor> forward_residual(const Tensor& query, const Tensor& k
   const CurrentDevice device(query);
   Tensor readable_residual = readable(residual);
   const criss_cross::Residual fused{gamma.data_ptr(), gamma_type, view_of<View>(readable_residual)};
-  return run_forward(problem, query, key, value, &fused);
+  return run_forward(problem, query, key, value, &fused, all);
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& query, const Tensor& key,
@@ -348,11 +359,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& qu
   Tensor readable_value = readable(value), readable_output = readable(output);
   Tensor grad_query = writable(query), grad_key = writable(key), grad_value = writable(value);
   Tensor scratch = workspace(value, criss_cross::backward_workspace(problem));
-  check_launch(criss_cross::backward(
+  const cudaError_t error = criss_cross::backward(
       problem, view_of<View>(readable_grad), view_of<View>(readable_query), view_of<View>(readable_key),
       view_of<View>(readable_value), view_of<View>(readable_output), static_cast<const float*>(logsumexp.data_ptr()),
       view_of<MutableView>(grad_query), view_of<MutableView>(grad_key), view_of<MutableView>(grad_value),
-      scratch.data_ptr(), current_stream(value)));
+      scratch.data_ptr(), current_stream(value));
+  check_launch(error, all);
   return {without_padding(grad_query, query), without_padding(grad_key, key), without_padding(grad_value, value)};
 }
 

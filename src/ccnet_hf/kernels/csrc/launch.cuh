@@ -71,9 +71,11 @@ template <typename Arguments>
 cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int sides, int threads, int shared_bytes,
                    cudaStream_t stream, const Arguments& arguments) {
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (error != cudaSuccess) return error;
+  if (shared_bytes > 0) {
+    // Always the limit and not what this launch needs: another thread may launch the same kernel with more.
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedLimit);
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t configuration{};
   configuration.gridDim = dim3(static_cast<unsigned>(blocks), sides);
   configuration.blockDim = dim3(threads);
