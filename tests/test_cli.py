@@ -1,6 +1,8 @@
 """`ccnet-hf SUBCOMMAND`."""
 
+import re
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,14 @@ def test_help_lists_every_subcommand(capsys):
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
     assert all(f"  {name} " in output and purpose in output for name, (_, purpose) in SUBCOMMANDS.items())
+
+
+def test_every_script_that_only_calls_the_package_is_a_subcommand():
+    scripts = Path(__file__).parents[1] / "scripts"
+    texts = [file.read_text() for file in scripts.glob("*.py")]
+    found = [re.search(r"^from (ccnet_hf[\w.]*) import main$", text, re.MULTILINE) for text in texts]
+    modules = {match[1] for match in found if match}
+    assert len(modules) > 5 and modules <= {module for module, _ in SUBCOMMANDS.values()}
 
 
 def test_without_a_subcommand_it_shows_help_and_fails(capsys):

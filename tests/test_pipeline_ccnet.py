@@ -14,7 +14,7 @@ from PIL import Image
 
 import ccnet_hf
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor, CCNetResNetConfig
-from ccnet_hf.zoo.repository import AUTO_MAP, code_files
+from ccnet_hf.remote_code import published_files
 
 
 NAME = "ccnet-r101-cityscapes"
@@ -103,14 +103,11 @@ def published(folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("published")
     shutil.copytree(folder / NAME, path / NAME)
     shutil.copy(folder / "picture.png", path)
-    for file in code_files():
-        shutil.copy(file, path / NAME)
-    config_file, processor_file = path / NAME / "config.json", path / NAME / "preprocessor_config.json"
-    config = json.loads(config_file.read_text())
-    config_file.write_text(json.dumps(config | {"auto_map": AUTO_MAP}))
-    processor = json.loads(processor_file.read_text())
-    del processor["image_processor_type"]
-    processor_file.write_text(json.dumps(processor))
+    config, processor = (
+        json.loads((path / NAME / file).read_text()) for file in ("config.json", "preprocessor_config.json")
+    )
+    for name, content in published_files(config, processor).items():
+        (path / NAME / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     return path
 
 

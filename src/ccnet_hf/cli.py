@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "convert": ("ccnet_hf.zoo.convert", "convert checkpoints of mmsegmentation or the authors"),
     "push": ("ccnet_hf.zoo.push", "publish checkpoints or a dataset on the Hub"),
     "far_marks": ("ccnet_hf.training.far_marks", "show what recurrence is for, on drawn pictures"),
+    "receptive_field": ("ccnet_hf.evaluation.receptive_field", "measure how far a checkpoint looks"),
     "benchmark": ("ccnet_hf.benchmark", "measure speed and memory"),
     "kernels": ("ccnet_hf.kernels.__main__", "compile the CUDA operator, say what is in use, lay it out for the Hub"),
     "zoo": ("ccnet_hf.zoo.__main__", "list the model zoo, verify or export a converted folder"),

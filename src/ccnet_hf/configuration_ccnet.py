@@ -49,7 +49,7 @@ class CCNetConfig(PreTrainedConfig):
             Trains the classifier on hard pixels only (OHEM, as the authors define it): those whose class has at most
             this probability, in (0, 1], and more where they are too few. `None` trains on all.
         ohem_min_kept (`int`, defaults to 100000):
-            With OHEM, about how many pixels of a process's batch are kept at least.
+            With OHEM, about how many pixels of a forward pass are kept at least.
         category_consistent_loss_weight (`float`, defaults to 0.0):
             Weight of the category-consistent loss (paper, TPAMI version). 0 leaves it and its projection out.
         category_consistent_channels (`int`, defaults to 16):
@@ -75,6 +75,7 @@ class CCNetConfig(PreTrainedConfig):
     """
 
     model_type = "ccnet"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["auxiliary_logits", "category_embeddings"]
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -102,6 +103,10 @@ class CCNetConfig(PreTrainedConfig):
         self.backbone_config = _backbone_config(self.backbone_config)
         if self.inference is None:
             self.inference = {"mode": "whole"}
+        self.inference = {
+            name: list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+            for name, value in self.inference.items()
+        }
         self._check_values()
         super().__post_init__(**kwargs)
 

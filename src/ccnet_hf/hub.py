@@ -102,13 +102,14 @@ def check_token(api: HfApi, repo_id: str) -> None:
         raise ValueError(f"{user['name']}'s token may not write to {namespace!r}, only to {', '.join(allowed)}")
 
 
-def publish(api: HfApi, repository: HubRepository, private: bool) -> list[str]:
-    """Make a repository on the Hub equal to `repository`, in one commit.
+def publish(api: HfApi, repository: HubRepository, private: bool, overwrite: bool = False) -> list[str]:
+    """Make a repository on the Hub hold `repository`, in one commit.
 
     Args:
         api: client of the Hub.
         repository: what it shall hold.
         private: whether only its owners may see it, if it is created now.
+        overwrite: write also into a repository that holds something else.
 
     Returns:
         Paths of the files that were sent; empty if the repository was up to date.
@@ -117,10 +118,10 @@ def publish(api: HfApi, repository: HubRepository, private: bool) -> list[str]:
         ValueError: the name is taken by something else, or by a public repository where a private one was asked for.
         OSError: the Hub refused, or could not be reached in several attempts.
     """
-    return retry(lambda: _publish(api, repository, private), repository.repo_id)
+    return retry(lambda: _publish(api, repository, private, overwrite), repository.repo_id)
 
 
-def _publish(api: HfApi, repository: HubRepository, private: bool) -> list[str]:
+def _publish(api: HfApi, repository: HubRepository, private: bool, overwrite: bool) -> list[str]:
     repo_id, repo_type = repository.repo_id, repository.repo_type
     api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     info = api.repo_info(repo_id, repo_type=repo_type)
@@ -128,7 +129,8 @@ def _publish(api: HfApi, repository: HubRepository, private: bool) -> list[str]:
         raise ValueError(f"{repo_id} exists and is public; make it private or choose another name")
     entries = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type)
     present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-    _check_name(repository, present.keys() - _FILES_OF_AN_EMPTY_REPOSITORY)
+    if not overwrite:
+        _check_name(repository, present.keys() - _FILES_OF_AN_EMPTY_REPOSITORY)
     changed = [path for path, content in repository.files.items() if not _is_equal(present.get(path), content)]
     if changed:
         api.create_commit(

@@ -20,14 +20,17 @@ class CCNetImageProcessor(CCNetImageProcessorMixin, TorchvisionBackend):
         size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 1024, "longest_edge": 2048}`):
             The longer side becomes at most `"longest_edge"` pixels and the shorter one at most `"shortest_edge"`, as
             large as the ratio of both allows. `{"height": ..., "width": ...}` resizes to exactly that size.
-        do_rescale (`bool`, *optional*, defaults to `True`), rescale_factor (`float`, *optional*, defaults to 1/255):
-            Whether to multiply values by the factor.
-        do_normalize (`bool`, *optional*, defaults to `True`), image_mean, image_std (`list[float]`, *optional*):
-            Whether to subtract the mean and divide by the standard deviation; ImageNet's in 0..1 by default.
+        do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply values by `rescale_factor`.
+        rescale_factor (`float`, *optional*, defaults to `1/255`): That factor.
+        do_normalize (`bool`, *optional*, defaults to `True`):
+            Whether to subtract `image_mean` and divide by `image_std`.
+        image_mean (`list[float]`, *optional*): One number per channel, after rescaling; ImageNet's by default.
+        image_std (`list[float]`, *optional*): Likewise.
         do_pad (`bool`, *optional*, defaults to `False`):
             Whether to pad pictures of different sizes to the largest height and width of the batch (or `pad_size`),
             right and below, with the mean colour (zeros after normalization), and segmentation maps with 255. Without,
             they raise.
+        pad_size (`dict[str, int]`, *optional*): `{"height": ..., "width": ...}` to pad to.
         do_convert_rgb (`bool`, *optional*, defaults to `True`):
             Whether to convert pictures of other modes and grey or four-channel arrays to RGB.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):

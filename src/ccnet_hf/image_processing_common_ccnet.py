@@ -46,9 +46,10 @@ class CCNetImageProcessorKwargs(ImagesKwargs, total=False):
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
         Whether label 0 is no class, as in ADE20K: 0 becomes 255 (ignored), k becomes k - 1, 255 stays 255.
     align_corners (`bool`, *optional*, defaults to `self.align_corners`):
-        Of the resizes of logits in post-processing. Pictures are resized as OpenCV does in any case.
+        Of the resizes of logits in post-processing, by the processor's own value; no effect in a call. Pictures are
+        resized as OpenCV does in any case.
     palette (`list[list[int]]`, *optional*, defaults to `self.palette`):
-        One RGB colour per class, for those who draw segmentation maps.
+        One RGB colour per class, for those who draw segmentation maps; no effect in a call.
     """
 
     do_reduce_labels: bool | None

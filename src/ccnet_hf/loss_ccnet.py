@@ -34,7 +34,7 @@ def ccnet_losses(
         category_embeddings: (B, C, h, w), what the category-consistent loss looks at.
         class_weights: as in `semantic_segmentation_loss`, for both heads.
         valid_pixels: as in `semantic_segmentation_loss`. OHEM and the category-consistent loss are means over what
-            this process has kept of this batch, whatever it is.
+            they keep of this batch, whatever it is.
 
     Returns:
         Scalars by name: `decode_loss`, and `auxiliary_loss` and `category_loss` where their inputs are given.

@@ -11,6 +11,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, MODEL_MAPPING_NAMES
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet import CCNetConfig
@@ -253,8 +255,8 @@ class CCNetModel(CCNetPreTrainedModel):
         pixel_values: torch.Tensor,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> CCNetModelOutput:
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | CCNetModelOutput:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
@@ -265,7 +267,7 @@ class CCNetModel(CCNetPreTrainedModel):
                 Whether to return the backbone's hidden states.
 
         Returns:
-            [`CCNetModelOutput`].
+            [`CCNetModelOutput`], or a tuple with `return_dict=False`.
         """
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -319,8 +321,8 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> CCNetSemanticSegmenterOutput:
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | CCNetSemanticSegmenterOutput:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
@@ -334,7 +336,7 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
                 Whether to return the backbone's hidden states.
 
         Returns:
-            [`CCNetSemanticSegmenterOutput`].
+            [`CCNetSemanticSegmenterOutput`], or a tuple with `return_dict=False`.
 
         Example:
 
@@ -343,8 +345,9 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         >>> from PIL import Image
         >>> from ccnet_hf import CCNetForSemanticSegmentation, CCNetImageProcessor
 
-        >>> model = CCNetForSemanticSegmentation.from_pretrained("checkpoints/ccnet-mobilenetv2-camvid")
-        >>> processor = CCNetImageProcessor.from_pretrained("checkpoints/ccnet-mobilenetv2-camvid")
+        >>> name = "checkpoints/ccnet-mobilenetv2-camvid"
+        >>> model = CCNetForSemanticSegmentation.from_pretrained(name, dtype=torch.float32)
+        >>> processor = CCNetImageProcessor.from_pretrained(name)
         >>> image = Image.open("examples/street.jpg")
         >>> inputs = processor(image, return_tensors="pt")
         >>> with torch.inference_mode():

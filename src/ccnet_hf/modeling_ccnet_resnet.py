@@ -9,6 +9,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet_resnet import CCNetResNetConfig
@@ -135,8 +137,11 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
     @can_return_tuple
     @filter_output_hidden_states
     def forward(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
-    ) -> BackboneOutput:
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BackboneOutput:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
@@ -146,7 +151,8 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`] with `feature_maps`, one
-            `(batch_size, channels, height / stride, width / stride)` tensor for every entry of `config.out_features`.
+            `(batch_size, channels, height / stride, width / stride)` tensor for every entry of `config.out_features`;
+            or a tuple with `return_dict=False`.
         """
         hidden_states = (self.stem(pixel_values),)
         for stage in self.stages:

@@ -11,14 +11,11 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.data import Benchmark, get_benchmark
-
-
-if TYPE_CHECKING:
-    from ccnet_hf.configuration_ccnet import CCNetConfig
-    from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
+from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
 
 
 @dataclass(frozen=True)
@@ -171,16 +168,12 @@ class Recipe:
 
     def config(self, **changes: Any) -> CCNetConfig:
         """Build the model's config with the benchmark's class names; `changes` are further `CCNetConfig` arguments."""
-        from ccnet_hf.configuration_ccnet import CCNetConfig  # here, so that the table is read without torch
-
         id2label = get_benchmark(self.benchmark).id2label
         names = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
         return CCNetConfig(**({} if "num_labels" in changes else names) | deepcopy(self.model) | changes)
 
     def image_processor(self) -> CCNetImageProcessor:
         """Build the image processor of the single-scale test."""
-        from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
-
         benchmark: Benchmark = get_benchmark(self.benchmark)
         return CCNetImageProcessor(
             size=dict(self.size),

@@ -186,7 +186,9 @@ def test_build_into_a_folder(toolkit, tmp_path, capsys):
 
 def test_sources_that_do_not_compile(toolkit, capsys):
     version = '[ "$1" = --version ] && echo "release 12.9," && exit'
-    write_nvcc(toolkit, f'#!/bin/sh\n{version}\necho "in file one"\necho "binding.cu(7): error: no such thing" >&2\nexit 2\n')
+    write_nvcc(
+        toolkit, f'#!/bin/sh\n{version}\necho "in file one"\necho "binding.cu(7): error: no such thing" >&2\nexit 2\n'
+    )
     assert main(["build", "--arch", "8.0"]) == 1
     assert "binding.cu(7): error: no such thing" in only_message(capsys)
     assert [path.suffix for path in libraries.cache_folder().iterdir()] == [".lock"]

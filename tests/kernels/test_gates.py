@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from simulator.runner import SOURCES
 
+from ccnet_hf.kernels.libraries import NVCC_FLAGS
+
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,7 +63,8 @@ def compiled(request, tmp_path_factory) -> tuple[str, Path, str]:
     """One source file compiled for one architecture: the file, the machine code, what ptxas says of it."""
     architecture, file = request.param
     code = tmp_path_factory.mktemp("gates") / f"{file}.cubin"
-    command = ["nvcc", "-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v", "-cubin", file, "-o", code]
+    flags = [flag for flag in NVCC_FLAGS if not flag.startswith("-cudart")]  # of the linker
+    command = ["nvcc", *flags, f"-arch={architecture}", "-Xptxas", "-v", "-cubin", file, "-o", code]
     done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return file, code, done.stderr

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -46,6 +47,12 @@ def test_trains_logs_and_scores(coloured_folder, tmp_path, capsys):
     assert Image.open(output_dir / "predictions.png").width > 1000
     scores = json.loads((output_dir / "checkpoint-best" / "scores.json").read_text())
     assert scores["step"] == 2 and 0 <= scores["eval_mean_iou"] <= 1
+    card = ModelCard.load(output_dir / "README.md")
+    (result,) = card.data.eval_results
+    assert result.metric_value == pytest.approx(100 * scores["eval_mean_iou"], abs=5e-3)
+    assert result.dataset_split == "validation" and str(tmp_path) not in card.content
+    shown = yaml.safe_load(card.text.partition("```yaml\n")[2].partition("```")[0])
+    assert shown["ema_decay"] == 0.9 and shown["crop_size"] == [64, 64] and shown["dataset_name"] == "coloured"
     config = json.loads((output_dir / "config.json").read_text())
     assert config["id2label"]["3"] == "Road"
     assert json.loads((output_dir / "preprocessor_config.json").read_text())["size"] == {
@@ -69,6 +76,30 @@ def test_trains_logs_and_scores(coloured_folder, tmp_path, capsys):
     assert weights[0]["classifier.weight"].allclose(weights[1]["classifier.weight"])
 
 
+def test_a_model_brings_its_image_processor_and_gets_other_classes(coloured_folder, tmp_path):
+    from ccnet_hf import CCNetImageProcessor
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    more = ["--eval_steps", "0", "--max_train_steps", "1"]
+    changes = ["--num_labels", "4", "--do_reduce_labels", "true"]
+    assert train(train_arguments(coloured_folder, first, *more, *changes)) == 0
+    image_processor = CCNetImageProcessor.from_pretrained(first)
+    assert image_processor.do_reduce_labels and image_processor.palette is None
+    assert json.loads((first / "config.json").read_text())["id2label"]["3"] == "LABEL_3"
+    image_processor.image_mean = [0.1, 0.2, 0.3]
+    image_processor.save_pretrained(first)
+
+    more += ["--model_name_or_path", str(first), "--num_labels", "7"]
+    assert train(train_arguments(coloured_folder, second, *more)) == 0
+    image_processor = CCNetImageProcessor.from_pretrained(second)
+    assert image_processor.do_reduce_labels and tuple(image_processor.image_mean) == (0.1, 0.2, 0.3)
+    weights = [load_file(folder / "model.safetensors") for folder in (first, second)]
+    assert [len(tensors["classifier.weight"]) for tensors in weights] == [4, 7]
+    # One step of learning apart: the attention came from the first model.
+    name = "model.head.attention.value.weight"
+    assert weights[0][name].allclose(weights[1][name], atol=5e-3)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -77,6 +108,8 @@ def test_trains_logs_and_scores(coloured_folder, tmp_path, capsys):
         (["--learning_rate", "0"], "learning_rate must be a positive number, got 0.0"),
         (["--ratio_range", "1"], "ratio_range must be two positive numbers, low and high, got (1.0,)"),
         (["--recurrence", "-1"], "recurrence must be"),
+        (["--output_stride", "12"], "--output_stride is 8, 16 or 32, got 12"),
+        (["--checkpointing_steps", "0"], "checkpointing_steps must be at least 1, got 0"),
         (["--report_to", "paper"], "--report_to takes none or some of aim, "),
         (["--report_to", "comet_ml"], "--report_to comet_ml: it is not installed"),
         (["--freeze", "stem"], "no module 'stem' to freeze"),
@@ -111,19 +144,15 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
 ):
     import datasets
 
-    class FakeHub:
-        calls = []
+    created, published = [], []
 
+    class FakeHub:
         def create_repo(self, repo_id, **options):
-            self.calls.append(("create_repo", options))
+            created.append(options)
             return type("Url", (), {"repo_id": f"me/{repo_id}"})
 
-        def upload_folder(self, **options):
-            files = {path.name for path in options["folder_path"].iterdir()}
-            self.calls.append(("upload_folder", options, files))
-            return type("Commit", (), {"commit_url": "https://hub/commit"})
-
     monkeypatch.setattr(train_module, "HfApi", FakeHub)
+    monkeypatch.setattr(train_module, "publish", lambda hub, repository, **options: published.append(repository))
     file = f"{coloured_folder}/train-00000-of-00001.parquet"
     split = datasets.Dataset.from_parquet(file)
     for column in ("image", "label"):
@@ -143,11 +172,15 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
         "1 corrupt examples were replaced in training:" in printed
         and "picture1: cannot be read (it is no picture)" in printed
     )
-    assert "uploaded: https://hub/commit" in printed
-    (created, options), (uploaded, upload, files) = FakeHub.calls
-    assert (created, uploaded) == ("create_repo", "upload_folder")
-    assert options == {"private": True, "exist_ok": True} and upload["repo_id"] == "me/model"
-    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= files
+    assert "uploaded: https://huggingface.co/me/model" in printed
+    assert created == [{"private": True, "exist_ok": True}]
+    (repository,) = published
+    assert (repository.repo_id, repository.repo_type) == ("me/model", "model")
+    assert {"model.safetensors", "modeling_ccnet.py", "predictions.png"} <= repository.files.keys()
+    assert json.loads(repository.files["config.json"])["auto_map"]["AutoConfig"] == "configuration_ccnet.CCNetConfig"
+    assert "image_processor_type" not in json.loads(repository.files["preprocessor_config.json"])
+    assert repository.card.data.library_name == "transformers" and repository.card.data.eval_results is None
+    assert 'model="me/model"' in repository.card.text
     assert train(train_arguments(coloured_folder, tmp_path / "strict", "--streaming", "--eval_steps", "0")) == 1
 
 

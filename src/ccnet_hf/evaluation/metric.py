@@ -19,12 +19,16 @@ Args:
 """
 
 
-def confusion_matrix(prediction: torch.Tensor, reference: torch.Tensor, num_labels: int, ignore_index: int):
+def confusion_matrix(
+    prediction: torch.Tensor, reference: torch.Tensor, num_labels: int, ignore_index: int
+) -> torch.Tensor:
     """Count the pixels of one picture by true and predicted class.
 
     Args:
         prediction: integer ids of any shape; an id that is no class counts as missed, as in the metrics of the peers.
         reference: integer ids of the same shape, each a class or `ignore_index`.
+        num_labels: ids 0..num_labels - 1 are classes.
+        ignore_index: true id of the pixels that do not count.
 
     Returns:
         (num_labels, num_labels + 1) int64 on the inputs' device, rows = truth; the last column holds predictions

@@ -6,7 +6,13 @@ from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
 
 import ccnet_hf  # noqa: F401, registers CCNet with the Auto classes
 
@@ -14,7 +20,9 @@ import ccnet_hf  # noqa: F401, registers CCNet with the Auto classes
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def load_checkpoint(name_or_path: str, dtype: Dtype = "auto", device: str = "auto"):
+def load_checkpoint(
+    name_or_path: str, dtype: Dtype = "auto", device: str = "auto"
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Load a CCNet checkpoint and its image processor for inference.
 
     Args:

@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from transformers import BaseImageProcessor
 
 from ccnet_hf.data import BENCHMARKS
 from ccnet_hf.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
 from ccnet_hf.image_transforms_ccnet import picture_to_array, rescale_output_size
 from ccnet_hf.inference.logits import Size, low_resolution_logits, positive, slide_logits, sliding_window
+
+
+Picture = Image.Image | np.ndarray | torch.Tensor
 
 
 class Predictor:
@@ -37,7 +42,7 @@ class Predictor:
     def __init__(
         self,
         model: nn.Module,
-        image_processor,
+        image_processor: BaseImageProcessor,
         mode: str | None = None,
         crop_size: Size | None = None,
         stride: Size | None = None,
@@ -63,7 +68,7 @@ class Predictor:
         """Whether predictions are averaged over augmented views (the plain protocol otherwise)."""
         return self.flip or self.scales != (1.0,)
 
-    def scores(self, image) -> torch.Tensor:
+    def scores(self, image: Picture) -> torch.Tensor:
         """Class scores of one picture at its own size.
 
         Args:
@@ -77,11 +82,11 @@ class Predictor:
         ((logits, input_size),) = self._predict(self._inputs([image]))
         return resize_logits(logits, self.model.config.align_corners, input_size, _image_size(image))
 
-    def label_map(self, image) -> torch.Tensor:
+    def label_map(self, image: Picture) -> torch.Tensor:
         """The most likely class of every pixel of one picture: (H, W) int64 at the picture's own size."""
         return self.label_maps([image])[0]
 
-    def label_maps(self, images: Sequence) -> list[torch.Tensor]:
+    def label_maps(self, images: Sequence[Picture]) -> list[torch.Tensor]:
         """As `label_map` for several pictures; those of equal network input size share one forward pass."""
         if self.is_augmented:
             return [probabilities.argmax(dim=0) for probabilities in self._mean_probabilities(images)]
@@ -91,7 +96,7 @@ class Predictor:
             for image, (logits, input_size) in zip(images, predictions, strict=True)
         ]
 
-    def _mean_probabilities(self, images: Sequence) -> list[torch.Tensor]:
+    def _mean_probabilities(self, images: Sequence[Picture]) -> list[torch.Tensor]:
         align_corners = self.model.config.align_corners
         flips = (False, True) if self.flip else (False,)
         totals: list[torch.Tensor | float] = [0.0] * len(images)
@@ -107,7 +112,7 @@ class Predictor:
                     totals[index] += logits.softmax(dim=0)
         return [total / (len(self.scales) * len(flips)) for total in totals]
 
-    def _inputs(self, images: Sequence, scale: float | None = None) -> list[torch.Tensor]:
+    def _inputs(self, images: Sequence[Picture], scale: float | None = None) -> list[torch.Tensor]:
         """Network input (3, h, w) per picture, resized by the processor's rule, or by `scale` from the loaded size."""
         inputs = []
         for image in images:

@@ -127,7 +127,8 @@ def _find_library() -> tuple[Path | None, str | None]:
         return None, f"it needs GPUs of compute capability 8.0 or newer, and here are {wanted}"
     if libraries:
         found = "; ".join(
-            f"{' '.join(library_targets(library))} by CUDA {_version(library_toolkit(library))}" for library in libraries
+            f"{' '.join(library_targets(library))} by CUDA {_version(library_toolkit(library))}"
+            for library in libraries
         )
         return None, (
             f"the libraries found ({found}) do not run on compute capability {wanted} with a driver for CUDA "

@@ -40,7 +40,13 @@ class _RunArguments:
     label_column_name: str = field(default="label", metadata={"help": "column of label maps"})
     do_reduce_labels: bool | None = field(
         default=None,
-        metadata={"help": "label 0 is ignored, others move down by one; default: as the benchmark has it"},
+        metadata={
+            "help": "label 0 is ignored, others move down by one; default: as the benchmark or the model started from "
+            "has it"
+        },
+    )
+    num_labels: int | None = field(
+        default=None, metadata={"help": "number of classes of a dataset that is not the benchmark's"}
     )
     streaming: bool = field(
         default=False, metadata={"help": "read the dataset as it comes instead of preparing it on disk"}

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 
-BEST_CHECKPOINT = "checkpoint-best"
+BEST_CHECKPOINT, SCORES_FILE = "checkpoint-best", "scores.json"
 
 
 @contextmanager

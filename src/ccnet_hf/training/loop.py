@@ -23,6 +23,7 @@ from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training.batches import batch_loader, read_batches
 from ccnet_hf.training.checkpoints import (
     BEST_CHECKPOINT,
+    SCORES_FILE,
     checkpoint_folder,
     find_checkpoint,
     move_files,
@@ -190,7 +191,7 @@ class Trainer:
         `SystemExit(143)` on all of them.
 
         Returns:
-            The last evaluation's numbers, empty without one.
+            The numbers of the saved model's evaluation, empty without one.
 
         Raises:
             ValueError: the loss is not finite; the message names the step and the batch's examples.
@@ -238,8 +239,7 @@ class Trainer:
                     self.save_checkpoint()
                 numbers = self._evaluate(progress) or numbers
         progress.close()
-        self._save_trained_model()
-        return numbers
+        return self._save_trained_model() or numbers
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.max_train_steps
@@ -305,7 +305,7 @@ class Trainer:
                 self._save_model(unfinished)
                 if self.accelerator.is_main_process:
                     scores = json.dumps({"step": self.step, **numbers}, indent=1)
-                    (unfinished / "scores.json").write_text(scores + "\n")
+                    (unfinished / SCORES_FILE).write_text(scores + "\n")
         self._train_mode()
         return numbers
 
@@ -348,16 +348,20 @@ class Trainer:
             self.trained_model.save_pretrained(folder, state_dict=state_dict)
             self.image_processor.save_pretrained(folder)
 
-    def _save_trained_model(self) -> None:
-        output_dir = self.settings.output_dir
+    def _save_trained_model(self) -> dict[str, float]:
+        """Save the model in `output_dir`; the numbers of its evaluation where it is not the last one."""
+        output_dir, numbers = self.settings.output_dir, {}
         if self.settings.load_best_model_at_end and self._best_mean_iou is not None:
             best = type(self.trained_model).from_pretrained(output_dir / BEST_CHECKPOINT)
             self.trained_model.load_state_dict(best.state_dict())
+            numbers = json.loads((output_dir / BEST_CHECKPOINT / SCORES_FILE).read_text())
+            del numbers["step"]
         finished = output_dir / ".model"
         with whole_folder(finished, self.accelerator) as unfinished:
             self._save_model(unfinished)
         if self.accelerator.is_main_process:
             move_files(finished, output_dir)
+        return numbers
 
     def _resume(self) -> None:
         folder = find_checkpoint(self.settings.output_dir, self.settings.resume_from_checkpoint) / "state"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -22,16 +23,21 @@ from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.data import get_benchmark
 from ccnet_hf.data.loading import SegmentationDataset, class_frequencies, load_split
 from ccnet_hf.evaluation import evaluate_dataset
-from ccnet_hf.hub import retry
+from ccnet_hf.hub import HubRepository, publish, retry
+from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.inference import Predictor
+from ccnet_hf.inference.loading import load_checkpoint
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
-from ccnet_hf.recipes import TrainingRecipe, get_recipe, override_training
+from ccnet_hf.recipes import Recipe, TrainingRecipe, get_recipe, override_training
+from ccnet_hf.remote_code import CONFIG_FILE, PROCESSOR_FILE, published_files
 from ccnet_hf.training.arguments import MODEL_FIELDS, TrainArguments, with_config_file
 from ccnet_hf.training.augmentation import training_transforms
+from ccnet_hf.training.card import write_card
 from ccnet_hf.training.initialization import load_backbone_checkpoint
 from ccnet_hf.training.loop import Trainer, TrainingSettings
 from ccnet_hf.training.optimization import class_weights_from_frequencies
 from ccnet_hf.training.report import save_report
+from ccnet_hf.visualization import generate_palette
 
 
 def train(arguments: TrainArguments) -> None:
@@ -40,6 +46,7 @@ def train(arguments: TrainArguments) -> None:
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()  # what matters of it is in the errors
     recipe = get_recipe(arguments.variant)
+    benchmark = get_benchmark(recipe.benchmark)
     given = {f.name: getattr(arguments, f.name) for f in fields(TrainingRecipe)}
     training = override_training(recipe.training, given)
     output_dir = Path(arguments.output_dir)
@@ -49,36 +56,35 @@ def train(arguments: TrainArguments) -> None:
         torch.backends.cudnn.benchmark = False
     trackers = _trackers(arguments.report_to)
     accelerator = Accelerator(log_with=trackers or None, project_dir=str(output_dir))
-    hub_model_id = None
+    settings = _settings(arguments, training, accelerator)
+    repo_id = output_dir.resolve().name
     if arguments.push_to_hub and accelerator.is_main_process:
-        # Now, because a name that is taken or a token that may not write should not end a training of days.
-        name = arguments.hub_model_id or output_dir.resolve().name
-        private = arguments.hub_private_repo or None
-        hub_model_id = retry(lambda: HfApi().create_repo(name, private=private, exist_ok=True), name).repo_id
+        # Now, because a token that may not write should not end a training of days.
+        name, private = arguments.hub_model_id or repo_id, arguments.hub_private_repo or None
+        repo_id = retry(lambda: HfApi().create_repo(name, private=private, exist_ok=True), name).repo_id
     set_seed(arguments.seed)
-    model = _build_model(arguments)
+    model = _build_model(arguments, recipe)
     set_seed(arguments.seed, device_specific=True)  # processes start from one model, but drop different channels
-
-    image_processor = recipe.image_processor()
-    image_processor.size = {"shortest_edge": min(training.scale), "longest_edge": max(training.scale)}
-    ignore_index = model.config.semantic_loss_ignore_index
-    benchmark = get_benchmark(recipe.benchmark)
-    reduce_labels = benchmark.reduce_labels if arguments.do_reduce_labels is None else arguments.do_reduce_labels
+    image_processor = _build_image_processor(arguments, recipe, training)
 
     def load(split: str, transform=None) -> SegmentationDataset:
         columns = (arguments.image_column_name, arguments.label_column_name)
         return SegmentationDataset(
             load_split(arguments.dataset_name, split, *columns, streaming=arguments.streaming),
             num_labels=model.config.num_labels,
-            ignore_index=ignore_index,
-            reduce_labels=reduce_labels,
+            ignore_index=model.config.semantic_loss_ignore_index,
+            reduce_labels=image_processor.do_reduce_labels,
             transform=transform,
             seed=arguments.seed,
             skip_corrupt=arguments.skip_corrupt,
         )
 
     transform = training_transforms(
-        training, image_processor.image_mean, image_processor.image_std, ignore_index, benchmark.flip_label_pairs
+        training,
+        image_processor.image_mean,
+        image_processor.image_std,
+        model.config.semantic_loss_ignore_index,
+        benchmark.flip_label_pairs if model.config.num_labels == benchmark.num_labels else (),
     )
     dataset = load(arguments.train_split, transform)
     class_weights = None
@@ -96,37 +102,36 @@ def train(arguments: TrainArguments) -> None:
     if trackers:
         # Trackers take numbers and text.
         accelerator.init_trackers("ccnet", config={name: str(value) for name, value in asdict(arguments).items()})
-    settings = TrainingSettings(
-        output_dir=output_dir,
-        per_device_batch_size=arguments.per_device_train_batch_size
-        or training.batch_size // accelerator.num_processes,
-        seed=arguments.seed,
-        ema_decay=arguments.ema_decay,
-        frozen_modules=arguments.freeze,
-        checkpointing_steps=arguments.checkpointing_steps,
-        checkpoints_total_limit=arguments.checkpoints_total_limit,
-        resume_from_checkpoint=arguments.resume_from_checkpoint,
-        load_best_model_at_end=arguments.load_best_model_at_end,
-        logging_steps=arguments.logging_steps,
-        compile=arguments.compile,
-        shuffle_buffer_size=arguments.shuffle_buffer_size,
-        dataloader_num_workers=arguments.dataloader_num_workers,
-    )
     scoring = None if validation is None else evaluate
     trainer = Trainer(accelerator, model, image_processor, dataset, training, settings, class_weights, scoring)
     try:
-        trainer.run()
+        scores = trainer.run()
         corrupt = trainer.all_corrupt()
         if accelerator.is_main_process:
             for messages, fate in ((corrupt, "replaced in training"), (unscored, "left out of evaluation")):
                 if messages:
                     print(f"{len(messages)} corrupt examples were {fate}:", *sorted(messages), sep="\n  ")
-            predictor = Predictor(trainer.trained_model.eval(), image_processor)
-            save_report(output_dir, predictor, dataset if validation is None else validation, benchmark.palette)
-            if hub_model_id:
-                _upload(output_dir, hub_model_id)
+            # As it was saved: a sharded model does not run on one process alone.
+            predictor = Predictor(*load_checkpoint(str(output_dir), "float32", str(accelerator.device)))
+            palette = image_processor.palette or generate_palette(model.config.num_labels)
+            save_report(output_dir, predictor, dataset if validation is None else validation, palette)
+            precision = accelerator.mixed_precision
+            write_card(output_dir, repo_id, model.config, arguments, scores, accelerator.num_processes, precision)
+            if arguments.push_to_hub:
+                _upload(output_dir, repo_id)
     finally:
         accelerator.end_training()
+
+
+def _settings(arguments: TrainArguments, training: TrainingRecipe, accelerator: Accelerator) -> TrainingSettings:
+    batch_size = arguments.per_device_train_batch_size or training.batch_size // accelerator.num_processes
+    same_names = {f.name for f in fields(TrainingSettings)} & {f.name for f in fields(arguments)} - {"output_dir"}
+    return TrainingSettings(
+        output_dir=Path(arguments.output_dir),
+        per_device_batch_size=batch_size,
+        frozen_modules=arguments.freeze,
+        **{name: getattr(arguments, name) for name in same_names},
+    )
 
 
 def _trackers(names: list[str] | None) -> list[str]:
@@ -148,22 +153,31 @@ def _trackers(names: list[str] | None) -> list[str]:
     return names
 
 
-def _build_model(arguments: TrainArguments) -> CCNetForSemanticSegmentation:
+def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticSegmentation:
     """The recipe's model, new or with the given backbone, or the model that is trained on."""
-    if arguments.model_name_or_path and arguments.backbone_checkpoint:
+    source, num_labels = arguments.model_name_or_path, arguments.num_labels
+    if source and arguments.backbone_checkpoint:
         raise ValueError("--model_name_or_path brings its own backbone, --backbone_checkpoint is for a new model")
-    recipe = get_recipe(arguments.variant)
-    if arguments.model_name_or_path:
-        config = CCNetConfig.from_pretrained(arguments.model_name_or_path)
-    else:
-        config = recipe.config()
     changes = {name: getattr(arguments, name) for name in MODEL_FIELDS if getattr(arguments, name) is not None}
-    config = CCNetConfig.from_dict(config.to_dict() | changes)  # checks the values
-    if arguments.output_stride:
-        config.backbone_config.output_stride = arguments.output_stride
-    if arguments.model_name_or_path:
+    if source:
+        config = CCNetConfig.from_pretrained(source).to_dict()
+        if num_labels is not None and num_labels != len(config["id2label"]):
+            config = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
+            config["num_labels"] = num_labels
+    else:
+        config = recipe.config(**{} if num_labels is None else {"num_labels": num_labels}).to_dict()
+    if arguments.output_stride is not None:
+        if arguments.output_stride not in (8, 16, 32):  # timm takes other numbers for one of these
+            raise ValueError(f"--output_stride is 8, 16 or 32, got {arguments.output_stride}")
+        backbone = config["backbone_config"]
+        if "output_stride" not in backbone:
+            raise ValueError(f"--output_stride: a backbone of type {backbone['model_type']!r} has none to choose")
+        changes["backbone_config"] = backbone | {"output_stride": arguments.output_stride}
+    config = CCNetConfig.from_dict(config | changes)  # checks the values
+    if source:
+        # Classifiers for other classes start anew.
         return CCNetForSemanticSegmentation.from_pretrained(
-            arguments.model_name_or_path, config=config, dtype=torch.float32
+            source, config=config, dtype=torch.float32, ignore_mismatched_sizes=num_labels is not None
         )
     model = CCNetForSemanticSegmentation(config)
     checkpoint = arguments.backbone_checkpoint or recipe.backbone_checkpoint
@@ -173,18 +187,32 @@ def _build_model(arguments: TrainArguments) -> CCNetForSemanticSegmentation:
     return model
 
 
-def _upload(output_dir: Path, hub_model_id: str) -> None:
-    """Put what stands in `output_dir` on the Hub, without the checkpoints."""
-    commit = retry(
-        lambda: HfApi().upload_folder(
-            repo_id=hub_model_id,
-            folder_path=output_dir,
-            ignore_patterns=["checkpoint-*", "checkpoint-*/**", ".*"],
-            commit_message="Trained with ccnet_hf",
-        ),
-        hub_model_id,
-    )
-    print(f"uploaded: {commit.commit_url}")
+def _build_image_processor(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe) -> CCNetImageProcessor:
+    """The image processor of the model that is trained on, or the recipe's, for the size that is trained on."""
+    if arguments.model_name_or_path:
+        image_processor = CCNetImageProcessor.from_pretrained(arguments.model_name_or_path)
+    else:
+        image_processor = recipe.image_processor()
+    image_processor.size = {"shortest_edge": min(training.scale), "longest_edge": max(training.scale)}
+    if arguments.do_reduce_labels is not None:
+        image_processor.do_reduce_labels = arguments.do_reduce_labels
+    if arguments.num_labels is not None:
+        image_processor.palette = None
+    return image_processor
+
+
+def _upload(output_dir: Path, repo_id: str) -> None:
+    """Put what stands in `output_dir` on the Hub, without the checkpoints and with the model's code."""
+    files = {
+        path.relative_to(output_dir).as_posix(): path
+        for path in sorted(output_dir.rglob("*"))
+        if path.is_file()
+        and not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(output_dir).parts)
+    }
+    config, processor = (json.loads(files[name].read_text()) for name in (CONFIG_FILE, PROCESSOR_FILE))
+    repository = HubRepository(repo_id, "model", files | published_files(config, processor))
+    publish(HfApi(), repository, private=False, overwrite=True)  # it exists; this leaves it as private as it is
+    print(f"uploaded: https://huggingface.co/{repo_id}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

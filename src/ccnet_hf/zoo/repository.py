@@ -6,43 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers.dynamic_module_utils import get_relative_import_files
 
-import ccnet_hf
 from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.hub import CARD_FILE, HubRepository
 from ccnet_hf.recipes import Recipe
+from ccnet_hf.remote_code import CONFIG_FILE, PROCESSOR_FILE, published_files
 from ccnet_hf.zoo.cards import render_card, repository_names
 
-
-# For config.json alone: in preprocessor_config.json it would win over the classes that `import ccnet_hf` registers. Of
-# the two image processors transformers takes the second where torchvision is installed.
-AUTO_MAP = {
-    "AutoConfig": "configuration_ccnet.CCNetConfig",
-    "AutoModel": "modeling_ccnet.CCNetModel",
-    "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
-    "AutoImageProcessor": [
-        "image_processing_pil_ccnet.CCNetImageProcessorPil",
-        "image_processing_ccnet.CCNetImageProcessor",
-    ],
-}
-
-CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 
 # What tells one variant's folder from another's; the sizes of layers are the weights' affair.
 _CONFIG_FIELDS = ("id2label", "inference", "align_corners", "loss_reduction", "recurrence")
 _PROCESSOR_FIELDS = ("size", "image_mean", "image_std", "do_reduce_labels", "align_corners", "palette")
-
-
-def code_files() -> list[Path]:
-    """The modules a published checkpoint needs: those `AUTO_MAP` names, and all that they import of each other."""
-    package = Path(ccnet_hf.__file__).parent
-    files = set()
-    for reference in AUTO_MAP.values():
-        for name in reference if isinstance(reference, list) else [reference]:
-            module = package / f"{name.partition('.')[0]}.py"
-            files |= {module, *map(Path, get_relative_import_files(str(module)))}
-    return sorted(files)
 
 
 def model_repositories(recipe: Recipe, checkpoints: Path, namespace: str) -> list[HubRepository]:
@@ -63,13 +37,7 @@ def model_repositories(recipe: Recipe, checkpoints: Path, namespace: str) -> lis
     folder = found[0]
     config, processor = _read_json(folder / CONFIG_FILE), _read_json(folder / PROCESSOR_FILE)
     _check_variant(folder, config, processor, recipe)
-    processor.pop("image_processor_type", None)
-    files: dict[str, bytes | Path] = {
-        CONFIG_FILE: _json(config | {"auto_map": AUTO_MAP}),
-        PROCESSOR_FILE: _json(processor),
-        **{file.name: file for file in _weight_files(folder)},
-        **{file.name: file for file in code_files()},
-    }
+    files = published_files(config, processor) | {file.name: file for file in _weight_files(folder)}
     return [
         HubRepository(
             repo_id=f"{namespace}/{name}",
@@ -120,7 +88,3 @@ def _read_json(file: Path) -> dict:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is no JSON ({error})") from error
-
-
-def _json(value: dict) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,145 @@
+"""The card of a model that train.py has trained."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.hub import CARD_FILE
+
+
+# What says where a training ran and what became of it, rather than what was trained.
+_NOT_SHOWN = ("output_dir", "config", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id")
+_SCORES = {"eval_mean_iou": "mIoU", "eval_mean_accuracy": "mean accuracy", "eval_overall_accuracy": "pixel accuracy"}
+_PACKAGES = ("ccnet-hf", "torch", "transformers", "accelerate", "datasets", "timm")
+
+_TEMPLATE = Template("""\
+---
+$metadata
+---
+
+# $name
+
+CCNet ([Criss-Cross Attention for Semantic Segmentation](https://arxiv.org/abs/1811.11721)) for $num_labels classes,
+trained with `ccnet_hf` by its recipe `$variant`.
+
+## Use
+
+With the package `ccnet_hf` installed, importing it registers CCNet with transformers:
+
+```python
+import ccnet_hf
+from transformers import pipeline
+
+segments = pipeline("image-segmentation", model="$repo_id")("street.jpg")
+```
+
+On the Hub the same code stands beside the weights: `pipeline(..., trust_remote_code=True)` needs no package.
+
+## Scores
+
+$scores
+
+## Training
+
+`accelerate launch scripts/train.py --config training.yaml`, on $num_processes with $precision, and in `training.yaml`:
+
+```yaml
+$arguments
+```
+
+Versions: $versions.
+
+## Licence
+
+Not stated here: it depends on the data and on the weights this model started from.
+""")
+
+
+def write_card(
+    output_dir: Path,
+    repo_id: str,
+    config: CCNetConfig,
+    arguments: Any,
+    scores: Mapping[str, float],
+    num_processes: int,
+    mixed_precision: str,
+) -> None:
+    """Write `README.md` into `output_dir`.
+
+    Args:
+        output_dir: of the training.
+        repo_id: what the model is called, as `from_pretrained` takes it.
+        config: of the model.
+        arguments: `TrainArguments` of the training. Folders are named without the path to them.
+        scores: of the saved model, `eval_mean_iou` and so on (0..1); may be empty.
+        num_processes: that trained.
+        mixed_precision: as Accelerate calls it, `"no"` for none.
+    """
+    given = {
+        f.name: value
+        for f in fields(arguments)
+        if f.name not in _NOT_SHOWN and (value := getattr(arguments, f.name)) not in (f.default, [])
+    }
+    on_hub = {name: given.get(name) for name in ("dataset_name", "model_name_or_path")}
+    for name in ("dataset_name", "model_name_or_path", "backbone_checkpoint"):
+        if name in given and Path(given[name]).exists():
+            given[name], on_hub[name] = Path(given[name]).resolve().name, None
+    split = arguments.validation_split
+    results = []
+    if "eval_mean_iou" in scores:
+        result = EvalResult(
+            task_type="image-segmentation",
+            dataset_type=given["dataset_name"],
+            dataset_name=given["dataset_name"],
+            dataset_split=split,
+            metric_type="mean_iou",
+            metric_name="mIoU",
+            metric_value=round(100 * scores["eval_mean_iou"], 2),
+        )
+        results.append(result)
+    name = repo_id.rpartition("/")[2]
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-segmentation",
+        tags=["ccnet", "semantic-segmentation", "criss-cross-attention"],
+        datasets=on_hub["dataset_name"],
+        base_model=on_hub["model_name_or_path"],
+        metrics=["mean_iou"],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    shown = ", ".join(f"{text} {100 * scores[key]:.2f} %" for key, text in _SCORES.items() if key in scores)
+    card = _TEMPLATE.substitute(
+        metadata=metadata.to_yaml().strip(),
+        name=name,
+        repo_id=repo_id,
+        num_labels=config.num_labels,
+        variant=arguments.variant,
+        scores=f"On the split `{split}` of `{given['dataset_name']}`, one confusion matrix over it: {shown}."
+        if shown
+        else "None were measured in the training.",
+        num_processes="one process" if num_processes == 1 else f"{num_processes} processes",
+        precision="float32" if mixed_precision == "no" else f"{mixed_precision} mixed precision",
+        arguments=yaml.safe_dump(given, sort_keys=False, default_flow_style=None).strip(),
+        versions=", ".join(_versions()),
+    )
+    (output_dir / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _versions() -> list[str]:
+    found = []
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
