@@ -1,11 +1,10 @@
 """`ccnet-hf SUBCOMMAND`: what the scripts do, for people who installed the package without the repository."""
 
-import sys
 from collections.abc import Sequence
-from importlib import import_module
+
+from ccnet_hf.command import run_subcommand
 
 
-# subcommand: (module with `main(argv) -> int`, what it does)
 SUBCOMMANDS = {
     "segment": ("ccnet_hf.inference.segment", "segment pictures"),
     "train": ("ccnet_hf.training.train", "train a model"),
@@ -22,22 +21,5 @@ SUBCOMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand, importing nothing of the others. Returns its exit status."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, SUBCOMMANDS))
-        lines = [f"  {name:{width}}  {purpose}" for name, (_, purpose) in SUBCOMMANDS.items()]
-        print(
-            "usage: ccnet-hf SUBCOMMAND ...",
-            "",
-            *lines,
-            "",
-            "ccnet-hf SUBCOMMAND --help lists its arguments",
-            sep="\n",
-        )
-        return 0 if argv else 2
-    if argv[0] not in SUBCOMMANDS:
-        print(f"error: unknown subcommand {argv[0]!r}, choose from {', '.join(SUBCOMMANDS)}", file=sys.stderr)
-        return 2
-    module, _ = SUBCOMMANDS[argv[0]]
-    return import_module(module).main(argv[1:])
+    """Run one subcommand. Returns its exit status."""
+    return run_subcommand(SUBCOMMANDS, argv, prog="ccnet-hf")

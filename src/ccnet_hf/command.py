@@ -1,10 +1,14 @@
 """How every command of the package meets its user: arguments from one dataclass, one line when something is wrong."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from transformers import HfArgumentParser
+
+
+Main = Callable[[Sequence[str], str], int]  # arguments, program's name -> exit status
 
 
 class _OneLineParser(HfArgumentParser):
@@ -51,3 +55,35 @@ def run_command(
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
+
+
+def run_subcommand(
+    subcommands: Mapping[str, tuple[str | Main, str]], argv: Sequence[str] | None = None, *, prog: str
+) -> int:
+    """Run the subcommand that `argv` begins with, importing nothing of the others.
+
+    Args:
+        subcommands: name -> what runs it, a function or a module with `main(argv, prog)`, and what it does.
+        argv: command line without the program's name; `None` takes `sys.argv[1:]`.
+        prog: program name shown by `--help`.
+
+    Returns:
+        The subcommand's exit status; 2 after one line on stderr where there is none.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    name = argv[0] if argv else None
+    if name in ("-h", "--help"):
+        width = max(map(len, subcommands))
+        lines = [f"  {name:{width}}  {purpose}" for name, (_, purpose) in subcommands.items()]
+        print(
+            f"usage: {prog} SUBCOMMAND ...", "", *lines, "", f"{prog} SUBCOMMAND --help lists its arguments", sep="\n"
+        )
+        return 0
+    if name not in subcommands:
+        problem = "no subcommand" if name is None else f"unknown subcommand {name!r}"
+        print(f"error: {problem}, choose from {', '.join(subcommands)} (see --help)", file=sys.stderr)
+        return 2
+    run, _ = subcommands[name]
+    if isinstance(run, str):
+        run = import_module(run).main
+    return run(argv[1:], f"{prog} {name}")

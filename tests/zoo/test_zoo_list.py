@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ccnet_hf.zoo.__main__ import COMMANDS, main
+from ccnet_hf.zoo.__main__ import SUBCOMMANDS, main
 
 
 def test_json(capsys):
@@ -35,10 +35,10 @@ def test_help(capsys):
     assert main(["--help"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert all(f"  {name} " in captured.out for name in COMMANDS)
+    assert all(f"  {name} " in captured.out for name in SUBCOMMANDS)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_help_of_every_command(name, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main([name, "--help"])

@@ -247,5 +247,5 @@ def prepare(arguments: PrepareArguments) -> None:
         print(f"{arguments.hub_dataset_id}: {f'sent {len(sent)} files' if sent else 'up to date'}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(PrepareArguments, prepare, argv, prog="prepare_dataset.py")
+def main(argv: Sequence[str] | None = None, prog: str = "prepare_dataset.py") -> int:
+    return run_command(PrepareArguments, prepare, argv, prog)

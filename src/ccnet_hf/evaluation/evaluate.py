@@ -142,6 +142,6 @@ def _report(
         Path(arguments.output_markdown).write_text("\n".join([*heading, *lines]) + "\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "eval.py") -> int:
     """Run the command; returns the exit status."""
-    return run_command(EvalArguments, evaluate, argv, prog="eval.py")
+    return run_command(EvalArguments, evaluate, argv, prog)

@@ -88,6 +88,6 @@ def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
         print(f"{share:.0%} of the gradient within {int((within < share).sum()) + 1} pixels")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "receptive_field.py") -> int:
     """Run the command; returns the exit status."""
-    return run_command(ReceptiveFieldArguments, measure_receptive_field, argv, prog="receptive_field.py")
+    return run_command(ReceptiveFieldArguments, measure_receptive_field, argv, prog)

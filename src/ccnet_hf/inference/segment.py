@@ -104,5 +104,5 @@ def _counted(number: int) -> str:
     return f"{number} picture" if number == 1 else f"{number} pictures"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(SegmentArguments, segment, argv, prog="segment.py")
+def main(argv: Sequence[str] | None = None, prog: str = "segment.py") -> int:
+    return run_command(SegmentArguments, segment, argv, prog)

@@ -1,10 +1,10 @@
 """`python -m ccnet_hf.kernels build|info|hub`: compile the CUDA operator, say what is in use, publish it."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from ccnet_hf.command import run_command
+from ccnet_hf.command import run_command, run_subcommand
 
 from .build import build
 from .hub import write_project
@@ -59,28 +59,25 @@ def run_hub(arguments: HubArguments) -> None:
     print(write_project(arguments.output, arguments.repo_id))
 
 
-# command: (its arguments, the function that does it, what it does)
-COMMANDS = {
-    "build": (BuildArguments, run_build, "compile the kernels for this machine's GPUs, or into a wheel"),
-    "info": (InfoArguments, run_info, "say what runs on CUDA, and if it is not the kernels, why"),
-    "hub": (HubArguments, run_hub, "lay the kernels out for the kernels library of Hugging Face"),
+SUBCOMMANDS = {
+    "build": (
+        partial(run_command, BuildArguments, run_build),
+        "compile the kernels for this machine's GPUs, or into a wheel",
+    ),
+    "info": (
+        partial(run_command, InfoArguments, run_info),
+        "say what runs on CUDA, and if it is not the kernels, why",
+    ),
+    "hub": (
+        partial(run_command, HubArguments, run_hub),
+        "lay the kernels out for the kernels library of Hugging Face",
+    ),
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit status."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] in (["-h"], ["--help"]):
-        print("usage: python -m ccnet_hf.kernels COMMAND ...", "", sep="\n")
-        for name, (_, _, purpose) in COMMANDS.items():
-            print(f"  {name:6} {purpose}")
-        return 0
-    if not argv or argv[0] not in COMMANDS:
-        seen = f", not {argv[0]!r}" if argv else ""
-        print(f"error: say what to do: {', '.join(COMMANDS)}{seen} (see --help)", file=sys.stderr)
-        return 2
-    arguments_class, command, _ = COMMANDS[argv[0]]
-    return run_command(arguments_class, command, argv[1:], prog=f"python -m ccnet_hf.kernels {argv[0]}")
+def main(argv: Sequence[str] | None = None, prog: str = "python -m ccnet_hf.kernels") -> int:
+    """Run one subcommand. Returns its exit status."""
+    return run_subcommand(SUBCOMMANDS, argv, prog=prog)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,6 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "far_marks.py") -> int:
     """Run the command; returns the exit status."""
-    return run_command(FarMarksArguments, run_experiment, argv, prog="far_marks.py")
+    return run_command(FarMarksArguments, run_experiment, argv, prog)

@@ -215,11 +215,11 @@ def _upload(output_dir: Path, repo_id: str) -> None:
     print(f"uploaded: https://huggingface.co/{repo_id}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     """Run the command; returns the exit status."""
     try:
         argv = with_config_file(sys.argv[1:] if argv is None else argv)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return run_command(TrainArguments, train, argv, prog="train.py")
+    return run_command(TrainArguments, train, argv, prog)

@@ -1,12 +1,11 @@
-"""`python -m ccnet_hf.zoo COMMAND`: the variants of the zoo, and what can be done with a converted folder."""
+"""`python -m ccnet_hf.zoo SUBCOMMAND`: the variants of the zoo, and what can be done with a converted folder."""
 
-import sys
 from collections.abc import Sequence
-from importlib import import_module
+
+from ccnet_hf.command import run_subcommand
 
 
-# command: (module with `main(argv) -> int`, what it does)
-COMMANDS = {
+SUBCOMMANDS = {
     "list": ("ccnet_hf.zoo.listing", "[--json]: list the 16 variants"),
     "verify": ("ccnet_hf.zoo.verify", "DIR: check a converted folder"),
     "export": ("ccnet_hf.zoo.export", "DIR --output F.pth: write a folder as a mmsegmentation checkpoint"),
@@ -14,20 +13,9 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit status."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] in (["-h"], ["--help"]):
-        print("usage: python -m ccnet_hf.zoo COMMAND ...", "", sep="\n")
-        for name, (_, purpose) in COMMANDS.items():
-            print(f"  {name:6} {purpose}")
-        return 0
-    if not argv or argv[0] not in COMMANDS:
-        seen = f", not {argv[0]!r}" if argv else ""
-        print(f"error: say what to do: {', '.join(COMMANDS)}{seen} (see --help)", file=sys.stderr)
-        return 2
-    module, _ = COMMANDS[argv[0]]
-    return import_module(module).main(argv[1:])
+def main(argv: Sequence[str] | None = None, prog: str = "python -m ccnet_hf.zoo") -> int:
+    """Run one subcommand. Returns its exit status."""
+    return run_subcommand(SUBCOMMANDS, argv, prog=prog)
 
 
 if __name__ == "__main__":

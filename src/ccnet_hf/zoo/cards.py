@@ -284,5 +284,5 @@ def write_cards(arguments: CardsArguments) -> None:
         (folder / f"{recipe.name}.md").write_text(render_card(recipe), encoding="utf-8")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(CardsArguments, write_cards, argv, prog="python -m ccnet_hf.zoo cards")
+def main(argv: Sequence[str] | None = None, prog: str = "python -m ccnet_hf.zoo cards") -> int:
+    return run_command(CardsArguments, write_cards, argv, prog)

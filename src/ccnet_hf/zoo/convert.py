@@ -91,5 +91,5 @@ def _published(recipe: Recipe, checkpoints: Path) -> Path:
     return file if file.is_file() else download_checkpoint(recipe.checkpoint_url, checkpoints)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(ConvertArguments, convert, argv, prog="convert_checkpoint.py")
+def main(argv: Sequence[str] | None = None, prog: str = "convert_checkpoint.py") -> int:
+    return run_command(ConvertArguments, convert, argv, prog)

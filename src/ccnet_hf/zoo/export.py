@@ -99,5 +99,5 @@ def export(arguments: ExportArguments) -> None:
     print(f"{arguments.folder} written to {arguments.output}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(ExportArguments, export, argv, prog="python -m ccnet_hf.zoo export")
+def main(argv: Sequence[str] | None = None, prog: str = "python -m ccnet_hf.zoo export") -> int:
+    return run_command(ExportArguments, export, argv, prog)

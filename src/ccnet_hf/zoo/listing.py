@@ -45,5 +45,5 @@ def describe(recipe: Recipe) -> dict:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(ListArguments, list_variants, argv, prog="python -m ccnet_hf.zoo list")
+def main(argv: Sequence[str] | None = None, prog: str = "python -m ccnet_hf.zoo list") -> int:
+    return run_command(ListArguments, list_variants, argv, prog)

@@ -99,5 +99,5 @@ def describe(repository: HubRepository) -> list[str]:
     return [header, *(f"  {size:>13,}  {path}" for path, size in sizes.items())]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(PushArguments, push, argv, prog="push_to_hub.py")
+def main(argv: Sequence[str] | None = None, prog: str = "push_to_hub.py") -> int:
+    return run_command(PushArguments, push, argv, prog)

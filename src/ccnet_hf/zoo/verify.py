@@ -145,5 +145,5 @@ def _check_score(arguments: VerifyArguments, recipe: Recipe) -> None:
     print(f"mean_iou {measured:.2f}, reported {reported:.2f}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(VerifyArguments, verify, argv, prog="python -m ccnet_hf.zoo verify")
+def main(argv: Sequence[str] | None = None, prog: str = "python -m ccnet_hf.zoo verify") -> int:
+    return run_command(VerifyArguments, verify, argv, prog)
