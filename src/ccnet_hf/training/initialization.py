@@ -9,8 +9,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+
+from ccnet_hf.reading import read_state_dict
 
 
 _HUB_FILE = "model.safetensors"
@@ -73,17 +76,12 @@ def _local_file(checkpoint: str | Path) -> Path:
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    if file.suffix != ".safetensors":
+        return read_state_dict(file)
     try:
-        if file.suffix == ".safetensors":
-            return load_file(str(file))
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise any
-        raise ValueError(f"{file} is not a readable safetensors or PyTorch file ({type(error).__name__})") from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise ValueError(f"{file} holds no state dict")
-    return tensors
+        return load_file(str(file))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a readable safetensors file ({error})") from error
 
 
 def _namings(state: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:

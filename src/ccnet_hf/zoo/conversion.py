@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.reading import read_state_dict
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.zoo.authors import (
     AUXILIARY_BIAS,
@@ -23,7 +24,6 @@ from ccnet_hf.zoo.authors import (
     is_authors_layout,
     is_authors_recipe,
 )
-from ccnet_hf.zoo.reading import read_state_dict
 
 
 # Parts of a key, ours and mmsegmentation's, replaced from top to bottom.

@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 
 from tqdm.auto import tqdm
 
-from ccnet_hf.zoo.reading import check_hash
+from ccnet_hf.reading import check_hash
 
 
 ATTEMPTS = 5  # in a row without a single new byte
