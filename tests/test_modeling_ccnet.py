@@ -399,6 +399,22 @@ def test_export_with_dynamic_height_and_width(multiple, pixel_values):
     torch.testing.assert_close(program.module()(other)["logits"], model(other).logits)
 
 
+def test_onnx_export_with_dynamic_height_and_width(pixel_values, tmp_path):
+    pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = tiny_model()
+    sides = {axis: 8 * torch.export.Dim(name, min=4, max=256) for axis, name in ((2, "height"), (3, "width"))}
+    program = torch.onnx.export(
+        model, (pixel_values[..., :64, :96],), dynamo=True, dynamic_shapes={"pixel_values": sides}, verbose=False
+    )
+    file = str(tmp_path / "model.onnx")
+    program.save(file)
+    session = onnxruntime.InferenceSession(file)
+    other = torch.randn(2, 3, 48, 136)
+    logits, *_ = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(other).logits)
+
+
 BACKBONES = {
     "convnext": lambda: ConvNextConfig(
         depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], out_features=["stage3", "stage4"]

@@ -46,7 +46,8 @@ def load_split(
     if (folder / "dataset_dict.json").is_file():
         splits = datasets.load_from_disk(dataset_name)
     elif (folder / "state.json").is_file():
-        splits = {split: datasets.load_from_disk(dataset_name)}
+        dataset = datasets.load_from_disk(dataset_name)
+        splits = {str(dataset.split or split): dataset}  # a dataset made in memory is no split
     else:
         try:
             splits = datasets.load_dataset(dataset_name, streaming=streaming)
