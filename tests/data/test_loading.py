@@ -235,3 +235,36 @@ def _encoded(split: datasets.Dataset) -> datasets.Dataset:
     for column in ("image", "label"):
         split = split.cast_column(column, datasets.Image(decode=False))
     return split
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_streams_corrupt_example_is_replaced_alike_in_every_worker(num_workers, shards):
+    split = make_split([LABEL] * 4, name=list("abcd"))
+    split = _encoded(split)
+    pictures = split["image"][:]
+    pictures[2] = {"bytes": b"none", "path": None}
+    split = split.remove_columns("image").add_column("image", pictures)
+    split = split.cast_column("image", datasets.Image(decode=False))
+    dataset = SegmentationDataset(split.to_iterable_dataset(num_shards=shards), num_labels=3, skip_corrupt=True)
+    keys = [(0, index, example) for index, example in enumerate(split)]
+    loader = torch.utils.data.DataLoader(dataset, None, sampler=keys, num_workers=num_workers)
+    assert [example["name"] for example in loader] == ["a", "b", "a", "d"]
+
+
+def test_a_column_of_numbers_is_no_column_of_label_maps(tmp_path):
+    split = make_split([LABEL] * 2).rename_column("label", "mask").add_column("label", [0, 1])
+    folder = write_folder(tmp_path / "data", train=split)
+    with pytest.raises(ValueError, match="the column 'label' holds int64 numbers, not pictures"):
+        load_split(folder, "train")
+    assert len(load_split(folder, "train", label_column_name="mask")) == 2
+    with pytest.raises(ValueError, match="is a file; name its folder"):
+        load_split(f"{folder}/train-00000-of-00001.parquet", "train")
+
+
+def test_a_saved_split_answers_to_its_name_only(tmp_path):
+    folder = str(tmp_path / "saved")
+    datasets.load_dataset(write_folder(tmp_path / "data", train=make_split([LABEL])))["train"].save_to_disk(folder)
+    assert len(load_split(folder, "train")) == 1
+    with pytest.raises(ValueError, match="has no split 'validation'; it has train"):
+        load_split(folder, "validation")

@@ -67,6 +67,28 @@ def test_a_stream_is_replayed_to_its_place():
     assert len({(epoch, place) for batch in whole for epoch, place, _ in batch}) == 55
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_stream_goes_on_from_a_known_position(num_processes):
+    """From every step, the beginning and the ends of epochs among them, without reading the epochs before."""
+    arguments = {"batch_size": 6, "stop": 11, "process_index": 0, "num_processes": num_processes}
+    sampler = StreamedBatches(stream(), 4, start=0, **arguments)
+    whole = list(sampler)
+    for start in range(1, 11):
+        position = sampler.positions[start]
+        later = StreamedBatches(stream(), 4, start=start, position=position, **arguments)
+        later._keys_from = unread_before(position[0], later._keys_from)
+        assert list(later) == whole[start:]
+        assert later.positions[11] == sampler.positions[11]
+
+
+def unread_before(epoch: int, keys_from):
+    def checked(first_epoch, taken):
+        assert first_epoch == epoch
+        return keys_from(first_epoch, taken)
+
+    return checked
+
+
 @pytest.mark.parametrize("shards", [1, 4], ids=["examples are dealt", "shards are dealt"])
 def test_processes_share_a_stream(shards):
     shares = [

@@ -109,7 +109,9 @@ def test_a_model_brings_its_image_processor_and_gets_other_classes(coloured_fold
         (["--ratio_range", "1"], "ratio_range must be two positive numbers, low and high, got (1.0,)"),
         (["--recurrence", "-1"], "recurrence must be"),
         (["--output_stride", "12"], "--output_stride is 8, 16 or 32, got 12"),
-        (["--checkpointing_steps", "0"], "checkpointing_steps must be at least 1, got 0"),
+        (["--checkpointing_steps", "-1"], "checkpointing_steps must be at least 1, got -1"),
+        (["--model_name_or_path", "nowhere"], "no such model folder: nowhere"),
+        (["--label_column_name", "name_length"], "has no column 'name_length'"),
         (["--report_to", "paper"], "--report_to takes none or some of aim, "),
         (["--report_to", "comet_ml"], "--report_to comet_ml: it is not installed"),
         (["--freeze", "stem"], "no module 'stem' to freeze"),
@@ -150,6 +152,9 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
         def create_repo(self, repo_id, **options):
             created.append(options)
             return type("Url", (), {"repo_id": f"me/{repo_id}"})
+
+        def repo_info(self, repo_id):
+            return type("Info", (), {"private": True})
 
     monkeypatch.setattr(train_module, "HfApi", FakeHub)
     monkeypatch.setattr(train_module, "publish", lambda hub, repository, **options: published.append(repository))

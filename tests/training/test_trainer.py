@@ -9,8 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_training import tiny_model
+from torch import nn
 
-from ccnet_hf import CCNetForSemanticSegmentation, CCNetImageProcessor
+from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor
+from ccnet_hf.recipes import get_recipe
+from ccnet_hf.training.initialization import synchronize_batch_norm
 from ccnet_hf.training.progress import read_log
 
 
@@ -67,6 +70,45 @@ def test_resume_names_what_is_missing(make_trainer, tmp_path):
         make_trainer(resume_from_checkpoint="last").run()
     with pytest.raises(ValueError, match="is not a checkpoint"):
         make_trainer(resume_from_checkpoint=str(tmp_path)).run()
+
+
+def test_an_older_training_is_not_written_over(make_trainer):
+    make_trainer(checkpointing_steps=4).run()
+    with pytest.raises(ValueError, match="holds checkpoint-4 of an earlier training"):
+        make_trainer(checkpointing_steps=4)
+
+
+def test_resuming_something_else_is_refused(make_trainer, recipe):
+    make_trainer(checkpointing_steps=4).run()
+    longer = replace(recipe, max_train_steps=6)
+    resume = {"recipe": longer, "resume_from_checkpoint": "last"}
+    with pytest.raises(ValueError, match=r"by .*'seed': 0.*, this run by .*'seed': 1"):
+        make_trainer(**resume, seed=1).run()
+    with pytest.raises(ValueError, match="checkpoint-4 is of another model or other settings"):
+        make_trainer(**resume, model=tiny_model(recurrence=0)).run()
+    with pytest.raises(ValueError, match="checkpoint-4 is of another model or other settings"):
+        make_trainer(**resume, ema_decay=0.9).run()
+
+
+def test_a_resumed_stream_begins_where_it_stopped(make_trainer, recipe):
+    recipe = replace(recipe, max_train_steps=9)
+    make_trainer(recipe=replace(recipe, max_train_steps=6), streaming=True, checkpointing_steps=6).run()
+    resumed = make_trainer(recipe=recipe, streaming=True, resume_from_checkpoint="last")
+    resumed.run()
+    assert resumed._sampler.position == (1, 4)  # 12 of 8 examples
+
+
+def test_synchronized_batch_norm_keeps_activations():
+    """timm's batch norms have their activation in them."""
+    pytest.importorskip("timm")
+    model = get_recipe("ccnet-mobilenetv2-camvid").model
+    model = CCNetForSemanticSegmentation(CCNetConfig(**model)).eval()
+    picture = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(picture).logits
+        converted = synchronize_batch_norm(model)
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+        torch.testing.assert_close(converted(picture).logits, expected)
 
 
 def test_failed_save_leaves_the_older_checkpoint(make_trainer, tmp_path, monkeypatch):

@@ -27,6 +27,8 @@ def load_split(
     image_column_name: str = "image",
     label_column_name: str | None = "label",
     streaming: bool = False,
+    config_name: str | None = None,
+    revision: str | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load one split with the columns `image` and `label` (still encoded) and, where there are, `name` and `classes`.
 
@@ -37,12 +39,16 @@ def load_split(
         label_column_name: the dataset's column of label maps, one id per pixel; `None` reads pictures without labels.
         streaming: read the examples one after the other when they are asked for, instead of making them ready on disk
             first.
+        config_name: which of the dataset's configurations, where it has several.
+        revision: of the dataset on the Hub.
 
     Raises:
-        ValueError: the folder, the split or a column is not there, the message names what is; or a file of the dataset
-            is damaged.
+        ValueError: the folder, the split or a column is not there, the message names what is; a column holds no
+            pictures; or a file of the dataset is damaged.
     """
     folder = Path(dataset_name)
+    if folder.is_file():
+        raise ValueError(f"{dataset_name} is a file; name its folder")
     if (folder / "dataset_dict.json").is_file():
         splits = datasets.load_from_disk(dataset_name)
     elif (folder / "state.json").is_file():
@@ -50,7 +56,7 @@ def load_split(
         splits = {str(dataset.split or split): dataset}  # a dataset made in memory is no split
     else:
         try:
-            splits = datasets.load_dataset(dataset_name, streaming=streaming)
+            splits = datasets.load_dataset(dataset_name, config_name, revision=revision, streaming=streaming)
         except (datasets.exceptions.DatasetGenerationError, ValueError) as error:  # the latter from pyarrow
             raise ValueError(f"{dataset_name} cannot be read ({error.__cause__ or error})") from error
     parts = split.split("+")
@@ -76,6 +82,12 @@ def _pick_columns(
         )
     # First of all: what follows would decode the pictures of a stream.
     for column in columns:
+        kind = (dataset.features or {}).get(column)
+        if isinstance(kind, datasets.ClassLabel) or (isinstance(kind, datasets.Value) and kind.dtype != "string"):
+            raise ValueError(
+                f"{dataset_name}: the column {column!r} holds {kind.dtype} numbers, not pictures "
+                "(see --image_column_name and --label_column_name)"
+            )
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
     kept = [
         *columns,
@@ -259,7 +271,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
         if encoded is not None:
             yield index, encoded
         if self.streamed:
-            yield from self.encoded()
+            # Not by `iter(self.dataset)`, which gives a worker of a loader its share of the stream only.
+            for place, batch in enumerate(self.dataset.iter(batch_size=1)):
+                yield place, {name: column[0] for name, column in batch.items()}
         else:
             for place in range(index, index + len(self)):
                 yield place % len(self), self.dataset[place % len(self)]

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 import ccnet_hf  # noqa: F401, registers CCNet with the Auto classes
+from ccnet_hf.configuration_ccnet import CCNetConfig
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -37,16 +38,13 @@ def load_checkpoint(
     Raises:
         ValueError: there is no such folder, it holds no complete CCNet, or the device is not there.
     """
-    _check_name(name_or_path)
     device = _device(device)
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
+    load_config(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
-        if config.model_type != "ccnet":
-            raise ValueError(f"its model type is {config.model_type!r}, not 'ccnet'")
         image_processor = AutoImageProcessor.from_pretrained(name_or_path)
         model, loading_info = AutoModelForSemanticSegmentation.from_pretrained(
             name_or_path, dtype=dtype, output_loading_info=True
@@ -60,6 +58,22 @@ def load_checkpoint(
         return model.to(device=device, memory_format=torch.channels_last).eval(), image_processor
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"cannot use device {device}: {error}") from error
+
+
+def load_config(name_or_path: str) -> CCNetConfig:
+    """Load the configuration of a CCNet checkpoint.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is another kind of model.
+    """
+    _check_name(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+        if config.model_type != CCNetConfig.model_type:
+            raise ValueError(f"its model type is {config.model_type!r}, not {CCNetConfig.model_type!r}")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"cannot load {name_or_path}: {error}") from error
+    return config
 
 
 def _check_name(name_or_path: str) -> None:

@@ -34,6 +34,12 @@ class _RunArguments:
     config: str | None = field(
         default=None, metadata={"help": "YAML file of these fields; the command line overrides it"}
     )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "which configuration of a dataset that has several"}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "revision of a dataset on the Hub, e.g. refs/convert/parquet"}
+    )
     train_split: str = field(default="train", metadata={"help": "split to train on, or several: train+validation"})
     validation_split: str = field(default="validation", metadata={"help": "split to evaluate on"})
     image_column_name: str = field(default="image", metadata={"help": "column of pictures"})
@@ -87,9 +93,11 @@ class _RunArguments:
     per_device_train_batch_size: int | None = field(
         default=None, metadata={"help": "pictures in one pass, the rest by accumulation; default: all of a step"}
     )
-    checkpointing_steps: int | None = field(default=None, metadata={"help": "steps between two checkpoints"})
-    checkpoints_total_limit: int | None = field(
-        default=None, metadata={"help": "how many checkpoints are kept, the newest; default: all"}
+    checkpointing_steps: int | None = field(
+        default=None, metadata={"help": "steps between two checkpoints, 0: none; default: as between evaluations"}
+    )
+    checkpoints_total_limit: int = field(
+        default=2, metadata={"help": "how many checkpoints are kept, the newest; 0: all"}
     )
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "checkpoint folder, or 'last' for the newest in output_dir"}

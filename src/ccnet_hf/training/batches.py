@@ -91,33 +91,57 @@ class StreamedBatches(_Batches):
     workers. Every epoch shuffles the order of the shards and, with a buffer, of the examples, by (seed, epoch).
 
     A process takes every n-th shard, or every n-th example where the shards do not divide. To start later than at
-    step 0 it reads what came before and drops it, because the buffer's content is the outcome of all of it.
+    step 0 it reads what came before in that epoch and drops it, because the buffer's content is the outcome of it.
 
     Args:
         dataset: what `load_split(..., streaming=True)` returns.
         buffer_size: examples to draw from; they are held in memory, encoded.
+        position: where step `start` begins, as `positions` of the run before knew it; `None` reads from step 0 on.
         steps: as for `_Batches`.
+
+    Attributes:
+        positions: where the last steps asked for and the next one begin: (epoch, examples of it taken before by this
+            process).
     """
 
-    def __init__(self, dataset: datasets.IterableDataset, buffer_size: int, **steps: int):
+    _KEPT_POSITIONS = 4096  # a loader asks for batches some steps ahead
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        buffer_size: int,
+        position: tuple[int, int] | None = None,
+        **steps: int,
+    ):
         super().__init__(**steps)
         self.dataset = dataset
         self.buffer_size = buffer_size
+        self.position = position
+        self.positions = {} if position is None else {self.steps.start: position}
 
     def _keys(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        return islice(self._all_keys(), self.steps.start * self.share, self.steps.stop * self.share)
+        if self.position is None:
+            keys = islice(self._keys_from(0, 0), self.steps.start * self.share, None)
+        else:
+            keys = self._keys_from(*self.position)
+        for step in self.steps:
+            for epoch, number, example in islice(keys, self.share):
+                self.positions[step + 1] = (epoch, number + 1)
+                yield epoch, number * self.num_processes + self.process_index, example
+            self.positions.pop(step - self._KEPT_POSITIONS, None)
 
-    def _all_keys(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        epoch = 0
+    def _keys_from(self, epoch: int, taken: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """(epoch, number in this process's share of it, example) without end."""
         while True:
             order = self.dataset.shuffle(seed=epoch_seed(self.seed, epoch), buffer_size=self.buffer_size)
             order = split_dataset_by_node(order, rank=self.process_index, world_size=self.num_processes)
-            place = None
-            for place, example in enumerate(order):
-                yield epoch, place * self.num_processes + self.process_index, example
-            if place is None:
+            number = None
+            for number, example in enumerate(order):
+                if number >= taken:
+                    yield epoch, number, example
+            if number is None:
                 raise ValueError(f"the stream has no example for process {self.process_index}")
-            epoch += 1
+            epoch, taken = epoch + 1, 0
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -126,15 +150,20 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def batch_loader(
-    dataset: SegmentationDataset, buffer_size: int, num_workers: int, pin_memory: bool, **steps: int
+    dataset: SegmentationDataset,
+    buffer_size: int,
+    num_workers: int,
+    pin_memory: bool,
+    position: tuple[int, int] | None = None,
+    **steps: int,
 ) -> torch.utils.data.DataLoader:
-    """Load the batches of the steps that `SeededBatches` or `StreamedBatches` describe by `steps`.
+    """Load the batches of the steps that `SeededBatches` or `StreamedBatches` describe by `position` and `steps`.
 
     Raises:
         ValueError: there is no example.
     """
     if dataset.streamed:
-        sampler = StreamedBatches(dataset.dataset, buffer_size, **steps)
+        sampler = StreamedBatches(dataset.dataset, buffer_size, position, **steps)
     elif not len(dataset):
         raise ValueError("the split to train on is empty")
     else:

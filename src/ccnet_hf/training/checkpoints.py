@@ -82,12 +82,19 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
-def find_checkpoint(output_dir: Path, which: str) -> Path:
+def find_checkpoint(output_dir: Path, which: str | None) -> Path | None:
     """The folder to resume from: `"last"` is the one with most steps in `output_dir`, anything else is a path.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: it is not there; or a training that resumes from nothing would write among an older one's.
     """
+    if which is None:
+        if older := list_checkpoints(output_dir):
+            raise ValueError(
+                f"{output_dir} holds {older[-1].name} of an earlier training: resume that with "
+                "--resume_from_checkpoint last, or name another --output_dir"
+            )
+        return None
     if which != "last":
         if not (Path(which) / "state").is_dir():
             raise ValueError(f"{which} is not a checkpoint of a training")

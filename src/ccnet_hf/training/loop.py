@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
-from torch import nn
+from accelerate.utils import DistributedType, DynamoBackend, gather_object
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -32,7 +31,7 @@ from ccnet_hf.training.checkpoints import (
     whole_folder,
 )
 from ccnet_hf.training.depthwise import speed_up_dilated_depthwise
-from ccnet_hf.training.initialization import freeze
+from ccnet_hf.training.initialization import freeze, synchronize_batch_norm
 from ccnet_hf.training.optimization import SegmentationLoss, build_optimizer, build_scheduler
 from ccnet_hf.training.progress import Progress
 
@@ -85,6 +84,45 @@ class TrainingSettings:
             raise ValueError(f"dataloader_num_workers must be at least 0, got {self.dataloader_num_workers}")
 
 
+def check_settings(
+    accelerator: Accelerator, recipe: TrainingRecipe, settings: TrainingSettings, evaluates: bool
+) -> None:
+    """Find out what does not go together before anything is read.
+
+    Args:
+        evaluates: whether there is something to evaluate on.
+
+    Raises:
+        ValueError: the batch sizes do not go into each other, there is no such checkpoint, or an older training's are
+            in the way; or what Accelerate was told excludes something else.
+    """
+    per_pass = settings.per_device_batch_size * accelerator.num_processes
+    if per_pass < 1:
+        raise ValueError(
+            f"a batch of {recipe.batch_size} is too small for {accelerator.num_processes} processes (--batch_size)"
+        )
+    if recipe.batch_size % per_pass:
+        raise ValueError(
+            f"a batch of {recipe.batch_size} does not come in passes of {per_pass} (--per_device_train_batch_size "
+            f"{settings.per_device_batch_size} on {accelerator.num_processes} processes)"
+        )
+    evaluates = evaluates and recipe.eval_steps > 0
+    if settings.load_best_model_at_end and not evaluates:
+        raise ValueError("load_best_model_at_end needs evaluations during the training (--eval_steps)")
+    if _is_sharded(accelerator) and (settings.ema_decay > 0 or evaluates):
+        raise ValueError(
+            f"{accelerator.distributed_type.value} shards the model, which --ema_decay and evaluation during the "
+            "training (--eval_steps, 0 for none) need whole"
+        )
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise ValueError("torch dynamo is chosen here by --compile, not in the configuration of accelerate")
+    find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
+
+
+def _is_sharded(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
 class Trainer:
     """Trains a model by a recipe.
 
@@ -107,7 +145,7 @@ class Trainer:
         corrupt: messages about the examples this process had to replace.
 
     Raises:
-        ValueError: the batch sizes do not go into each other, or a checkpoint or module is not there.
+        ValueError: as for `check_settings`, or a module to freeze is not there.
     """
 
     def __init__(
@@ -127,29 +165,17 @@ class Trainer:
         self.recipe = recipe
         self.settings = settings
         self.evaluate = evaluate
-        per_pass = settings.per_device_batch_size * accelerator.num_processes
-        if per_pass < 1 or recipe.batch_size % per_pass:
-            raise ValueError(
-                f"a batch of {recipe.batch_size} does not come in passes of {per_pass} (--per_device_train_batch_size "
-                f"{settings.per_device_batch_size} on {accelerator.num_processes} processes)"
-            )
-        self.accumulation_steps = recipe.batch_size // per_pass
-        if settings.load_best_model_at_end and not (evaluate and recipe.eval_steps):
-            raise ValueError("load_best_model_at_end needs evaluations during the training (--eval_steps)")
-        sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if sharded and (settings.ema_decay > 0 or (evaluate and recipe.eval_steps)):
-            raise ValueError(
-                f"{accelerator.distributed_type.value} shards the model, which --ema_decay and evaluation during the "
-                "training (--eval_steps, 0 for none) need whole"
-            )
+        check_settings(accelerator, recipe, settings, evaluates=evaluate is not None)
+        self.accumulation_steps = recipe.batch_size // (settings.per_device_batch_size * accelerator.num_processes)
 
         if accelerator.device.type == "cpu":
             speed_up_dilated_depthwise(model)
         elif accelerator.distributed_type != DistributedType.NO:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronize_batch_norm(model)
         self.frozen = freeze(model, settings.frozen_modules)  # after that: it replaces modules
         model.to(accelerator.device)
-        if not sharded:  # FSDP takes contiguous weights only; the pictures alone make convolutions channels_last, too
+        if not _is_sharded(accelerator):
+            # FSDP takes contiguous weights only; there the pictures alone make the convolutions channels_last.
             model.to(memory_format=torch.channels_last)
         self.loss = SegmentationLoss(model.config, class_weights).to(accelerator.device)
         optimizer = build_optimizer(model, recipe)
@@ -176,6 +202,7 @@ class Trainer:
         self._forward = torch.compile(self.model) if settings.compile else self.model
         self.step = 0
         self.corrupt: list[str] = []
+        self._stream_position: tuple[int, int] | None = None
         self._best_mean_iou: float | None = None
         self._stop_requested = False
 
@@ -203,7 +230,9 @@ class Trainer:
             self._resume()
         previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
         try:
-            with closing(read_batches(self._data_loader())) as batches:  # an open one keeps its workers
+            loader = self._data_loader()
+            self._sampler = loader.batch_sampler
+            with closing(read_batches(loader)) as batches:  # an open one keeps its workers
                 return self._run(batches)
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
@@ -315,6 +344,7 @@ class Trainer:
             buffer_size=self.settings.shuffle_buffer_size,
             num_workers=self.settings.dataloader_num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
+            position=self._stream_position,
             batch_size=self.recipe.batch_size,
             start=self.step,
             stop=self.recipe.max_train_steps,
@@ -327,12 +357,18 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write `checkpoint-<step>`: the model, ready for `from_pretrained`, and in `state/` what resuming needs."""
         output_dir, limit = self.settings.output_dir, self.settings.checkpoints_total_limit
-        corrupt = self.all_corrupt()
+        progress = {
+            "step": self.step,
+            "best_mean_iou": self._best_mean_iou,
+            "corrupt": self.all_corrupt(),
+            "order": self._order(),
+        }
+        if self.dataset.streamed:
+            progress["stream_positions"] = gather_object([self._sampler.positions.get(self.step)])
         with whole_folder(checkpoint_folder(output_dir, self.step), self.accelerator) as unfinished:
             self.accelerator.save_state(str(unfinished / "state"))
             self._save_model(unfinished)
             if self.accelerator.is_main_process:
-                progress = {"step": self.step, "best_mean_iou": self._best_mean_iou, "corrupt": corrupt}
                 (unfinished / "state" / "progress.json").write_text(json.dumps(progress))
         if limit and self.accelerator.is_main_process:
             remove_old_checkpoints(output_dir, limit)
@@ -365,10 +401,27 @@ class Trainer:
 
     def _resume(self) -> None:
         folder = find_checkpoint(self.settings.output_dir, self.settings.resume_from_checkpoint) / "state"
-        self.accelerator.load_state(str(folder))
         progress = json.loads((folder / "progress.json").read_text())
+        if progress["order"] != self._order():
+            raise ValueError(
+                f"{folder.parent} reads its examples by {progress['order']}, this run by {self._order()}: resume with "
+                "the same, or start anew from that model (--model_name_or_path)"
+            )
+        try:
+            self.accelerator.load_state(str(folder))
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{folder.parent} is of another model or other settings ({error})") from error
         self.step, self._best_mean_iou = progress["step"], progress["best_mean_iou"]
         self.corrupt = progress["corrupt"]
+        # Of another number of processes the positions are unknown, and the loader reads all that came before again.
+        positions = progress.get("stream_positions", [])
+        if len(positions) == self.accelerator.num_processes and positions[self.accelerator.process_index]:
+            self._stream_position = tuple(positions[self.accelerator.process_index])
+
+    def _order(self) -> dict[str, int | bool]:
+        """What decides which examples a step sees."""
+        streamed, batch_size, seed = self.dataset.streamed, self.recipe.batch_size, self.settings.seed
+        return {"streaming": streamed, "batch_size": batch_size, "seed": seed}
 
     def _request_stop(self, *_: Any) -> None:
         self._stop_requested = True

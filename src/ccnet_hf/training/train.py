@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ import datasets
 import huggingface_hub.utils.logging
 import torch
 import transformers.utils.logging
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import set_seed
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 
 from ccnet_hf.command import run_command
 from ccnet_hf.configuration_ccnet import CCNetConfig
@@ -26,18 +28,22 @@ from ccnet_hf.evaluation import evaluate_dataset
 from ccnet_hf.hub import HubRepository, publish, retry
 from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.inference import Predictor
-from ccnet_hf.inference.loading import load_checkpoint
+from ccnet_hf.inference.loading import load_checkpoint, load_config
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.recipes import Recipe, TrainingRecipe, get_recipe, override_training
 from ccnet_hf.remote_code import CONFIG_FILE, PROCESSOR_FILE, published_files
 from ccnet_hf.training.arguments import MODEL_FIELDS, TrainArguments, with_config_file
 from ccnet_hf.training.augmentation import training_transforms
 from ccnet_hf.training.card import write_card
-from ccnet_hf.training.initialization import load_backbone_checkpoint
-from ccnet_hf.training.loop import Trainer, TrainingSettings
+from ccnet_hf.training.initialization import freeze, load_backbone_checkpoint
+from ccnet_hf.training.loop import Trainer, TrainingSettings, check_settings
 from ccnet_hf.training.optimization import class_weights_from_frequencies
 from ccnet_hf.training.report import save_report
 from ccnet_hf.visualization import generate_palette
+
+
+# What a model may get when it is trained on: attention where it had none, heads of losses it was not trained with.
+_ADDED_PARTS = ("model.head.attention.", "auxiliary_head.", "category_projection.")
 
 
 def train(arguments: TrainArguments) -> None:
@@ -57,20 +63,28 @@ def train(arguments: TrainArguments) -> None:
     trackers = _trackers(arguments.report_to)
     accelerator = Accelerator(log_with=trackers or None, project_dir=str(output_dir))
     settings = _settings(arguments, training, accelerator)
+    check_settings(accelerator, training, settings, evaluates=True)
     repo_id = output_dir.resolve().name
     if arguments.push_to_hub and accelerator.is_main_process:
         # Now, because a token that may not write should not end a training of days.
-        name, private = arguments.hub_model_id or repo_id, arguments.hub_private_repo or None
-        repo_id = retry(lambda: HfApi().create_repo(name, private=private, exist_ok=True), name).repo_id
+        repo_id = _create_repository(arguments.hub_model_id or repo_id, arguments.hub_private_repo)
     set_seed(arguments.seed)
     model = _build_model(arguments, recipe)
+    freeze(model, arguments.freeze)  # refuses unknown names now
     set_seed(arguments.seed, device_specific=True)  # processes start from one model, but drop different channels
     image_processor = _build_image_processor(arguments, recipe, training)
 
     def load(split: str, transform=None) -> SegmentationDataset:
-        columns = (arguments.image_column_name, arguments.label_column_name)
         return SegmentationDataset(
-            load_split(arguments.dataset_name, split, *columns, streaming=arguments.streaming),
+            load_split(
+                arguments.dataset_name,
+                split,
+                arguments.image_column_name,
+                arguments.label_column_name,
+                arguments.streaming,
+                arguments.dataset_config_name,
+                arguments.dataset_revision,
+            ),
             num_labels=model.config.num_labels,
             ignore_index=model.config.semantic_loss_ignore_index,
             reduce_labels=image_processor.do_reduce_labels,
@@ -125,13 +139,27 @@ def train(arguments: TrainArguments) -> None:
 
 def _settings(arguments: TrainArguments, training: TrainingRecipe, accelerator: Accelerator) -> TrainingSettings:
     batch_size = arguments.per_device_train_batch_size or training.batch_size // accelerator.num_processes
-    same_names = {f.name for f in fields(TrainingSettings)} & {f.name for f in fields(arguments)} - {"output_dir"}
-    return TrainingSettings(
-        output_dir=Path(arguments.output_dir),
-        per_device_batch_size=batch_size,
-        frozen_modules=arguments.freeze,
-        **{name: getattr(arguments, name) for name in same_names},
-    )
+    checkpointing_steps = arguments.checkpointing_steps
+    if checkpointing_steps is None:
+        checkpointing_steps = training.eval_steps or math.ceil(training.max_train_steps / 10)
+    own = {
+        "output_dir": Path(arguments.output_dir),
+        "per_device_batch_size": batch_size,
+        "frozen_modules": arguments.freeze,
+        "checkpointing_steps": checkpointing_steps or None,
+        "checkpoints_total_limit": arguments.checkpoints_total_limit or None,
+    }
+    same = {f.name: getattr(arguments, f.name) for f in fields(TrainingSettings) if f.name not in own}
+    return TrainingSettings(**own | same)
+
+
+def _create_repository(name: str, private: bool) -> str:
+    """Make sure that there is a repository to upload to; returns its whole name."""
+    api = HfApi()
+    repo_id = retry(lambda: api.create_repo(name, private=private or None, exist_ok=True), name).repo_id
+    if private and not retry(lambda: api.repo_info(repo_id), repo_id).private:
+        raise ValueError(f"{repo_id} exists and is public, and --hub_private_repo asks for a private one")
+    return repo_id
 
 
 def _trackers(names: list[str] | None) -> list[str]:
@@ -160,7 +188,7 @@ def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticS
         raise ValueError("--model_name_or_path brings its own backbone, --backbone_checkpoint is for a new model")
     changes = {name: getattr(arguments, name) for name in MODEL_FIELDS if getattr(arguments, name) is not None}
     if source:
-        config = CCNetConfig.from_pretrained(source).to_dict()
+        config = load_config(source).to_dict()
         if num_labels is not None and num_labels != len(config["id2label"]):
             config = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
             config["num_labels"] = num_labels
@@ -175,15 +203,31 @@ def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticS
         changes["backbone_config"] = backbone | {"output_stride": arguments.output_stride}
     config = CCNetConfig.from_dict(config | changes)  # checks the values
     if source:
-        # Classifiers for other classes start anew.
-        return CCNetForSemanticSegmentation.from_pretrained(
-            source, config=config, dtype=torch.float32, ignore_mismatched_sizes=num_labels is not None
-        )
+        return _load_model(source, config)
     model = CCNetForSemanticSegmentation(config)
     checkpoint = arguments.backbone_checkpoint or recipe.backbone_checkpoint
     # A checkpoint to resume from brings the backbone.
-    if checkpoint and checkpoint != "none" and not arguments.resume_from_checkpoint:
+    if arguments.resume_from_checkpoint:
+        return model
+    if checkpoint and checkpoint != "none":
         load_backbone_checkpoint(model.model.backbone, checkpoint)
+    elif PartialState().is_main_process:
+        print("the backbone starts from random weights; --backbone_checkpoint names others", file=sys.stderr)
+    return model
+
+
+def _load_model(source: str, config: CCNetConfig) -> CCNetForSemanticSegmentation:
+    """The model in `source`, in training's float32; parts that `config` adds or shapes otherwise start anew."""
+    try:
+        model, found = CCNetForSemanticSegmentation.from_pretrained(
+            source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load {source}: {error}") from error
+    missing = [key for key in found["missing_keys"] if not key.startswith(_ADDED_PARTS)]
+    mismatched = [key for key, *_ in found["mismatched_keys"] if "classifier." not in key]
+    if missing or mismatched:
+        raise ValueError(f"cannot load {source}: it has no fitting {sorted(missing + mismatched)[0]}")
     return model
 
 
@@ -211,7 +255,10 @@ def _upload(output_dir: Path, repo_id: str) -> None:
     }
     config, processor = (json.loads(files[name].read_text()) for name in (CONFIG_FILE, PROCESSOR_FILE))
     repository = HubRepository(repo_id, "model", files | published_files(config, processor))
-    publish(HfApi(), repository, private=False, overwrite=True)  # it exists; this leaves it as private as it is
+    try:
+        publish(HfApi(), repository, private=False, overwrite=True)  # it exists; this leaves it as private as it is
+    except OSError as error:
+        raise OSError(f"{error}; the training is done: `hf upload {repo_id} {output_dir}` sends the model") from error
     print(f"uploaded: https://huggingface.co/{repo_id}")
 
 
