@@ -193,7 +193,7 @@ def test_missing_scipy_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     command = ["voc12aug", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
     assert main([*command, "--skip_corrupt"]) == 1  # it is no fault of the file
-    assert "needs scipy: pip install 'ccnet-hf[train]'" in capsys.readouterr().err
+    assert "needs scipy, of the `train` extra of ccnet_hf" in capsys.readouterr().err
 
 
 def test_voc_training_list_is_the_official_one(shared_dir):

@@ -8,9 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from tiny_training import RECIPE, build_trainer, coloured_split, tiny_model
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ccnet_hf.training.checkpoints import list_checkpoints
 
@@ -143,3 +146,44 @@ def share_of_corrupt(rank: int, output_dir) -> None:
 
 def test_corrupt_examples_are_collected_from_all(tmp_path):
     assert launch(2, share_of_corrupt, tmp_path) == [0, 0]
+
+
+def fully_sharding(**options) -> Accelerator:
+    """With FSDP2, which Accelerate offers on accelerators only: let it take these processes for such."""
+    state = PartialState(cpu=True)
+    state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    state._shared_state["device"] = torch.device("cpu")
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+    )
+    return Accelerator(fsdp_plugin=plugin, **options)
+
+
+def train_sharded(rank: int, output_dir, sharded: bool, resume: bool) -> None:
+    model = tiny_model(classifier_dropout_prob=0.0)
+    # Statistics of a process's own pictures are no subject here.
+    frozen = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    trainer = build_trainer(
+        output_dir,
+        replace(RECIPE, batch_size=4),
+        model,
+        per_device_batch_size=1,
+        checkpointing_steps=2,
+        frozen_modules=frozen,
+        resume_from_checkpoint=str(output_dir.parent / "sharded" / "checkpoint-2") if resume else None,
+        make_accelerator=fully_sharding if sharded else Accelerator,
+    )
+    assert isinstance(trainer.model, FSDPModule) is sharded
+    trainer.run()
+
+
+def test_a_sharded_model_trains_as_a_whole_one_and_resumes(tmp_path):
+    runs = {"whole": (False, False), "sharded": (True, False), "resumed": (True, True)}
+    weights = {}
+    for name, (sharded, resume) in runs.items():
+        assert launch(2, train_sharded, tmp_path / name, sharded, resume) == [0, 0]
+        weights[name] = load_file(tmp_path / name / "model.safetensors")
+    assert weights["whole"].keys() == weights["sharded"].keys() == weights["resumed"].keys()
+    for name, tensor in weights["whole"].items():
+        torch.testing.assert_close(weights["sharded"][name], tensor, rtol=1e-4, atol=1e-4)
+        assert torch.equal(weights["resumed"][name], weights["sharded"][name]), name

@@ -71,6 +71,7 @@ def build_trainer(
     skip_corrupt=False,
     mixed_precision="no",
     evaluate=None,
+    make_accelerator=Accelerator,
     **settings,
 ) -> Trainer:
     """A `Trainer` in this process; further keyword arguments are fields of the settings."""
@@ -95,7 +96,7 @@ def build_trainer(
     model = model or tiny_model()
     torch.manual_seed(1)  # of dropout
     return Trainer(
-        Accelerator(cpu=True, mixed_precision=mixed_precision),
+        make_accelerator(cpu=True, mixed_precision=mixed_precision),
         model,
         CCNetImageProcessor(size={"shortest_edge": 36, "longest_edge": 48}),
         dataset,

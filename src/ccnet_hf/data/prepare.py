@@ -76,7 +76,7 @@ def prepare_dataset(
         prepared = _write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size)
     except ImportError as error:
         raise ValueError(
-            f"{benchmark.title} needs {error.name.partition('.')[0]}: pip install 'ccnet-hf[train]'"
+            f"{benchmark.title} needs {error.name.partition('.')[0]}, of the `train` extra of ccnet_hf"
         ) from error
     finally:
         close_archives()

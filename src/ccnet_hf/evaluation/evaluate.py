@@ -27,6 +27,12 @@ from ccnet_hf.inference.arguments import PredictorArguments
 class EvalArguments(PredictorArguments):
     dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
     split: str = field(default="validation", metadata={"help": "split to score on"})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "which configuration of a dataset that has several"}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "revision of a dataset on the Hub, e.g. refs/convert/parquet"}
+    )
     streaming: bool = field(default=False, metadata={"help": "read a Hub dataset while it downloads"})
     name_prefix: str = field(default="", metadata={"help": "score only examples whose name starts so"})
     image_column_name: str = field(default="image", metadata={"help": "column of pictures"})
@@ -93,7 +99,9 @@ def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableData
         arguments.split,
         arguments.image_column_name,
         arguments.label_column_name or None,
-        streaming=arguments.streaming,
+        arguments.streaming,
+        arguments.dataset_config_name,
+        arguments.dataset_revision,
     )
     prefix = arguments.name_prefix
     if not prefix:

@@ -73,7 +73,8 @@ segments = segmenter("street.jpg")
 - Score: one confusion matrix over the $num_validation pictures of the validation split, 255 ignored$reduce_labels.
 
 `pipeline` is whole-picture inference at a single scale: $pipeline_remark.
-The command below takes the protocol from `config.json`; `--scales $scales --flip` makes it the second one.
+The command below, of the package's `train` extra, takes the protocol from `config.json`;
+`--scales $scales --flip` makes it the second one.
 
 ```bash
 ccnet-hf eval --model_name_or_path $repo_id --dataset_name DATASET

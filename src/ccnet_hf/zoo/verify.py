@@ -120,7 +120,7 @@ def _check_score(arguments: VerifyArguments, recipe: Recipe) -> None:
     try:  # only here, for it needs the training extra
         from ccnet_hf.evaluation.evaluate import EvalArguments, evaluate
     except ImportError as error:
-        raise ValueError(f"--dataset_name needs `pip install 'ccnet-hf[train]'` ({error})") from error
+        raise ValueError(f"--dataset_name needs the `train` extra of ccnet_hf ({error})") from error
 
     with tempfile.TemporaryDirectory() as work:
         output_json = Path(work) / "scores.json"
