@@ -115,6 +115,22 @@ def test_large_scores_stay_finite(simulator, dtype, largest, height, width):
     assert relative_error(output, expected) < {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_is_handed_on(simulator, dtype):
+    """A query that is NaN spoils its own output, and the gradients of all that it looks at."""
+    case = Case(1, 5, 6, 8, 16, dtype)
+    query, key, value = case.inputs
+    query = query.clone()
+    query[0, :, 1, 2] = torch.nan
+    output, logsumexp = simulator.forward(query, key, value)
+    grads = simulator.backward(case.grad, query, key, value, output, logsumexp)
+    own, seen = torch.zeros(2, 5, 6, dtype=torch.bool)
+    own[1, 2] = True
+    seen[1], seen[:, 2] = True, True
+    for tensor, spoiled in zip((output, *grads), (own, own, seen, seen), strict=True):
+        assert torch.equal(tensor.isnan(), spoiled.expand_as(tensor))
+
+
 def test_counts_launches_and_skips_columns_of_one_place(simulator):
     for height, forward, backward in ((3, 2, 5), (1, 1, 3)):
         case = Case(1, height, 4, 8, 8, torch.bfloat16)

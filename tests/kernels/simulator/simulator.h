@@ -172,6 +172,8 @@ namespace criss_cross {
 
 inline unsigned char* dynamic_shared_memory() { return simulator::shared_memory; }
 
+inline float minimum_or_nan(float left, float right) { return std::isnan(left) ? left : std::fmin(left, right); }
+
 inline void copy_async(void* shared, const void* global, size_t bytes, bool valid) {
   simulator::check_aligned(shared, bytes, "copy to shared memory");
   simulator::check_aligned(global, bytes, "copy from global memory");

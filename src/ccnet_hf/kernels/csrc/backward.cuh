@@ -61,8 +61,7 @@ __global__ void __launch_bounds__(256) delta_kernel(const DeltaArguments<T> argu
 
 // The weight of a score, at most 1 also where the log-sum-exp of huge scores was rounded; NaN stays NaN.
 __device__ __forceinline__ float weight_of(float score, float logsumexp) {
-  const float difference = score - logsumexp;
-  return __expf(difference > 0.0f ? 0.0f : difference);
+  return __expf(minimum_or_nan(score - logsumexp, 0.0f));
 }
 
 template <typename T>

@@ -24,6 +24,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The smaller number, or NaN if one is.
+__device__ __forceinline__ float minimum_or_nan(float left, float right) {
+  float smaller;
+  asm("min.NaN.f32 %0, %1, %2;\n" : "=f"(smaller) : "f"(left), "f"(right));
+  return smaller;
+}
+
 // Starts a copy of 16 bytes from device to shared memory that passes the registers and the first-level cache by;
 // where not `valid` it reads nothing and writes zeros.
 __device__ __forceinline__ void copy16_async(void* shared, const void* global, bool valid) {
