@@ -127,6 +127,22 @@ def test_bad_input_is_one_line(coloured_folder, tmp_path, capfd, arguments, mess
     assert last.startswith("error: ") and message in last
 
 
+def test_only_a_whole_ccnet_is_trained_on(coloured_folder, tmp_path, capfd):
+    from tiny_training import tiny_model
+
+    foreign, damaged = tmp_path / "foreign", tmp_path / "damaged"
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"model_type": "segformer"}')
+    tiny_model().save_pretrained(damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for folder, message in ((foreign, "its model type is 'segformer', not 'ccnet'"), (damaged, "cannot load")):
+        arguments = train_arguments(coloured_folder, tmp_path / "model", "--model_name_or_path", str(folder))
+        assert train(arguments) == 1
+        last = capfd.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("error: ") and message in last
+
+
 def test_label_outside_the_classes_stops_the_training(tmp_path, capfd):
     import datasets
     import numpy as np

@@ -90,6 +90,12 @@ def test_resuming_something_else_is_refused(make_trainer, recipe):
         make_trainer(**resume, ema_decay=0.9).run()
 
 
+def test_accelerates_own_compilation_is_refused(make_trainer, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")
+    with pytest.raises(ValueError, match="torch dynamo is chosen here by --compile"):
+        make_trainer()
+
+
 def test_a_resumed_stream_begins_where_it_stopped(make_trainer, recipe):
     recipe = replace(recipe, max_train_steps=9)
     make_trainer(recipe=replace(recipe, max_train_steps=6), streaming=True, checkpointing_steps=6).run()
