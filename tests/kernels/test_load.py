@@ -218,6 +218,13 @@ def test_info_without_a_library(gpu):
     assert load.launches() == 0
 
 
+def test_without_a_library_the_driver_is_not_asked(gpu, monkeypatch):
+    """It has another name where there are no libraries, on Windows."""
+    monkeypatch.setattr(load, "_driver_version", lambda: pytest.fail("asked the driver"))
+    expected = torch.ops.ccnet_hf.criss_cross_attention(*make_inputs())
+    assert all(map(torch.equal, call_on_cuda(), expected))
+
+
 def test_info_with_a_library(gpu, capsys):
     library = put_library(libraries.cache_folder(), "8.0", "9.0+PTX")
     put_library(libraries.cache_folder(), "8.0")

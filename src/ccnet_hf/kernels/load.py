@@ -118,9 +118,9 @@ def _find_library() -> tuple[Path | None, str | None]:
     if not torch.cuda.is_available():
         return None, f"PyTorch {torch.__version__} finds no CUDA device"
     capabilities = sorted({torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())})
-    driver = _driver_version()
     libraries = list(find_libraries())
-    if library := choose_library(libraries, capabilities, driver):
+    driver = _driver_version() if libraries else None  # asked by a name that only Linux knows, as the libraries are
+    if driver and (library := choose_library(libraries, capabilities, driver)):
         return library, None
     wanted = ", ".join(map(_version, capabilities))
     if capabilities[0] < (8, 0):
