@@ -174,6 +174,17 @@ def test_processes_share_the_work_and_agree(checkpoint, folder, expected, tmp_pa
     assert report["num_examples"] == 5 and len(list((tmp_path / "export").iterdir())) == 5
 
 
+def test_the_process_group_ends_with_the_work(run):
+    """Left open, its threads may abort the process while the interpreter shuts down."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert run() == 0
+        assert not torch.distributed.is_initialized()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def corrupt(split: datasets.Dataset, folder: Path) -> None:
     images = split.cast_column("image", datasets.Image(decode=False))["image"][:]
     images[1]["bytes"] = images[1]["bytes"][:100]

@@ -91,6 +91,8 @@ def evaluate(arguments: EvalArguments) -> None:
     result = evaluate_dataset(predictor, dataset, arguments.batch_size, export=export)
     if process.is_main_process:
         _report(arguments, predictor, class_names, result)
+    # Threads of a group left open may reach for Python while the interpreter shuts down, which aborts the process.
+    process.destroy_process_group()
 
 
 def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableDataset:
