@@ -227,7 +227,7 @@ class TestZooRecipe:
         training = recipe.training
         steps = steps_of(variant["train_pipeline"])
         assert list(training.scale) == steps["RandomResize"]["scale"]
-        assert list(training.ratio_range) == steps["RandomResize"]["ratio_range"] and training.ratio_step is None
+        assert list(training.ratio_range) == steps["RandomResize"]["ratio_range"] and training.ratio_step == 0
         assert steps["RandomResize"]["keep_ratio"] is True
         assert list(training.crop_size) == variant["crop_size_hw"] == steps["RandomCrop"]["crop_size"]
         assert training.cat_max_ratio == steps["RandomCrop"]["cat_max_ratio"]
@@ -278,7 +278,7 @@ class TestZooRecipe:
             "weight_decay": group["weight_decay"],
             "nesterov": group["nesterov"],
             "dampening": group["dampening"],
-            "clip_grad": training.max_grad_norm,
+            "clip_grad": training.max_grad_norm or None,
             "paramwise_cfg": None,
         }
         assert training.backbone_learning_rate_factor == 1 and training.warmup_steps == 0
@@ -382,6 +382,9 @@ def test_override_training():
         recipe, {"crop_size": [65, 97], "ratio_range": [1, 2], "max_grad_norm": 5, "learning_rate": None}
     )
     assert changed == dataclasses.replace(recipe, crop_size=(65, 97), ratio_range=(1, 2), max_grad_norm=5)
+    # 0 is given, and switches off what the recipe has.
+    camvid = RECIPES["ccnet-mobilenetv2-camvid"].training
+    assert camvid.max_grad_norm == 5 and override_training(camvid, {"max_grad_norm": 0.0}).max_grad_norm == 0
     with pytest.raises(ValueError, match=r"no 'lr'; it has crop_size, .*learning_rate"):
         override_training(recipe, {"lr": 0.1})
 
@@ -400,7 +403,7 @@ def test_override_training():
         ("eval_steps", -1),
         ("ratio_range", [2.0, 0.5]),
         ("ratio_range", [0, 1]),
-        ("ratio_step", 0.0),
+        ("ratio_step", -0.1),
         ("cat_max_ratio", 0.0),
         ("cat_max_ratio", 1.1),
         ("photometric_distortion", "no"),
@@ -414,7 +417,7 @@ def test_override_training():
         ("momentum", 1.0),
         ("weight_decay", float("inf")),
         ("warmup_steps", 1.5),
-        ("max_grad_norm", 0),
+        ("max_grad_norm", -1),
         ("backbone_learning_rate_factor", -0.1),
     ],
 )

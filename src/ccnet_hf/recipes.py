@@ -26,7 +26,7 @@ class TrainingRecipe:
         crop_size: (height, width) of the random crop.
         scale: (long, short) of the keep-ratio resize that a random ratio multiplies before the crop.
         ratio_range: that ratio is uniform in this range.
-        ratio_step: the ratio is one of low, low + step, ..., high; `None` draws any number in between.
+        ratio_step: the ratio is one of low, low + step, ..., high; 0 draws any number in between.
         cat_max_ratio: a crop is redrawn, up to ten times, while one class covers this share of it; 1 takes any.
         photometric_distortion: brightness, contrast, saturation and hue, each with probability 1/2.
         pad_before_normalization: pad small crops with black (VOC12Aug) instead of the mean colour.
@@ -40,7 +40,7 @@ class TrainingRecipe:
         momentum: of SGD.
         weight_decay: L2 for SGD, decoupled for AdamW.
         warmup_steps: steps of linear warm-up.
-        max_grad_norm: gradients are clipped to this norm; `None` leaves them.
+        max_grad_norm: gradients are clipped to this norm; 0 leaves them.
         backbone_learning_rate_factor: the backbone learns at `learning_rate` times this.
 
     Raises:
@@ -53,7 +53,7 @@ class TrainingRecipe:
     max_train_steps: int
     eval_steps: int
     ratio_range: tuple[float, float] = (0.5, 2.0)
-    ratio_step: float | None = None
+    ratio_step: float = 0.0
     cat_max_ratio: float = 0.75
     photometric_distortion: bool = True
     pad_before_normalization: bool = False
@@ -64,7 +64,7 @@ class TrainingRecipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_steps: int = 0
-    max_grad_norm: float | None = None
+    max_grad_norm: float = 0.0
     backbone_learning_rate_factor: float = 1.0
 
     def __post_init__(self):
@@ -87,7 +87,6 @@ def _is_pair(value: Any, kind: type = float) -> bool:
 _COUNT = (lambda value: isinstance(value, int) and value >= 1, "a positive integer")
 _COUNT_OR_0 = (lambda value: isinstance(value, int) and value >= 0, "an integer, at least 0")
 _NUMBER_OR_0 = (lambda value: _is_number(value) and value >= 0, "a number, at least 0")
-_NUMBER_OR_NONE = (lambda value: value is None or (_is_number(value) and value > 0), "a positive number or None")
 _SWITCH = (lambda value: isinstance(value, bool), "true or false")
 
 # field of `TrainingRecipe`: what it may be, as a test and in words
@@ -98,7 +97,7 @@ _ALLOWED = {
     "max_train_steps": _COUNT,
     "eval_steps": _COUNT_OR_0,
     "ratio_range": (lambda value: _is_pair(value) and value[0] <= value[1], "two positive numbers, low and high"),
-    "ratio_step": _NUMBER_OR_NONE,
+    "ratio_step": _NUMBER_OR_0,
     "cat_max_ratio": (lambda value: _is_number(value) and 0 < value <= 1, "in (0, 1]"),
     "photometric_distortion": _SWITCH,
     "pad_before_normalization": _SWITCH,
@@ -109,7 +108,7 @@ _ALLOWED = {
     "momentum": (lambda value: _is_number(value) and 0 <= value < 1, "in [0, 1)"),
     "weight_decay": _NUMBER_OR_0,
     "warmup_steps": _COUNT_OR_0,
-    "max_grad_norm": _NUMBER_OR_NONE,
+    "max_grad_norm": _NUMBER_OR_0,
     "backbone_learning_rate_factor": _NUMBER_OR_0,
 }
 

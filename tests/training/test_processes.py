@@ -63,7 +63,7 @@ def write_gradients(rank: int, file, reduction: str, per_device_batch_size: int)
     model = tiny_model(classifier_dropout_prob=0.0, loss_reduction=reduction).double()
     with torch.no_grad():
         model.model.head.attention.gamma.fill_(0.7)
-    recipe = replace(RECIPE, batch_size=4, max_train_steps=1, optimizer="sgd", max_grad_norm=None)
+    recipe = replace(RECIPE, batch_size=4, max_train_steps=1, optimizer="sgd", max_grad_norm=0.0)
     trainer = build_trainer(file.parent, recipe, model, ignore_some, per_device_batch_size=per_device_batch_size)
 
     def freeze_batch_norm():

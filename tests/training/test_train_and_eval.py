@@ -112,6 +112,7 @@ def test_a_model_brings_its_image_processor_and_gets_other_classes(coloured_fold
         (["--checkpointing_steps", "-1"], "checkpointing_steps must be at least 1, got -1"),
         (["--model_name_or_path", "nowhere"], "no such model folder: nowhere"),
         (["--label_column_name", "name_length"], "has no column 'name_length'"),
+        (["--label_column_name", ""], "--label_column_name '' leaves nothing to learn from"),
         (["--report_to", "paper"], "--report_to takes none or some of aim, "),
         (["--report_to", "comet_ml"], "--report_to comet_ml: it is not installed"),
         (["--freeze", "stem"], "no module 'stem' to freeze"),
@@ -211,7 +212,7 @@ def test_config_file(tmp_path):
     file = tmp_path / "config.yaml"
     content = {"variant": "v", "dataset_name": "d", "output_dir": "o", "crop_size": [4, 8], "streaming": True}
     content |= {"compile": False, "learning_rate": 1e-3, "do_reduce_labels": False, "photometric_distortion": False}
-    content |= {"freeze": [], "max_grad_norm": None, "optimizer": "sgd"}
+    content |= {"freeze": [], "max_grad_norm": 0, "seed": None, "optimizer": "sgd"}
     file.write_text(yaml.safe_dump(content))
     seen = []
     argv = with_config_file(["--config", str(file), "--optimizer", "adamw", "--crop_size", "2", "2"])
@@ -220,7 +221,8 @@ def test_config_file(tmp_path):
     assert arguments.variant == "v" and arguments.streaming and not arguments.compile
     assert arguments.learning_rate == 1e-3 and arguments.do_reduce_labels is False
     assert arguments.photometric_distortion is False and arguments.pad_before_normalization is None
-    assert (arguments.optimizer, arguments.crop_size) == ("adamw", [2, 2])
+    assert (arguments.optimizer, arguments.crop_size, arguments.max_grad_norm) == ("adamw", [2, 2], 0)
+    assert arguments.seed == 0
     assert with_config_file(["--variant", "v"]) == ["--variant", "v"]
 
 

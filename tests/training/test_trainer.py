@@ -169,7 +169,7 @@ def test_nan_stops_with_step_and_names(make_trainer, tmp_path):
 
 
 def test_accumulation_takes_the_same_examples_and_divides_the_loss(make_trainer, recipe, model):
-    recipe = replace(recipe, max_train_steps=1, optimizer="sgd", max_grad_norm=None)
+    recipe = replace(recipe, max_train_steps=1, optimizer="sgd", max_grad_norm=0.0)
     # Batch statistics and dropout differ between parts and whole by nature; all that is left learns alike.
     frozen = ["model", "auxiliary_head.projection", "dropout", "auxiliary_head.dropout"]
     whole = make_trainer(recipe=recipe, model=model(), frozen_modules=frozen)

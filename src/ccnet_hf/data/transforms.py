@@ -30,10 +30,10 @@ class RandomResize(v2.Transform):
     Args:
         scale: (long, short) edges to fit into.
         ratio_range: (low, high) of the ratio.
-        ratio_step: draw one of low, low + step, ..., high instead.
+        ratio_step: draw one of low, low + step, ..., high; 0 draws any number in between.
     """
 
-    def __init__(self, scale: tuple[int, int], ratio_range: tuple[float, float], ratio_step: float | None = None):
+    def __init__(self, scale: tuple[int, int], ratio_range: tuple[float, float], ratio_step: float = 0.0):
         super().__init__()
         self.scale = scale
         self.ratio_range = ratio_range
@@ -42,11 +42,11 @@ class RandomResize(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = flat_inputs[0].shape[-2:]
         low, high = self.ratio_range
-        if self.ratio_step is None:
-            ratio = _uniform(low, high)
-        else:
+        if self.ratio_step:
             steps = round((high - low) / self.ratio_step)
             ratio = low + self.ratio_step * int(torch.randint(steps + 1, ()))
+        else:
+            ratio = _uniform(low, high)
         longest, shortest = (int(edge * ratio) for edge in self.scale)
         return {"size": list(resize_output_size(height, width, longest=longest, shortest=shortest))}
 

@@ -15,7 +15,8 @@ from accelerate.utils import parse_flag_from_env
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data import CITYSCAPES
-from ccnet_hf.data.loading import SegmentationDataset, load_split
+from ccnet_hf.data.arguments import DatasetArguments
+from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.evaluation.cityscapes_server import save_label_ids
 from ccnet_hf.evaluation.loop import evaluate_dataset
 from ccnet_hf.evaluation.report import class_table, summary, to_json
@@ -24,29 +25,13 @@ from ccnet_hf.inference.arguments import PredictorArguments
 
 
 @dataclass(kw_only=True)
-class EvalArguments(PredictorArguments):
-    dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
+class EvalArguments(DatasetArguments, PredictorArguments):
     split: str = field(default="validation", metadata={"help": "split to score on"})
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "which configuration of a dataset that has several"}
-    )
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "revision of a dataset on the Hub, e.g. refs/convert/parquet"}
-    )
-    streaming: bool = field(default=False, metadata={"help": "read a Hub dataset while it downloads"})
-    name_prefix: str = field(default="", metadata={"help": "score only examples whose name starts so"})
-    image_column_name: str = field(default="image", metadata={"help": "column of pictures"})
     label_column_name: str = field(
         default="label", metadata={"help": "column of label maps; '' for a split without labels, with --export_dir"}
     )
-    do_reduce_labels: bool | None = field(
-        default=None,
-        metadata={"help": "label 0 is ignored, others move down by one; default: as the checkpoint has it"},
-    )
+    name_prefix: str = field(default="", metadata={"help": "score only examples whose name starts so"})
     batch_size: int = field(default=1, metadata={"help": "pictures in one forward pass, where their sizes are equal"})
-    skip_corrupt: bool = field(
-        default=False, metadata={"help": "go on after an example that cannot be read, and name them at the end"}
-    )
     output_json: str | None = field(default=None, metadata={"help": "file for scores and confusion matrix"})
     output_markdown: str | None = field(default=None, metadata={"help": "file for the table of classes"})
     export_dir: str | None = field(
@@ -96,15 +81,7 @@ def evaluate(arguments: EvalArguments) -> None:
 
 
 def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableDataset:
-    split = load_split(
-        arguments.dataset_name,
-        arguments.split,
-        arguments.image_column_name,
-        arguments.label_column_name or None,
-        arguments.streaming,
-        arguments.dataset_config_name,
-        arguments.dataset_revision,
-    )
+    split = arguments.load_split(arguments.split)
     prefix = arguments.name_prefix
     if not prefix:
         return split

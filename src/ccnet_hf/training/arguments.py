@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ccnet_hf.data.arguments import DatasetArguments
 from ccnet_hf.recipes import TrainingRecipe
 
 
@@ -26,42 +26,20 @@ MODEL_FIELDS = (
 )
 
 
-@dataclass
-class _RunArguments:
+@dataclass(kw_only=True)
+class _RunArguments(DatasetArguments):
     variant: str = field(metadata={"help": "recipe, e.g. ccnet-r101-cityscapes-769x769-80k"})
-    dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
     output_dir: str = field(metadata={"help": "folder for the model and its checkpoints"})
     config: str | None = field(
         default=None, metadata={"help": "YAML file of these fields; the command line overrides it"}
     )
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "which configuration of a dataset that has several"}
-    )
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "revision of a dataset on the Hub, e.g. refs/convert/parquet"}
-    )
     train_split: str = field(default="train", metadata={"help": "split to train on, or several: train+validation"})
     validation_split: str = field(default="validation", metadata={"help": "split to evaluate on"})
-    image_column_name: str = field(default="image", metadata={"help": "column of pictures"})
-    label_column_name: str = field(default="label", metadata={"help": "column of label maps"})
-    do_reduce_labels: bool | None = field(
-        default=None,
-        metadata={
-            "help": "label 0 is ignored, others move down by one; default: as the benchmark or the model started from "
-            "has it"
-        },
-    )
     num_labels: int | None = field(
         default=None, metadata={"help": "number of classes of a dataset that is not the benchmark's"}
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "read the dataset as it comes instead of preparing it on disk"}
-    )
     shuffle_buffer_size: int = field(
         default=256, metadata={"help": "pictures, held encoded in memory, that a stream's order is drawn from"}
-    )
-    skip_corrupt: bool = field(
-        default=False, metadata={"help": "replace unreadable examples by others, and name them at the end"}
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "start from this model"})
     backbone_checkpoint: str | None = field(
@@ -123,8 +101,6 @@ class _RunArguments:
 
 def _optional(kind: Any) -> Any:
     """The type a parser takes for a field of a recipe: lists for tuples, and `None` for not given."""
-    if isinstance(kind, types.UnionType):
-        (kind,) = (part for part in get_args(kind) if part is not type(None))
     if get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]]
     return kind | None
@@ -143,7 +119,7 @@ def _recipe_fields() -> list[tuple[str, Any, Any]]:
     ]
 
 
-TrainArguments = make_dataclass("TrainArguments", _recipe_fields(), bases=(_RunArguments,))
+TrainArguments = make_dataclass("TrainArguments", _recipe_fields(), bases=(_RunArguments,), kw_only=True)
 TrainArguments.__doc__ = "What the training command is told. Fields named as in `TrainingRecipe` override the recipe."
 
 

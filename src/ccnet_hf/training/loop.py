@@ -193,7 +193,7 @@ class Trainer:
             deepspeed_config.update(
                 train_micro_batch_size_per_gpu=settings.per_device_batch_size,
                 gradient_accumulation_steps=1,
-                gradient_clipping=recipe.max_grad_norm or 0.0,
+                gradient_clipping=recipe.max_grad_norm,
             )
             # Else a stage 3 training would end at its first checkpoint.
             deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
@@ -301,7 +301,7 @@ class Trainer:
             if not math.isfinite(loss):
                 names = ", ".join(batch["names"])
                 raise ValueError(f"the loss is {loss} at step {self.step + 1}; its batch: {names}")
-        if self.recipe.max_grad_norm is not None:
+        if self.recipe.max_grad_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from ccnet_hf.command import run_command
 from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.data import get_benchmark
-from ccnet_hf.data.loading import SegmentationDataset, class_frequencies, load_split
+from ccnet_hf.data.loading import SegmentationDataset, class_frequencies
 from ccnet_hf.evaluation import evaluate_dataset
 from ccnet_hf.hub import HubRepository, publish, retry
 from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
@@ -52,9 +53,7 @@ def train(arguments: TrainArguments) -> None:
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()  # what matters of it is in the errors
     recipe = get_recipe(arguments.variant)
-    benchmark = get_benchmark(recipe.benchmark)
-    given = {f.name: getattr(arguments, f.name) for f in fields(TrainingRecipe)}
-    training = override_training(recipe.training, given)
+    training = override_training(recipe.training, {f.name: getattr(arguments, f.name) for f in fields(TrainingRecipe)})
     output_dir = Path(arguments.output_dir)
     if arguments.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -73,39 +72,10 @@ def train(arguments: TrainArguments) -> None:
     freeze(model, arguments.freeze)  # refuses unknown names now
     set_seed(arguments.seed, device_specific=True)  # processes start from one model, but drop different channels
     image_processor = _build_image_processor(arguments, recipe, training)
-
-    def load(split: str, transform=None) -> SegmentationDataset:
-        return SegmentationDataset(
-            load_split(
-                arguments.dataset_name,
-                split,
-                arguments.image_column_name,
-                arguments.label_column_name,
-                arguments.streaming,
-                arguments.dataset_config_name,
-                arguments.dataset_revision,
-            ),
-            num_labels=model.config.num_labels,
-            ignore_index=model.config.semantic_loss_ignore_index,
-            reduce_labels=image_processor.do_reduce_labels,
-            transform=transform,
-            seed=arguments.seed,
-            skip_corrupt=arguments.skip_corrupt,
-        )
-
-    transform = training_transforms(
-        training,
-        image_processor.image_mean,
-        image_processor.image_std,
-        model.config.semantic_loss_ignore_index,
-        benchmark.flip_label_pairs if model.config.num_labels == benchmark.num_labels else (),
-    )
-    dataset = load(arguments.train_split, transform)
+    dataset, validation = _build_datasets(arguments, recipe, training, model.config, image_processor)
     class_weights = None
     if arguments.class_weight_power:
         class_weights = class_weights_from_frequencies(class_frequencies(dataset), arguments.class_weight_power)
-    validation = load(arguments.validation_split) if training.eval_steps else None
-
     unscored: set[str] = set()
 
     def evaluate(model: CCNetForSemanticSegmentation) -> dict[str, float]:
@@ -243,6 +213,36 @@ def _build_image_processor(arguments: TrainArguments, recipe: Recipe, training: 
     if arguments.num_labels is not None:
         image_processor.palette = None
     return image_processor
+
+
+def _build_datasets(
+    arguments: TrainArguments,
+    recipe: Recipe,
+    training: TrainingRecipe,
+    config: CCNetConfig,
+    image_processor: CCNetImageProcessor,
+) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """What is trained on, augmented, and what is evaluated on, or `None` where nothing is."""
+    if not arguments.label_column_name:
+        raise ValueError("--label_column_name '' leaves nothing to learn from")
+    benchmark = get_benchmark(recipe.benchmark)
+    transform = training_transforms(
+        training,
+        image_processor.image_mean,
+        image_processor.image_std,
+        config.semantic_loss_ignore_index,
+        benchmark.flip_label_pairs if config.num_labels == benchmark.num_labels else (),
+    )
+    build = partial(
+        SegmentationDataset,
+        num_labels=config.num_labels,
+        ignore_index=config.semantic_loss_ignore_index,
+        reduce_labels=image_processor.do_reduce_labels,
+        seed=arguments.seed,
+        skip_corrupt=arguments.skip_corrupt,
+    )
+    dataset = build(arguments.load_split(arguments.train_split), transform=transform)
+    return dataset, build(arguments.load_split(arguments.validation_split)) if training.eval_steps else None
 
 
 def _upload(output_dir: Path, repo_id: str) -> None:

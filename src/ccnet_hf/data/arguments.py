@@ -1,0 +1,46 @@
+"""The options of every command that reads a labelled dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import datasets
+
+from ccnet_hf.data.loading import load_split
+
+
+@dataclass(kw_only=True)
+class DatasetArguments:
+    """Which dataset, and how it is read; `load_split` and `SegmentationDataset` say what the options mean."""
+
+    dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "which configuration of a dataset that has several"}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "revision of a dataset on the Hub, e.g. refs/convert/parquet"}
+    )
+    image_column_name: str = field(default="image", metadata={"help": "column of pictures"})
+    label_column_name: str = field(default="label", metadata={"help": "column of label maps"})
+    do_reduce_labels: bool | None = field(
+        default=None,
+        metadata={"help": "label 0 is ignored, others move down by one; default: as the model has it"},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "read the dataset as it comes instead of preparing it on disk"}
+    )
+    skip_corrupt: bool = field(
+        default=False, metadata={"help": "go on where examples cannot be read, and name them at the end"}
+    )
+
+    def load_split(self, split: str) -> datasets.Dataset | datasets.IterableDataset:
+        """Load one split, or several as in `train+validation`; raises as `ccnet_hf.data.loading.load_split`."""
+        return load_split(
+            self.dataset_name,
+            split,
+            self.image_column_name,
+            self.label_column_name or None,
+            self.streaming,
+            self.dataset_config_name,
+            self.dataset_revision,
+        )
