@@ -1,4 +1,4 @@
-"""Show what recurrence is for on drawn pictures: `scripts/far_marks.py --output_dir DIR`; minutes on a CPU."""
+"""Show what recurrence is for on synthetic images: `scripts/far_marks.py --output_dir DIR`; minutes on a CPU."""
 
 from ccnet_hf.training.far_marks import main
 

@@ -1,4 +1,4 @@
-"""Segment pictures: `IMAGE... --model_name_or_path M --output_dir DIR`; `--help` lists the rest."""
+"""Segment images: `IMAGE... --model_name_or_path M --output_dir DIR`; `--help` lists the rest."""
 
 from ccnet_hf.inference.segment import main
 

@@ -1,4 +1,4 @@
-"""The two image processors: golden files of mmsegmentation, independent formulas, every kind of picture, bad input."""
+"""The two image processors: golden files of mmsegmentation, independent formulas, every kind of image, bad input."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ from ccnet_hf.image_transforms_ccnet import (
 )
 
 
-PICTURES = ("60x90", "75x50", "33x120")
+IMAGES = ("60x90", "75x50", "33x120")
 SCALES = ((128, 64), (64, 32), (101, 77))
 
 
@@ -67,24 +67,24 @@ def test_output_size_takes_both_forms():
     assert output_size(100, 200, {"shortest_edge": 50, "longest_edge": 80}) == (40, 80)
 
 
-@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize("longest,shortest", SCALES)
-def test_resize_equals_opencv_bit_for_bit(golden, picture, longest, shortest):
-    source = golden[f"{picture}/image_bgr_uint8"].transpose(2, 0, 1)
-    expected = golden[f"{picture}/scale{longest}x{shortest}/image_bgr_uint8"].transpose(2, 0, 1)
+def test_resize_equals_opencv_bit_for_bit(golden, image, longest, shortest):
+    source = golden[f"{image}/image_bgr_uint8"].transpose(2, 0, 1)
+    expected = golden[f"{image}/scale{longest}x{shortest}/image_bgr_uint8"].transpose(2, 0, 1)
     assert np.array_equal(resize_bilinear(source, *expected.shape[1:]), expected)
     batch = torch.tensor(source)[None]
     assert np.array_equal(resize_bilinear(batch, *expected.shape[1:])[0].numpy(), expected)
 
 
-@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize("longest,shortest", SCALES)
-def test_pixel_values_equal_the_golden_network_input(golden, processor_class, picture, longest, shortest):
+def test_pixel_values_equal_the_golden_network_input(golden, processor_class, image, longest, shortest):
     processor = processor_class(size={"shortest_edge": shortest, "longest_edge": longest})
-    rgb = Image.fromarray(golden[f"{picture}/image_bgr_uint8"][..., ::-1])
+    rgb = Image.fromarray(golden[f"{image}/image_bgr_uint8"][..., ::-1])
     pixel_values = processor(rgb, return_tensors="pt")["pixel_values"]
     assert pixel_values.dtype == torch.float32
-    np.testing.assert_allclose(pixel_values, golden[f"{picture}/scale{longest}x{shortest}/input"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(pixel_values, golden[f"{image}/scale{longest}x{shortest}/input"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(20, 30), (64, 41), (5, 7), (37, 53)])
@@ -115,7 +115,7 @@ def test_both_backends_agree():
 # Segmentation maps
 
 
-def test_labels_follow_the_picture(processor_class):
+def test_labels_follow_the_image(processor_class):
     image, labels = noise(60, 90, 3), noise(60, 90)
     processor = processor_class(size={"shortest_edge": 32, "longest_edge": 64})
     batch = processor(image, labels, return_tensors="pt")
@@ -137,7 +137,7 @@ def test_reduced_labels_and_untouched_inputs(processor_class, wrap):
     assert np.array_equal(unreduced["labels"][0], labels)
 
 
-def test_palette_pictures_are_read_as_indices(processor_class):
+def test_palette_images_are_read_as_indices(processor_class):
     segmentation_map = Image.fromarray(noise(4, 5) % 3, mode="P")
     segmentation_map.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     batch = processor_class(do_resize=False)(noise(4, 5, 3), segmentation_map, return_tensors="np")
@@ -172,13 +172,13 @@ def test_padding_to_a_given_size(processor_class):
     assert processor(noise(4, 6, 3), return_tensors="pt")["pixel_values"].shape == (1, 3, 8, 9)
 
 
-# Every kind of picture
+# Every kind of image
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr", "HSV", "F", "I", "I;16"])
-def test_pictures_of_any_mode(processor_class, mode):
-    picture = Image.new(mode, (7, 5)) if mode == "I;16" else Image.fromarray(noise(5, 7, 3)).convert(mode)
-    batch = processor_class(size={"height": 4, "width": 6})(picture, return_tensors="pt")
+def test_images_of_any_mode(processor_class, mode):
+    image = Image.new(mode, (7, 5)) if mode == "I;16" else Image.fromarray(noise(5, 7, 3)).convert(mode)
+    batch = processor_class(size={"height": 4, "width": 6})(image, return_tensors="pt")
     assert batch["pixel_values"].shape == (1, 3, 4, 6) and batch["pixel_values"].isfinite().all()
 
 
@@ -226,7 +226,7 @@ def test_grey_arrays_become_three_equal_channels(processor_class):
 
 
 @pytest.mark.parametrize("height,width", [(1, 1), (1, 9), (9, 1), (3, 2), (4, 3), (1, 3), (2, 3)])
-def test_tiny_pictures(processor_class, height, width):
+def test_tiny_images(processor_class, height, width):
     image = noise(height, width, 3)
     processor = processor_class(size={"shortest_edge": 8, "longest_edge": 16})
     size = resize_output_size(height, width, 16, 8)
@@ -254,10 +254,10 @@ def test_other_numbers_of_channels(processor_class):
         (np.full((6, 9, 3), 300, np.int64), "0..255, got values from 300 to 300"),
         (np.zeros((2, 2, 2, 6, 9, 3), np.uint8), "6 axes"),
         (np.zeros(5, np.uint8), "1 axes"),
-        ([], "No pictures"),
+        ([], "No images"),
     ],
 )
-def test_bad_pictures_raise(processor_class, image, message):
+def test_bad_images_raise(processor_class, image, message):
     with pytest.raises(ValueError, match=message):
         processor_class()(image, return_tensors="pt")
 
@@ -266,7 +266,7 @@ def test_bad_pictures_raise(processor_class, image, message):
     "segmentation_maps,message",
     [
         (np.zeros((5, 9), np.uint8), "map 0 is 5x9 .* is 6x9"),
-        ([np.zeros((6, 9), np.uint8)] * 2, "2 segmentation maps for 1 pictures"),
+        ([np.zeros((6, 9), np.uint8)] * 2, "2 segmentation maps for 1 images"),
         (np.zeros((6, 9), np.float32), "class ids"),
         (Image.new("RGB", (9, 6)), "mode RGB"),
     ],
@@ -361,14 +361,14 @@ def outputs_of(*shape: int, seed: int = 0) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_logits_are_resized_to_the_input_and_then_to_the_picture(processor_class, align_corners):
+def test_logits_are_resized_to_the_input_and_then_to_the_image(processor_class, align_corners):
     outputs = outputs_of(2, 7, 4, 6)
     processor = processor_class(size={"shortest_edge": 32, "longest_edge": 64}, align_corners=align_corners)
     maps = processor.post_process_semantic_segmentation(outputs, target_sizes=[(60, 90), (60, 90)])
     at_input = F.interpolate(outputs.logits, size=(32, 48), mode="bilinear", align_corners=align_corners)
-    at_picture = F.interpolate(at_input, size=(60, 90), mode="bilinear", align_corners=align_corners)
+    at_image = F.interpolate(at_input, size=(60, 90), mode="bilinear", align_corners=align_corners)
     assert [result.dtype for result in maps] == [torch.int64] * 2
-    assert torch.equal(torch.stack(maps), at_picture.argmax(dim=1))
+    assert torch.equal(torch.stack(maps), at_image.argmax(dim=1))
     at_once = F.interpolate(outputs.logits, size=(60, 90), mode="bilinear", align_corners=align_corners)
     assert not torch.equal(torch.stack(maps), at_once.argmax(dim=1))
 
@@ -427,7 +427,7 @@ def test_chunks_change_nothing(monkeypatch, dtype, classes):
         assert torch.equal(chunked, whole) and torch.equal(chunked, scores.segmentation)
 
 
-def test_no_resize_holds_many_classes_of_a_large_picture(monkeypatch):
+def test_no_resize_holds_many_classes_of_a_large_image(monkeypatch):
     """150 classes at 512x1024 would be 315 MB at once."""
     largest = 0
 
@@ -445,9 +445,9 @@ def test_no_resize_holds_many_classes_of_a_large_picture(monkeypatch):
 
 def test_post_processing_checks_its_sizes(processor_class):
     processor, outputs = processor_class(), outputs_of(2, 3, 4, 6)
-    with pytest.raises(ValueError, match="`target_sizes` must hold one size per picture: got 1 for 2"):
+    with pytest.raises(ValueError, match="`target_sizes` must hold one size per image: got 1 for 2"):
         processor.post_process_semantic_segmentation(outputs, target_sizes=[(6, 9)])
-    with pytest.raises(ValueError, match="`input_sizes` must hold one size per picture: got 3 for 2"):
+    with pytest.raises(ValueError, match="`input_sizes` must hold one size per image: got 3 for 2"):
         processor.post_process_semantic_segmentation(outputs, [(6, 9)] * 2, input_sizes=[(6, 9)] * 3)
     with pytest.raises(ValueError, match=r"positive integers, got \(6, 0\)"):
         processor.post_process_semantic_segmentation(outputs, target_sizes=[(6, 9), (6, 0)])

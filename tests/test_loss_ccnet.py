@@ -305,7 +305,7 @@ def test_category_loss_of_classes_that_are_far_apart_and_tight():
     assert category_consistent_loss(embeddings, labels, 3).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_category_loss_per_image_is_the_mean_over_the_pictures_with_a_class():
+def test_category_loss_per_image_is_the_mean_over_the_images_with_a_class():
     embeddings, labels = embeddings_and_labels(0.7, batch=3)
     labels[1] = 255
     alone = [category_consistent_loss(embeddings[i : i + 1], labels[i : i + 1], 6).item() for i in (0, 2)]

@@ -120,7 +120,7 @@ def test_last_hidden_state_is_what_the_classifier_sees(pixel_values):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 1), (31, 8)])
-def test_pictures_of_any_size(size):
+def test_images_of_any_size(size):
     assert torch.isfinite(tiny_model()(torch.randn(1, 3, *size)).logits).all()
 
 
@@ -469,7 +469,7 @@ def test_other_backbones_train_a_step_and_reload(name, tmp_path):
     assert torch.equal(loaded(pixel_values).logits, model.eval()(pixel_values).logits)
 
 
-class OnePicture(torch.utils.data.Dataset):
+class OneImage(torch.utils.data.Dataset):
     def __len__(self):
         return 8
 
@@ -494,7 +494,7 @@ def test_transformers_trainer_learns(tmp_path):
         disable_tqdm=True,
     )
     model = CCNetForSemanticSegmentation(tiny_config(num_labels=2))
-    trainer = Trainer(model=model, args=arguments, train_dataset=OnePicture())
+    trainer = Trainer(model=model, args=arguments, train_dataset=OneImage())
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     # Decode plus 0.4 of the auxiliary loss starts at 1.4 ln 2; with two accumulation steps it must not double.

@@ -26,7 +26,7 @@ from transformers import AutoImageProcessor, pipeline
 
 def segment(folder, **arguments):
     segmenter = pipeline("image-segmentation", model=folder, **arguments)
-    masks = {segment["label"]: np.asarray(segment["mask"]).tolist() for segment in segmenter("picture.png")}
+    masks = {segment["label"]: np.asarray(segment["mask"]).tolist() for segment in segmenter("image.png")}
     return [type(segmenter.model).__name__, type(segmenter.image_processor).__name__, masks]
 
 def image_processors(folder, **arguments):
@@ -42,7 +42,7 @@ IMAGE_PROCESSORS = [["CCNetImageProcessor", SIZE], ["CCNetImageProcessorPil", SI
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with a small checkpoint under a relative name, and a picture beside it."""
+    """A folder with a small checkpoint under a relative name, and an image beside it."""
     torch.manual_seed(0)
     backbone_config = CCNetResNetConfig(
         depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], stem_size=8, out_features=["stage3", "stage4"]
@@ -59,8 +59,8 @@ def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints")
     model.save_pretrained(path / NAME)
     CCNetImageProcessor(size=SIZE).save_pretrained(path / NAME)
-    picture = np.random.default_rng(0).integers(0, 256, (48, 72, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(path / "picture.png")
+    image = np.random.default_rng(0).integers(0, 256, (48, 72, 3), dtype=np.uint8)
+    Image.fromarray(image).save(path / "image.png")
     return path
 
 
@@ -89,9 +89,9 @@ def run(script: str, folder: Path) -> list:
 def expected_masks(folder: Path) -> dict[str, list]:
     model = CCNetForSemanticSegmentation.from_pretrained(folder / NAME).eval()
     processor = CCNetImageProcessor.from_pretrained(folder / NAME)
-    picture = Image.open(folder / "picture.png")
+    image = Image.open(folder / "image.png")
     with torch.no_grad():
-        outputs = model(**processor(picture, return_tensors="pt"))
+        outputs = model(**processor(image, return_tensors="pt"))
     labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[(48, 72)])[0].numpy()
     return {model.config.id2label[label]: ((labels == label) * 255).tolist() for label in np.unique(labels)}
 
@@ -102,7 +102,7 @@ def published(folder, tmp_path_factory) -> Path:
     preprocessor_config.json."""
     path = tmp_path_factory.mktemp("published")
     shutil.copytree(folder / NAME, path / NAME)
-    shutil.copy(folder / "picture.png", path)
+    shutil.copy(folder / "image.png", path)
     config, processor = (
         json.loads((path / NAME / file).read_text()) for file in ("config.json", "preprocessor_config.json")
     )

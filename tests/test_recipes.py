@@ -213,7 +213,7 @@ class TestZooRecipe:
         assert variant["evaluator"] == {"type": "IoUMetric", "iou_metrics": ["mIoU"]}
 
     def test_data(self, name, variant, zoo):
-        """Splits; the pictures themselves are counted where they are prepared."""
+        """Splits; the images themselves are counted where they are prepared."""
         benchmark = get_benchmark(RECIPES[name].benchmark)
         dataset = zoo["datasets"][variant["dataset"]]
         assert benchmark.num_examples["train"] == dataset["num_images"]["train"]

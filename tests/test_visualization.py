@@ -1,4 +1,4 @@
-"""Overlays, legends and palette pictures."""
+"""Overlays, legends and palette images."""
 
 import colorsys
 import itertools
@@ -86,12 +86,12 @@ def test_blend_tints_known_labels_only(label_map):
 
 
 def test_blend_refuses_unequal_sizes(label_map):
-    with pytest.raises(ValueError, match="picture is 60x40, label map 40x60"):
+    with pytest.raises(ValueError, match="image is 60x40, label map 40x60"):
         blend(Image.new("RGB", (40, 60)), label_map, PALETTE)
 
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (1, 1), (300, 1), (1, 300), (900, 300), (300, 900)])
-def test_the_legend_never_covers_the_picture(size):
+def test_the_legend_never_covers_the_image(size):
     width, height = size
     labels = np.arange(width * height).reshape(height, width) % 3
     image = Image.new("RGB", size, (100, 100, 100))
@@ -108,7 +108,7 @@ def test_the_legend_shows_the_classes_present_and_fits():
         label_map = labels if image.width == 600 else labels.T
         result = np.asarray(overlay(image, label_map, palette, names)).copy()
         assert result.shape[1] == 600 if image.width == 600 else result.shape[0] == 600, (
-            "a legend as long as the picture"
+            "a legend as long as the image"
         )
         result[: image.height, : image.width] = 255
         for index, color in enumerate(palette):
@@ -117,7 +117,7 @@ def test_the_legend_shows_the_classes_present_and_fits():
             assert (edge == 255).all()
 
 
-def test_a_picture_without_any_class_has_no_legend():
+def test_a_image_without_any_class_has_no_legend():
     image = Image.new("RGB", (20, 10), (1, 2, 3))
     assert overlay(image, np.full((10, 20), 255), PALETTE, NAMES).tobytes() == image.tobytes()
 
@@ -156,12 +156,12 @@ def test_attention_is_drawn_where_it_is():
     pixels = np.asarray(draw_attention(image, weights, (0, 0))).astype(int)
     assert pixels.shape == (80, 120, 3)
     assert tuple(pixels[70, 110]) == (255, 120, 0), "the heaviest place in full orange"
-    assert tuple(pixels[70, 20]) == (127, 127, 127), "the pale picture elsewhere"
+    assert tuple(pixels[70, 20]) == (127, 127, 127), "the pale image elsewhere"
     ring = np.argwhere((pixels == (32, 33, 36)).all(axis=-1))
     np.testing.assert_allclose(ring.mean(axis=0), (10, 10), atol=1)
 
 
-def test_captioned_grid_shows_every_picture_untouched():
+def test_captioned_grid_shows_every_image_untouched():
     images = [Image.new("RGB", (60, 48), (10 * index, 0, 0)) for index in range(1, 4)]
     grid = np.asarray(captioned_grid([{"one": images[0], "two": images[1]}, {"three": images[2]}]))
     for index in range(1, 4):

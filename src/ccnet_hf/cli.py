@@ -6,13 +6,13 @@ from ccnet_hf.command import run_subcommand
 
 
 SUBCOMMANDS = {
-    "segment": ("ccnet_hf.inference.segment", "segment pictures"),
+    "segment": ("ccnet_hf.inference.segment", "segment images"),
     "train": ("ccnet_hf.training.train", "train a model"),
     "eval": ("ccnet_hf.evaluation.evaluate", "score a checkpoint on a dataset"),
     "prepare": ("ccnet_hf.data.prepare", "turn a benchmark's archives into a dataset"),
     "convert": ("ccnet_hf.zoo.convert", "convert checkpoints of mmsegmentation or the authors"),
     "push": ("ccnet_hf.zoo.push", "publish checkpoints or a dataset on the Hub"),
-    "far_marks": ("ccnet_hf.training.far_marks", "show what recurrence is for, on drawn pictures"),
+    "far_marks": ("ccnet_hf.training.far_marks", "show what recurrence is for, on synthetic images"),
     "receptive_field": ("ccnet_hf.evaluation.receptive_field", "measure how far a checkpoint looks"),
     "benchmark": ("ccnet_hf.benchmark", "measure speed and memory"),
     "kernels": ("ccnet_hf.kernels.__main__", "compile the CUDA operator, say what is in use, lay it out for the Hub"),

@@ -55,7 +55,7 @@ class CCNetConfig(PreTrainedConfig):
         category_consistent_channels (`int`, defaults to 16):
             Channels that loss sees, a 1x1 convolution of the attention's output.
         category_consistent_per_image (`bool`, defaults to `False`):
-            Whether that loss gathers the classes in every picture for itself rather than over the batch.
+            Whether that loss gathers the classes in every image for itself rather than over the batch.
         inference (`dict`, defaults to `{"mode": "whole"}`):
             The protocol the checkpoint is scored with: `{"mode": "whole"}`, or
             `{"mode": "slide", "crop_size": [height, width], "stride": [height, width]}`.

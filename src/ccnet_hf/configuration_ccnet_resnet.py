@@ -13,7 +13,7 @@ class CCNetResNetConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Args:
         num_channels (`int`, defaults to 3):
-            Channels of the input picture.
+            Channels of the input image.
         stem_size (`int`, defaults to 64):
             Channels of the stem: 64 in mmsegmentation (32, 32, 64), 128 in the authors' network (64, 64, 128).
         hidden_sizes (`list[int]`, defaults to `[256, 512, 1024, 2048]`):

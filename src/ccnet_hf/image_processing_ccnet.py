@@ -10,9 +10,9 @@ from .image_processing_common_ccnet import CCNetImageProcessorKwargs, CCNetImage
 
 
 class CCNetImageProcessor(CCNetImageProcessorMixin, TorchvisionBackend):
-    r"""Prepares pictures for CCNet and makes segmentation maps of its outputs, by the rules of mmsegmentation.
+    r"""Prepares images for CCNet and makes segmentation maps of its outputs, by the rules of mmsegmentation.
 
-    Pictures are resized as OpenCV does it (bilinear, no antialiasing, to the bit), segmentation maps by nearest
+    Images are resized as OpenCV does it (bilinear, no antialiasing, to the bit), segmentation maps by nearest
     neighbour.
 
     Args:
@@ -27,12 +27,12 @@ class CCNetImageProcessor(CCNetImageProcessorMixin, TorchvisionBackend):
         image_mean (`list[float]`, *optional*): One number per channel, after rescaling; ImageNet's by default.
         image_std (`list[float]`, *optional*): Likewise.
         do_pad (`bool`, *optional*, defaults to `False`):
-            Whether to pad pictures of different sizes to the largest height and width of the batch (or `pad_size`),
+            Whether to pad images of different sizes to the largest height and width of the batch (or `pad_size`),
             right and below, with the mean colour (zeros after normalization), and segmentation maps with 255. Without,
             they raise.
         pad_size (`dict[str, int]`, *optional*): `{"height": ..., "width": ...}` to pad to.
         do_convert_rgb (`bool`, *optional*, defaults to `True`):
-            Whether to convert pictures of other modes and grey or four-channel arrays to RGB.
+            Whether to convert images of other modes and grey or four-channel arrays to RGB.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
             Whether label 0 is no class, as in ADE20K: 0 becomes 255 (ignored), k becomes k - 1, 255 stays 255.
         align_corners (`bool`, *optional*, defaults to `False`): Of the resizes of logits in post-processing.

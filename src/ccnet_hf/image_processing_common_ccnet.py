@@ -23,8 +23,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .image_transforms_ccnet import (
     Array,
+    image_to_array,
     output_size,
-    picture_to_array,
     resize_bilinear,
     resize_nearest,
     segmentation_map_to_array,
@@ -46,7 +46,7 @@ class CCNetImageProcessorKwargs(ImagesKwargs, total=False):
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
         Whether label 0 is no class, as in ADE20K: 0 becomes 255 (ignored), k becomes k - 1, 255 stays 255.
     align_corners (`bool`, *optional*, defaults to `self.align_corners`):
-        Of the resizes of logits in post-processing, by the processor's own value; no effect in a call. Pictures are
+        Of the resizes of logits in post-processing, by the processor's own value; no effect in a call. Images are
         resized as OpenCV does in any case.
     palette (`list[list[int]]`, *optional*, defaults to `self.palette`):
         One RGB colour per class, for those who draw segmentation maps; no effect in a call.
@@ -75,7 +75,7 @@ class CCNetImageProcessorMixin:
     align_corners = False
     palette = None
 
-    # Pictures given as paths or addresses come in through Pillow in both backends.
+    # Images given as paths or addresses come in through Pillow in both backends.
     fetch_images = ImageProcessingMixin.fetch_images
 
     def preprocess(
@@ -84,13 +84,13 @@ class CCNetImageProcessorMixin:
         segmentation_maps: ImageInput | None = None,
         **kwargs: Unpack[CCNetImageProcessorKwargs],
     ) -> BatchFeature:
-        """Makes one batch of pictures, and of their segmentation maps if given.
+        """Makes one batch of images, and of their segmentation maps if given.
 
         Args:
             images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, or a list of these):
-                Pictures of any mode; arrays with values in 0..255, or in 0..1 together with `do_rescale=False`.
+                Images of any mode; arrays with values in 0..255, or in 0..1 together with `do_rescale=False`.
             segmentation_maps (the same, *optional*):
-                Class ids of shape `(height, width)`, one map per picture and of its size. They are resized along with
+                Class ids of shape `(height, width)`, one map per image and of its size. They are resized along with
                 it.
             **kwargs: Override the processor's attributes for this call.
 
@@ -99,13 +99,13 @@ class CCNetImageProcessorMixin:
             `segmentation_maps`, `labels` (int64, `(batch, height, width)`).
 
         Raises:
-            ValueError: If pictures of one batch differ in size after resizing and `do_pad` is off, or if an input is
-                not a picture or a segmentation map.
+            ValueError: If images of one batch differ in size after resizing and `do_pad` is off, or if an input is
+                not an image or a segmentation map.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def resize(self, image: Array, size: SizeDict, **kwargs) -> Array:
-        """Resizes pictures of shape `(..., height, width)` to `size` as OpenCV does, see [`resize_bilinear`]."""
+        """Resizes images of shape `(..., height, width)` to `size` as OpenCV does, see [`resize_bilinear`]."""
         return resize_bilinear(image, *output_size(*image.shape[-2:], size))
 
     def process_image(
@@ -116,8 +116,8 @@ class CCNetImageProcessorMixin:
         device: str | torch.device | None = None,
         **kwargs,
     ) -> Array:
-        """One picture as an array `(channels, height, width)` of the backend, see [`picture_to_array`]."""
-        return self._to_backend(picture_to_array(image, bool(do_convert_rgb), input_data_format), device)
+        """One image as an array `(channels, height, width)` of the backend, see [`image_to_array`]."""
+        return self._to_backend(image_to_array(image, bool(do_convert_rgb), input_data_format), device)
 
     def _to_backend(self, array: Array, device: str | torch.device | None) -> Array:
         raise NotImplementedError
@@ -130,7 +130,7 @@ class CCNetImageProcessorMixin:
             kwargs["palette"] = _check_palette(kwargs["palette"])
         resample = kwargs.get("resample")
         if resample is not None and getattr(resample, "value", resample) not in (2, "bilinear"):
-            raise ValueError(f"`resample` must be bilinear, the one way CCNet resizes pictures; got {resample}.")
+            raise ValueError(f"`resample` must be bilinear, the one way CCNet resizes images; got {resample}.")
         return kwargs
 
     def _preprocess_image_like_inputs(
@@ -151,13 +151,13 @@ class CCNetImageProcessorMixin:
         do_convert_rgb = do_convert_rgb and channels in (None, 3)
         images = [
             self.process_image(image, do_convert_rgb, input_data_format, device)
-            for image in _flatten(self.fetch_images(images), (2, 3), "picture")
+            for image in _flatten(self.fetch_images(images), (2, 3), "image")
         ]
         if not images:
-            raise ValueError("No pictures given.")
+            raise ValueError("No images given.")
         for image in images:
             if kwargs["do_normalize"] and channels not in (None, image.shape[0]):
-                raise ValueError(f"A picture has {image.shape[0]} channels, but `image_mean` has {channels} values.")
+                raise ValueError(f"An image has {image.shape[0]} channels, but `image_mean` has {channels} values.")
         labels = None
         if segmentation_maps is not None:
             labels = self._prepare_labels(segmentation_maps, images, device, **kwargs)
@@ -173,7 +173,7 @@ class CCNetImageProcessorMixin:
         elif len(set(sizes)) > 1:
             different = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes))
             raise ValueError(
-                f"Pictures of different sizes do not make a batch: after resizing they are {different} (height x "
+                f"Images of different sizes do not make a batch: after resizing they are {different} (height x "
                 "width). Pass `do_pad=True`, or process them one by one."
             )
         data = {"pixel_values": images} if labels is None else {"pixel_values": images, "labels": labels}
@@ -193,13 +193,13 @@ class CCNetImageProcessorMixin:
         resized."""
         segmentation_maps = _flatten(self.fetch_images(segmentation_maps), (2,), "segmentation map")
         if len(segmentation_maps) != len(images):
-            raise ValueError(f"Got {len(segmentation_maps)} segmentation maps for {len(images)} pictures.")
+            raise ValueError(f"Got {len(segmentation_maps)} segmentation maps for {len(images)} images.")
         labels = []
         for index, (segmentation_map, image) in enumerate(zip(segmentation_maps, images, strict=True)):
             label = self._to_backend(segmentation_map_to_array(segmentation_map), device)
             if label.shape != image.shape[-2:]:
                 raise ValueError(
-                    f"Segmentation map {index} is {label.shape[0]}x{label.shape[1]} (height x width), but its picture "
+                    f"Segmentation map {index} is {label.shape[0]}x{label.shape[1]} (height x width), but its image "
                     f"is {image.shape[-2]}x{image.shape[-1]}."
                 )
             if do_reduce_labels:
@@ -216,21 +216,21 @@ class CCNetImageProcessorMixin:
         return_segmentation_scores: bool = False,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Makes segmentation maps of the model's outputs as mmsegmentation does: the logits are resized to the size of
-        the network's input, padding is cut off, the rest is resized to the size of the picture, both times bilinearly
+        the network's input, padding is cut off, the rest is resized to the size of the image, both times bilinearly
         with the processor's `align_corners`; each pixel gets the class with the largest logit. Classes are worked
-        through in chunks, so that many classes of a large picture need little memory.
+        through in chunks, so that many classes of a large image need little memory.
 
         Args:
             outputs ([`CCNetSemanticSegmenterOutput`]):
                 Outputs of the model, with `logits` of shape `(batch, num_labels, height, width)`.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
-                `(height, width)` of each picture before preprocessing. Without it, maps have the size of the network's
+                `(height, width)` of each image before preprocessing. Without it, maps have the size of the network's
                 input where `input_sizes` are given, and of the logits otherwise.
             input_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
-                `(height, width)` of each picture after preprocessing, without padding. By default they are computed
+                `(height, width)` of each image after preprocessing, without padding. By default they are computed
                 from `target_sizes` and the processor's `size`, so they are needed where that was overridden in the
-                call. Logits are taken to cover the smallest size that holds all pictures of the batch (or `pad_size`),
-                if the processor pads or `input_sizes` are given; otherwise each picture fills its input.
+                call. Logits are taken to cover the smallest size that holds all images of the batch (or `pad_size`),
+                if the processor pads or `input_sizes` are given; otherwise each image fills its input.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return the resized logits, too. All of them are held in memory at once then.
 
@@ -239,7 +239,7 @@ class CCNetImageProcessorMixin:
             with these as `segmentation` and the logits `(num_labels, height, width)` as `segmentation_scores`.
 
         Raises:
-            ValueError: If there are not as many sizes as pictures, or a size is not two positive integers.
+            ValueError: If there are not as many sizes as images, or a size is not two positive integers.
         """
         logits = outputs.logits
         target_sizes = _check_sizes(target_sizes, len(logits), "target_sizes")
@@ -249,18 +249,18 @@ class CCNetImageProcessorMixin:
             input_sizes = [output_size(*target, self.size) if self.do_resize else target for target in target_sizes]
 
         results = []
-        for index, picture_logits in enumerate(logits):
+        for index, image_logits in enumerate(logits):
             sizes = {}
             if input_sizes is not None:
                 sizes["input_size"] = input_sizes[index]
                 sizes["target_size"] = target_sizes[index] if target_sizes is not None else None
                 sizes["padded_size"] = self._padded_size(input_sizes) if may_be_padded else None
             if return_segmentation_scores:
-                scores = resize_logits(picture_logits, self.align_corners, **sizes)
+                scores = resize_logits(image_logits, self.align_corners, **sizes)
                 data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
-                results.append(argmax_of_resized_logits(picture_logits, self.align_corners, **sizes))
+                results.append(argmax_of_resized_logits(image_logits, self.align_corners, **sizes))
         return results
 
     def _padded_size(self, input_sizes: list[Size]) -> Size:
@@ -270,7 +270,7 @@ class CCNetImageProcessorMixin:
 
 
 def _flatten(images: ImageInput, ndims: tuple[int, ...], what: str) -> list[PIL.Image.Image | Array]:
-    """Pictures or segmentation maps as a flat list, whether one, a list, a list of lists, or one array with a batch
+    """Images or segmentation maps as a flat list, whether one, a list, a list of lists, or one array with a batch
     axis."""
     if isinstance(images, (list, tuple)):
         return [image for nested in images for image in _flatten(nested, ndims, what)]
@@ -309,7 +309,7 @@ def _check_sizes(sizes: Sequence[Size] | torch.Tensor | None, count: int, name: 
         return None
     sizes = [tuple(int(side) for side in size) for size in sizes]
     if len(sizes) != count:
-        raise ValueError(f"`{name}` must hold one size per picture: got {len(sizes)} for {count} pictures.")
+        raise ValueError(f"`{name}` must hold one size per image: got {len(sizes)} for {count} images.")
     for size in sizes:
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"`{name}` must hold pairs (height, width) of positive integers, got {size}.")
@@ -323,13 +323,13 @@ def resize_logits(
     target_size: Size | None = None,
     padded_size: Size | None = None,
 ) -> torch.Tensor:
-    """Resizes the logits of one picture bilinearly, first to the network's input and then to the picture.
+    """Resizes the logits of one image bilinearly, first to the network's input and then to the image.
 
     Args:
         logits (`torch.Tensor` of shape `(num_labels, height, width)`): Any floating dtype.
         align_corners (`bool`): Of both resizes.
         input_size (`tuple[int, int]`, *optional*): `(height, width)` of the network's input, without padding.
-        target_size (`tuple[int, int]`, *optional*): `(height, width)` of the picture.
+        target_size (`tuple[int, int]`, *optional*): `(height, width)` of the image.
         padded_size (`tuple[int, int]`, *optional*, defaults to `input_size`):
             `(height, width)` of the network's input with its padding at the right and below, which is cut off.
 

@@ -1,4 +1,4 @@
-"""Pictures and segmentation maps before the network: how they come in, to which size they are resized, and how, by the
+"""Images and segmentation maps before the network: how they come in, to which size they are resized, and how, by the
 rules of mmsegmentation.
 
 Everything here works on NumPy arrays and on torch tensors alike, so that both image processors give the same pixels.
@@ -14,7 +14,7 @@ Array = np.ndarray | torch.Tensor
 
 
 def resize_output_size(height: int, width: int, longest: int, shortest: int) -> tuple[int, int]:
-    """The keep-ratio rule of mmsegmentation's `Resize`: the largest size of the picture's shape whose longer side is
+    """The keep-ratio rule of mmsegmentation's `Resize`: the largest size of the image's shape whose longer side is
     at most `longest` and whose shorter side is at most `shortest` pixels, rounded per side (at least one pixel).
 
     Returns:
@@ -36,7 +36,7 @@ def rescale_output_size(height: int, width: int, ratio: float) -> tuple[int, int
 
 
 def output_size(height: int, width: int, size: dict[str, int] | SizeDict) -> tuple[int, int]:
-    """`(height, width)` of a picture after resizing by a processor's `size`, which holds either `"height"` and
+    """`(height, width)` of an image after resizing by a processor's `size`, which holds either `"height"` and
     `"width"` (taken as they are) or `"shortest_edge"` and `"longest_edge"` ([`resize_output_size`])."""
     if size.get("height") and size.get("width"):
         return size["height"], size["width"]
@@ -46,7 +46,7 @@ def output_size(height: int, width: int, size: dict[str, int] | SizeDict) -> tup
 def resize_bilinear(image: Array, height: int, width: int) -> Array:
     """Resizes bilinearly between pixel centres and without antialiasing, as OpenCV's `INTER_LINEAR` does.
 
-    A uint8 picture comes out equal to OpenCV's, bit for bit: like OpenCV, it is resized in integers with weights of 11
+    A uint8 image comes out equal to OpenCV's, bit for bit: like OpenCV, it is resized in integers with weights of 11
     bits, first along the rows and then along the columns.
 
     Args:
@@ -108,7 +108,7 @@ def _is_floating(array: Array) -> bool:
 
 
 def convert_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A picture of any mode as 8-bit RGB, as OpenCV reads it: of 16-bit pictures the upper byte, without
+    """An image of any mode as 8-bit RGB, as OpenCV reads it: of 16-bit images the upper byte, without
     transparency."""
     if image.mode.startswith("I"):
         image = PIL.Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
@@ -117,23 +117,23 @@ def convert_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def picture_to_array(
+def image_to_array(
     image: PIL.Image.Image | Array, do_convert_rgb: bool, input_data_format: str | ChannelDimension | None = None
 ) -> Array:
-    """One picture as a channels-first array.
+    """One image as a channels-first array.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            A picture of any mode, or an array of shape `(height, width)`, `(height, width, channels)` or `(channels,
+            An image of any mode, or an array of shape `(height, width)`, `(height, width, channels)` or `(channels,
             height, width)`, floating or with integers from 0 to 255.
-        do_convert_rgb (`bool`): Whether to make three channels of a grey, four-channel or other picture.
+        do_convert_rgb (`bool`): Whether to make three channels of a grey, four-channel or other image.
         input_data_format (`str`, *optional*): The layout of an array; by default found from its shape.
 
     Returns:
         An array of shape `(channels, height, width)`, uint8 or float32.
 
     Raises:
-        ValueError: If the shape or the values cannot be a picture's.
+        ValueError: If the shape or the values cannot be an image's.
     """
     if isinstance(image, PIL.Image.Image):
         image = np.array(convert_to_rgb(image) if do_convert_rgb else image)
@@ -143,7 +143,7 @@ def picture_to_array(
     elif _channel_axis(image, input_data_format) == 2:
         image = image.transpose(2, 0, 1) if isinstance(image, np.ndarray) else image.permute(2, 0, 1)
     if 0 in image.shape:
-        raise ValueError(f"A picture of shape {tuple(image.shape)} (channels, height, width) has no pixels.")
+        raise ValueError(f"An image of shape {tuple(image.shape)} (channels, height, width) has no pixels.")
     if do_convert_rgb and image.shape[0] == 1:
         image = image[[0, 0, 0]]
     elif do_convert_rgb and image.shape[0] == 4:
@@ -153,7 +153,7 @@ def picture_to_array(
 
 def _channel_axis(image: Array, input_data_format: str | ChannelDimension | None) -> int:
     """The axis of the channels of a three-dimensional array: the one of length 3, else the one of length 1 or 4. Where
-    both ends qualify, transformers takes the first, which loses pictures one pixel high."""
+    both ends qualify, transformers takes the first, which loses images one pixel high."""
     if input_data_format is not None:
         return 0 if ChannelDimension(input_data_format) == ChannelDimension.FIRST else 2
     for channels in ((3,), (1, 4)):
@@ -161,8 +161,8 @@ def _channel_axis(image: Array, input_data_format: str | ChannelDimension | None
             if image.shape[axis] in channels:
                 return axis
     raise ValueError(
-        f"No axis of a picture of shape {tuple(image.shape)} holds its channels: expected (height, width, channels) "
-        "or (channels, height, width) with 1, 3 or 4 channels. Other pictures need `input_data_format`."
+        f"No axis of an image of shape {tuple(image.shape)} holds its channels: expected (height, width, channels) "
+        "or (channels, height, width) with 1, 3 or 4 channels. Other images need `input_data_format`."
     )
 
 
@@ -174,19 +174,19 @@ def _uint8_or_float32(image: Array) -> Array:
     image = _cast(image, "int64")
     if image.min() < 0 or image.max() > 255:
         raise ValueError(
-            f"A picture of integers must lie in 0..255, got values from {int(image.min())} to {int(image.max())}. "
-            "Pass 16-bit pictures as `PIL.Image`, or scale them to 8 bits."
+            f"An image of integers must lie in 0..255, got values from {int(image.min())} to {int(image.max())}. "
+            "Pass 16-bit images as `PIL.Image`, or scale them to 8 bits."
         )
     return _cast(image, "uint8")
 
 
 def segmentation_map_to_array(segmentation_map: PIL.Image.Image | Array) -> Array:
-    """One segmentation map, a palette or grey picture or an integer array of shape `(height, width)`, as a new int64
+    """One segmentation map, a palette or grey image or an integer array of shape `(height, width)`, as a new int64
     array of that shape."""
     if isinstance(segmentation_map, PIL.Image.Image):
         mode, segmentation_map = segmentation_map.mode, np.array(segmentation_map)
         if segmentation_map.ndim != 2:
-            raise ValueError(f"A segmentation map has one channel, of class ids; got a picture of mode {mode}.")
+            raise ValueError(f"A segmentation map has one channel, of class ids; got an image of mode {mode}.")
     is_tensor = isinstance(segmentation_map, torch.Tensor)
     if _is_floating(segmentation_map):
         raise ValueError(f"A segmentation map holds class ids, so integers; got {segmentation_map.dtype}.")

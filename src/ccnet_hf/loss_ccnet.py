@@ -224,7 +224,7 @@ def category_consistent_loss(
         num_labels: number of classes.
         ignore_index: label of pixels that do not count.
         align_corners: whether the corners of labels and embeddings fall together.
-        per_image: gather a class in every picture for itself and average over the pictures that have one; by default
+        per_image: gather a class in every image for itself and average over the images that have one; by default
             over the batch.
 
     Returns:

@@ -214,7 +214,7 @@ class CCNetPreTrainedModel(PreTrainedModel):
     _no_split_modules = [*CCNetResNetBackbone._no_split_modules, "CCNetHead", "CCNetAuxiliaryHead"]
 
     def get_input_embeddings(self) -> None:
-        """`None`: pictures come without a table of embeddings. Accelerate asks every model that FSDP2 shards."""
+        """`None`: images come without a table of embeddings. Accelerate asks every model that FSDP2 shards."""
         return None
 
     @torch.no_grad()
@@ -260,7 +260,7 @@ class CCNetModel(CCNetPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised pictures, as the image processor gives them.
+                Normalised images, as the image processor gives them.
             output_attentions (`bool`, *optional*):
                 Whether to return the weights of every round of attention.
             output_hidden_states (`bool`, *optional*):
@@ -326,7 +326,7 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised pictures, as the image processor gives them.
+                Normalised images, as the image processor gives them.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Class of every pixel, or `config.semantic_loss_ignore_index`. With them the output has `loss`, in train
                 and eval mode alike.

@@ -145,7 +145,7 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised pictures.
+                Normalised images.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the outputs of the stem and of every stage as `hidden_states`.
 

@@ -30,7 +30,7 @@ class TrainingRecipe:
         cat_max_ratio: a crop is redrawn, up to ten times, while one class covers this share of it; 1 takes any.
         photometric_distortion: brightness, contrast, saturation and hue, each with probability 1/2.
         pad_before_normalization: pad small crops with black (VOC12Aug) instead of the mean colour.
-        batch_size: pictures per step, over all processes.
+        batch_size: images per step, over all processes.
         max_train_steps: length of the schedule, and of the training.
         eval_steps: steps between two evaluations.
         optimizer: `"sgd"` or `"adamw"`; weight decay applies to every parameter.
@@ -184,7 +184,7 @@ class Recipe:
         )
 
 
-# benchmark: (long, short) of the resize in training and test, pictures per GPU, pad before normalisation
+# benchmark: (long, short) of the resize in training and test, images per GPU, pad before normalisation
 _PROTOCOLS = {
     "cityscapes": ((2048, 1024), 2, False),
     "ade20k": ((2048, 512), 4, False),
@@ -229,7 +229,7 @@ def _zoo_recipe(
     (long, short), batch_per_gpu, pad_before_normalization = _PROTOCOLS[benchmark]
     height, width = crop_size
     crop = f"{height}x{width}"
-    # With an odd crop the corners of map and picture fall together: odd test size, aligned corners, sliding windows.
+    # With an odd crop the corners of map and image fall together: odd test size, aligned corners, sliding windows.
     odd = height % 2 == 1
     if odd:
         long, short = long + 1, short + 1

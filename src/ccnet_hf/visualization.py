@@ -1,4 +1,4 @@
-"""Label maps and attention as people look at them: palette pictures, overlays with a legend, maps of attention."""
+"""Label maps and attention as people look at them: palette images, overlays with a legend, maps of attention."""
 
 import colorsys
 from collections.abc import Sequence
@@ -53,17 +53,17 @@ def blend(image: Image.Image, label_map: LabelMap, palette: Sequence[Color], alp
     """Tint an RGB image with the colours of its classes and draw a thin light line where classes meet.
 
     Args:
-        image: picture of width W and height H.
-        label_map: (H, W) labels; those without a colour leave the picture as it is.
+        image: image of width W and height H.
+        label_map: (H, W) labels; those without a colour leave the image as it is.
         palette: RGB colour (0..255) per label.
         alpha: strength of the colour, 0 (none) to 1 (nothing but colour).
 
     Raises:
-        ValueError: picture and label map differ in size.
+        ValueError: image and label map differ in size.
     """
     labels = _to_numpy(label_map)
     if labels.shape != (image.height, image.width):
-        raise ValueError(f"picture is {image.height}x{image.width}, label map {'x'.join(map(str, labels.shape))}")
+        raise ValueError(f"image is {image.height}x{image.width}, label map {'x'.join(map(str, labels.shape))}")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     colors = np.asarray(palette, dtype=np.float32).reshape(-1, 3)
     known = (labels >= 0) & (labels < len(colors))
@@ -91,19 +91,19 @@ def overlay(
     class_names: Sequence[str],
     alpha: float = 0.5,
 ) -> Image.Image:
-    """A picture tinted by its classes, with a legend of the classes present, largest share first.
+    """An image tinted by its classes, with a legend of the classes present, largest share first.
 
-    The legend stands below a wide picture and to the right of a tall one, and never covers it.
+    The legend stands below a wide image and to the right of a tall one, and never covers it.
 
     Args:
-        image: picture of width W and height H.
+        image: image of width W and height H.
         label_map: (H, W) labels; those outside the classes (255) are left untinted and out of the legend.
         palette: RGB colour (0..255) per class.
         class_names: name per class.
         alpha: strength of the colour, 0..1.
 
     Returns:
-        RGB image, larger than the picture by the legend.
+        RGB image: the given one and the legend.
     """
     blended = blend(image, label_map, palette, alpha)
     shares = class_shares(label_map, len(class_names))
@@ -129,11 +129,11 @@ def attention_map(attentions: Sequence[torch.Tensor], position: tuple[int, int])
     """How much every position of the feature map weighs in what one position gathers by attention.
 
     The last round alone gives the weights over the position's own row and column; two rounds reach from one position
-    to the whole picture (paper, section 3.3). What counts is attention only, neither gamma nor what a position keeps.
+    to the whole image (paper, section 3.3). What counts is attention only, neither gamma nor what a position keeps.
 
     Args:
         attentions: (H, W, H + W) for each round, in order: weights over the column, then over the row, as a CCNet
-            returns them for one picture with `output_attentions=True`.
+            returns them for one image with `output_attentions=True`.
         position: (row, column) on the feature map.
 
     Returns:
@@ -149,10 +149,10 @@ def attention_map(attentions: Sequence[torch.Tensor], position: tuple[int, int])
 
 
 def draw_attention(image: Image.Image, weights: torch.Tensor, position: tuple[int, int]) -> Image.Image:
-    """A picture in pale grey under its attention: the heavier a place weighs, the stronger its orange.
+    """An image in pale grey under its attention: the heavier a place weighs, the stronger its orange.
 
     Args:
-        image: the picture.
+        image: the image.
         weights: (h, w) weights over the feature map, as `attention_map` gives them; the largest is drawn full.
         position: (row, column) on the feature map whose attention this is; a ring marks it.
     """
@@ -177,7 +177,7 @@ def draw_attention(image: Image.Image, weights: torch.Tensor, position: tuple[in
 
 
 def captioned_grid(rows: Sequence[dict[str, Image.Image]]) -> Image.Image:
-    """Pictures of one size in rows, each above its caption."""
+    """Images of one size in rows, each above its caption."""
     width, height = next(iter(rows[0].values())).size
     font = ImageFont.load_default(size=max(12, height // 16))
     gap = height // 12

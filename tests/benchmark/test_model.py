@@ -1,4 +1,4 @@
-"""`benchmark.py model` on a tiny picture."""
+"""`benchmark.py model` on a tiny image."""
 
 import json
 

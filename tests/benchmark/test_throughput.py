@@ -15,7 +15,7 @@ from ccnet_hf.data import transforms
 from ccnet_hf.recipes import get_recipe
 
 
-def test_synthetic_pictures_are_as_large_as_the_benchmarks():
+def test_synthetic_images_are_as_large_as_the_benchmarks():
     (row,) = synthetic_split(1, (1024, 2048), num_labels=19)
     assert 2.0e6 < len(row["image"]["bytes"]) < 2.6e6
 
@@ -36,11 +36,11 @@ def test_names_the_slowest_stage(monkeypatch):
     monkeypatch.setattr(transforms.RandomCrop, "transform", slow_crop)
     measured = measure_loading(recipe, (64, 128), num_examples=3, num_workers=(0,))
     assert measured["bottleneck"] == "RandomCrop"
-    assert measured["stages"]["RandomCrop"] >= 0.04  # picture and label
+    assert measured["stages"]["RandomCrop"] >= 0.04  # image and label
     assert measured["cpu_seconds"] == pytest.approx(sum(measured["stages"].values()), rel=0.5)
     assert measured["images_per_cpu_second"] == pytest.approx(1 / measured["cpu_seconds"])
     assert 0 < measured["images_per_second"][0] < 25
-    assert measured["picture_bytes"] > 1000
+    assert measured["image_bytes"] > 1000
 
 
 def test_label_maps_hold_classes_only():
@@ -56,7 +56,7 @@ def test_command(tmp_path, capsys):
     arguments = ["--size", "64x128", "--num_examples", "2", "--json", str(file)]
     assert benchmark.main(["data", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "1 worker: " in printed and "decode picture" in printed
+    assert "1 worker: " in printed and "decode image" in printed
     assert json.loads(file.read_text())["bottleneck"] in printed
 
 

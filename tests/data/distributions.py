@@ -25,7 +25,7 @@ MAPPINGS = {
 }
 SIZE = (12, 20)
 
-# benchmark -> split -> (name, path of the picture, path of the label)
+# benchmark -> split -> (name, path of the image, path of the label)
 EXAMPLES = {
     "cityscapes": {
         split: [
@@ -87,11 +87,11 @@ def die(encoded: bytes) -> None:
 
 
 def encode(array: np.ndarray, suffix: str = ".png", palette: list[int] | None = None) -> bytes:
-    picture = PIL.Image.fromarray(array)
+    image = PIL.Image.fromarray(array)
     if palette is not None:
-        picture.putpalette(palette)
+        image.putpalette(palette)
     buffer = io.BytesIO()
-    picture.save(buffer, {".png": "PNG", ".jpg": "JPEG"}[suffix])
+    image.save(buffer, {".png": "PNG", ".jpg": "JPEG"}[suffix])
     return buffer.getvalue()
 
 
@@ -111,7 +111,7 @@ def write(root: Path, path: str, content: bytes | str) -> None:
 
 
 def write_distribution(root: Path, benchmark: str) -> dict[str, dict[str, tuple[bytes, np.ndarray]]]:
-    """Write two examples of every split; returns split -> name -> (bytes of the picture, training ids)."""
+    """Write two examples of every split; returns split -> name -> (bytes of the image, training ids)."""
     generator = np.random.default_rng(0)
     mapping = MAPPINGS[benchmark]
     expected: dict[str, dict[str, tuple[bytes, np.ndarray]]] = {}

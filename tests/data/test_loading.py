@@ -20,9 +20,9 @@ def png(array: np.ndarray, mode: str | None = None) -> dict:
 
 
 def make_split(labels: list[np.ndarray], **columns) -> datasets.Dataset:
-    pictures = [np.full((*label.shape[:2], 3), 10 * index, np.uint8) for index, label in enumerate(labels)]
+    images = [np.full((*label.shape[:2], 3), 10 * index, np.uint8) for index, label in enumerate(labels)]
     features = {"image": datasets.Image(), "label": datasets.Image()}
-    rows = {"image": [png(picture) for picture in pictures], "label": [png(label) for label in labels], **columns}
+    rows = {"image": [png(image) for image in images], "label": [png(label) for label in labels], **columns}
     features |= {name: datasets.Value("string") for name in columns}
     return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
 
@@ -46,9 +46,9 @@ def test_reads_parquet_and_saved_folders_alike(tmp_path):
     for folder in folders:
         dataset = SegmentationDataset(load_split(folder, "train"), num_labels=3)
         assert len(dataset) == 2
-        picture, label, name = dataset.read(1)
+        image, label, name = dataset.read(1)
         assert name == "b"
-        assert picture.getpixel((0, 0)) == (10, 10, 10)
+        assert image.getpixel((0, 0)) == (10, 10, 10)
         np.testing.assert_array_equal(label, LABEL[:, :2])
     assert len(load_split(folders[0], "test")) == 1
 
@@ -64,11 +64,11 @@ def test_maps_columns_and_names_what_is_there(tmp_path):
         load_split(folder, "validation")
 
 
-def test_pictures_without_labels_are_all_ignored(tmp_path):
+def test_images_without_labels_are_all_ignored(tmp_path):
     folder = write_folder(tmp_path / "data", test=make_split([LABEL], name=["a"]).remove_columns("label"))
     split = load_split(folder, "test", label_column_name=None)
-    picture, label, name = SegmentationDataset(split, num_labels=3).read(0)
-    assert (picture.size, label.shape, name) == ((3, 2), (2, 3), "a")
+    image, label, name = SegmentationDataset(split, num_labels=3).read(0)
+    assert (image.size, label.shape, name) == ((3, 2), (2, 3), "a")
     assert (label == 255).all()
 
 
@@ -109,7 +109,7 @@ def test_bad_files_are_named():
     rows = [png(np.zeros((9, 9, 3), np.uint8)), {"bytes": b"\x89PNG\r\n\x1a\n nothing", "path": None}]
     split = split.remove_columns("image").add_column("image", [*rows, rows[0]])
     dataset = SegmentationDataset(split.cast_column("label", datasets.Image(decode=False)), num_labels=3)
-    with pytest.raises(ValueError, match="small: the picture is 9x9, its label map 2x3"):
+    with pytest.raises(ValueError, match="small: the image is 9x9, its label map 2x3"):
         dataset[0]
     with pytest.raises(ValueError, match="broken: cannot be read"):
         dataset[1]
@@ -156,8 +156,8 @@ def test_a_stream_gives_the_same_examples(tmp_path, kind):
     for start, step in ((0, 1), (1, 2)):
         wanted, got = list(mapped.examples(start, step)), list(streamed.examples(start, step))
         assert [name for *_, name in got] == [name for *_, name in wanted] == ["a", "b", "c", "a"][start::step]
-        for (picture, label, _), (expected, truth, _) in zip(got, wanted, strict=True):
-            assert picture.tobytes() == expected.tobytes()
+        for (image, label, _), (expected, truth, _) in zip(got, wanted, strict=True):
+            assert image.tobytes() == expected.tobytes()
             np.testing.assert_array_equal(label, truth)
     assert class_frequencies(streamed).tolist() == class_frequencies(mapped).tolist()
     with pytest.raises(ValueError, match="no column 'image'; it has pixels, annotation"):
@@ -178,7 +178,7 @@ def test_streams_stay_encoded_however_they_are_ordered(tmp_path):
 def corrupt_split(broken: set[int], size: int = 5) -> datasets.Dataset:
     split = make_split([LABEL] * size, name=[f"p{index}" for index in range(size)])
     rows = [
-        {"bytes": b"no picture", "path": None} if i in broken else split_row
+        {"bytes": b"no image", "path": None} if i in broken else split_row
         for i, split_row in enumerate(_encoded(split)["image"])
     ]
     return _encoded(split.remove_columns("image").add_column("image", rows))
@@ -242,9 +242,9 @@ def _encoded(split: datasets.Dataset) -> datasets.Dataset:
 def test_a_streams_corrupt_example_is_replaced_alike_in_every_worker(num_workers, shards):
     split = make_split([LABEL] * 4, name=list("abcd"))
     split = _encoded(split)
-    pictures = split["image"][:]
-    pictures[2] = {"bytes": b"none", "path": None}
-    split = split.remove_columns("image").add_column("image", pictures)
+    images = split["image"][:]
+    images[2] = {"bytes": b"none", "path": None}
+    split = split.remove_columns("image").add_column("image", images)
     split = split.cast_column("image", datasets.Image(decode=False))
     dataset = SegmentationDataset(split.to_iterable_dataset(num_shards=shards), num_labels=3, skip_corrupt=True)
     keys = [(0, index, example) for index, example in enumerate(split)]
@@ -255,7 +255,7 @@ def test_a_streams_corrupt_example_is_replaced_alike_in_every_worker(num_workers
 def test_a_column_of_numbers_is_no_column_of_label_maps(tmp_path):
     split = make_split([LABEL] * 2).rename_column("label", "mask").add_column("label", [0, 1])
     folder = write_folder(tmp_path / "data", train=split)
-    with pytest.raises(ValueError, match="the column 'label' holds int64 numbers, not pictures"):
+    with pytest.raises(ValueError, match="the column 'label' holds int64 numbers, not images"):
         load_split(folder, "train")
     assert len(load_split(folder, "train", label_column_name="mask")) == 2
     with pytest.raises(ValueError, match="is a file; name its folder"):

@@ -1,4 +1,4 @@
-"""Official distributions become datasets: labels pixel for pixel, pictures byte for byte, damage named."""
+"""Official distributions become datasets: labels pixel for pixel, images byte for byte, damage named."""
 
 import dataclasses
 import io
@@ -58,9 +58,9 @@ def read_rows(output_dir: Path) -> dict[str, dict[str, dict]]:
 
 
 def decode(encoded: dict) -> np.ndarray:
-    picture = PIL.Image.open(io.BytesIO(encoded["bytes"]))
-    assert picture.mode == "L"
-    return np.asarray(picture)
+    image = PIL.Image.open(io.BytesIO(encoded["bytes"]))
+    assert image.mode == "L"
+    return np.asarray(image)
 
 
 def check(output_dir: Path, expected: dict[str, dict[str, tuple[bytes, np.ndarray]]]) -> None:
@@ -85,7 +85,7 @@ def test_every_form_of_a_distribution_gives_the_same_dataset(tmp_path, name, for
         source = tmp_path / "raw"
     elif form == "archive":
         source = pack(tmp_path / "raw", source / "all.tar")
-    elif form == "archives":  # as downloaded: one for the pictures, one for the labels
+    elif form == "archives":  # as downloaded: one for the images, one for the labels
         for folder in folders:
             pack(tmp_path / "raw", source / (f"{folder}.tgz" if "benchmark" in folder else f"{folder}.zip"), folder)
     elif form == "nested":
@@ -153,13 +153,13 @@ def test_cityscapes_takes_training_ids_where_only_they_exist(tmp_path):
         path.with_name(f"{name}_gtFine_labelTrainIds.png").write_bytes(encode(label))
         if "lindau" not in name:
             path.unlink()
-        else:  # a picture made by somebody else is not preferred to the official one
+        else:  # an image made by somebody else is not preferred to the official one
             path.with_name(f"{name}_gtFine_labelTrainIds.png").write_bytes(encode(np.zeros_like(label)))
     prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out")
     check(tmp_path / "out", expected)
 
 
-def test_voc_reads_sbd_files_and_falls_back_to_their_pictures(tmp_path):
+def test_voc_reads_sbd_files_and_falls_back_to_their_images(tmp_path):
     scipy_io = pytest.importorskip("scipy.io", reason="reading SBD's files needs scipy")
     expected = write_distribution(tmp_path / "raw", "voc12aug")
     voc, sbd = tmp_path / "raw/VOCdevkit/VOC2012", tmp_path / "raw/benchmark_RELEASE/dataset"
@@ -246,7 +246,7 @@ def damage_missing_label(raw: Path, name: str) -> str:
     return f"split train has no label for {EXAMPLES[name]['train'][1][0]}"
 
 
-def damage_truncated_picture(raw: Path, name: str) -> str:
+def damage_truncated_image(raw: Path, name: str) -> str:
     path = raw / EXAMPLES[name]["train"][1][1]
     path.write_bytes(path.read_bytes()[:-200])
     return f"{path}: cannot be read"
@@ -272,12 +272,12 @@ def damage_label_id(raw: Path, name: str) -> str:
 def damage_size(raw: Path, name: str) -> str:
     path = raw / EXAMPLES[name]["train"][1][2]
     PIL.Image.open(path).crop((0, 0, 19, 12)).save(path)
-    return f"{path}: the label map is 12x19, its picture 12x20"
+    return f"{path}: the label map is 12x19, its image 12x20"
 
 
 DAMAGES = [
     damage_missing_label,
-    damage_truncated_picture,
+    damage_truncated_image,
     damage_truncated_label,
     damage_label_id,
     damage_size,
@@ -320,7 +320,7 @@ def test_empty_split(tmp_path, capsys):
     assert list(datasets.load_dataset(str(tmp_path / "out"), streaming=True)) == ["train", "test"]
 
 
-def test_missing_pictures_are_told_by_city(tmp_path):
+def test_missing_images_are_told_by_city(tmp_path):
     write_distribution(tmp_path / "raw", "cityscapes")
     for _, image, label in EXAMPLES["cityscapes"]["train"][:1]:
         (tmp_path / "raw" / image).unlink()
@@ -331,7 +331,7 @@ def test_missing_pictures_are_told_by_city(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_of_something_else_is_refused(tmp_path, name):
-    write(tmp_path / "raw", "pictures/cat.jpg", b"")
+    write(tmp_path / "raw", "images/cat.jpg", b"")
     with pytest.raises(ValueError, match=r"looked for|is missing"):
         prepare_dataset(name, tmp_path / "raw", tmp_path / "out", allow_incomplete=True)
 
@@ -521,7 +521,7 @@ def test_real_files_pixel_for_pixel(shared_dir, tmp_path, name, packed):
     assert {split: len(found) for split, found in rows.items()} == {
         "cityscapes": {"validation": 1},
         "ade20k": {"train": 1, "validation": 2},
-        "voc12aug": {"validation": 2},  # both pictures are in the validation list, and that is what counts
+        "voc12aug": {"validation": 2},  # both images are in the validation list, and that is what counts
         "lip": {"train": 1, "validation": 1},
         "camvid": {"train": 2, "validation": 1, "test": 2},
     }[name]
@@ -534,8 +534,8 @@ def test_real_files_pixel_for_pixel(shared_dir, tmp_path, name, packed):
         (path,) = source.glob(LABELS[name].format(name=row["name"]))
         label = np.asarray(PIL.Image.open(path))
         np.testing.assert_array_equal(decode(row["label"]), np.vectorize(mapping.__getitem__)(label))
-        pictures = [file for file in source.rglob(row["image"]["path"]) if "annot" not in file.parent.name]
-        assert {row["image"]["bytes"]} == {picture.read_bytes() for picture in pictures}
+        images = [file for file in source.rglob(row["image"]["path"]) if "annot" not in file.parent.name]
+        assert {row["image"]["bytes"]} == {image.read_bytes() for image in images}
 
 
 @pytest.mark.parametrize(("name", "count"), [("cityscapes", 2975 + 500 + 1525), ("ade20k", 22210), ("lip", 40462)])
@@ -561,8 +561,8 @@ def test_labels_are_not_reduced_twice(tmp_path, streaming):
         np.testing.assert_array_equal(one, other)
 
 
-def test_labels_without_pictures(shared_dir, tmp_path):
-    with pytest.raises(ValueError, match="no picture of Cityscapes with its label is in"):
+def test_labels_without_images(shared_dir, tmp_path):
+    with pytest.raises(ValueError, match="no image of Cityscapes with its label is in"):
         prepare_dataset("cityscapes", shared_dir / "fixtures/cityscapes_labels_only", tmp_path / "out")
 
 

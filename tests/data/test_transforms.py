@@ -1,4 +1,4 @@
-"""Augmentation: label and picture stay together, sizes follow the recipe, colours follow their definition.
+"""Augmentation: label and image stay together, sizes follow the recipe, colours follow their definition.
 
 Draws are compared with mmsegmentation's definitions as distributions. Seeds are fixed, so a test passes or fails
 always; bounds are four and a half standard deviations wide.
@@ -28,14 +28,14 @@ def seed():
     torch.manual_seed(0)
 
 
-def picture_of(label: torch.Tensor):
-    """A picture whose first channel is the label map, and the label map."""
+def image_of(label: torch.Tensor):
+    """An image whose first channel is the label map, and the label map."""
     image = label.to(torch.uint8).expand(3, *label.shape).clone()
     return tv_tensors.Image(image), tv_tensors.Mask(label.to(torch.uint8))
 
 
 def test_random_resize_follows_the_keep_ratio_rule():
-    image, label = picture_of(torch.zeros(36, 48))
+    image, label = image_of(torch.zeros(36, 48))
     heights = []
     for _ in range(30):
         resized, resized_label = RandomResize((72, 54), (0.5, 1.5))(image, label)
@@ -90,13 +90,13 @@ def test_resize_in_steps_draws_every_step_alike():
 
 
 def test_labels_are_resized_nearest():
-    image, label = picture_of(torch.tensor([[0, 200], [200, 0]]))
+    image, label = image_of(torch.tensor([[0, 200], [200, 0]]))
     _, resized = RandomResize((64, 64), (1.0, 1.0))(image, label)
     assert set(resized.unique().tolist()) == {0, 200}
 
 
-def test_crop_keeps_picture_and_label_together():
-    image, label = picture_of(torch.arange(20)[:, None] * 10 + torch.arange(10))
+def test_crop_keeps_image_and_label_together():
+    image, label = image_of(torch.arange(20)[:, None] * 10 + torch.arange(10))
     for _ in range(10):
         cropped, cropped_label = RandomCrop((5, 4), 1.0)(image, label)
         assert cropped_label.shape == (5, 4)
@@ -104,7 +104,7 @@ def test_crop_keeps_picture_and_label_together():
 
 
 def test_crop_takes_every_place_alike():
-    image, label = picture_of(torch.zeros(9, 8))
+    image, label = image_of(torch.zeros(9, 8))
     crop = RandomCrop((6, 4), 1.0)
     corners = Counter(
         (params["top"], params["left"]) for params in (crop.make_params([image, label]) for _ in range(4000))
@@ -120,7 +120,7 @@ def test_crop_redraws_ten_times(cat_max_ratio):
     row = [0] * 108
     row[4] = 1
     row[105:] = [255] * 3
-    image, label = picture_of(torch.tensor([row]))
+    image, label = image_of(torch.tensor([row]))
 
     def is_good(start: int) -> bool:
         counts = Counter(value for value in row[start : start + 8] if value != 255)
@@ -137,7 +137,7 @@ def test_crop_redraws_ten_times(cat_max_ratio):
 def test_crop_avoids_windows_of_one_class():
     label = torch.zeros(64, 64)
     label[:, 56:] = 1  # of all windows 8 wide about a quarter are mixed
-    image, label = picture_of(label)
+    image, label = image_of(label)
     plain = [RandomCrop((8, 8), 1.0)(image, label)[1] for _ in range(200)]
     picky = [RandomCrop((8, 8), 0.9)(image, label)[1] for _ in range(200)]
     mixed = [sum(len(window.unique()) > 1 for window in windows) for windows in (plain, picky)]
@@ -153,8 +153,8 @@ def test_crop_does_not_count_ignored_pixels():
     assert not crop._is_mixed(label)
 
 
-def test_small_pictures_stay_small_in_the_crop_and_are_padded():
-    image, label = picture_of(torch.ones(3, 5))
+def test_small_images_stay_small_in_the_crop_and_are_padded():
+    image, label = image_of(torch.ones(3, 5))
     cropped, cropped_label = RandomCrop((4, 4), 1.0)(image, label)
     assert cropped_label.shape == (3, 4)
     padded, padded_label = PadToSize((4, 6))(cropped, cropped_label)
@@ -218,14 +218,14 @@ def test_distortions_are_drawn_independently_and_uniformly():
 
 
 def test_distortion_leaves_the_label_alone():
-    image, label = picture_of(torch.randint(0, 256, (8, 8)))
+    image, label = image_of(torch.randint(0, 256, (8, 8)))
     for _ in range(20):
         distorted, same = PhotometricDistortion()(image, label)
         assert torch.equal(same, label) and distorted.dtype == torch.uint8 and distorted.shape == image.shape
 
 
 def test_flip_comes_in_half_of_the_cases():
-    image, label = picture_of(torch.arange(4).expand(2, 4))
+    image, label = image_of(torch.arange(4).expand(2, 4))
     flips = sum(int(RandomHorizontalFlip()(image, label)[1][0, 0]) == 3 for _ in range(1000))
     assert_share(flips, 1000, 1 / 2)
 
@@ -233,7 +233,7 @@ def test_flip_comes_in_half_of_the_cases():
 def test_flip_exchanges_left_and_right():
     """LIP's arms, legs and shoes; other labels and the ignored one keep their ids, and an unflipped map all."""
     ids = torch.tensor([[0, 13, 14, 15, 16, 17, 18, 19, 255]])
-    image, label = picture_of(ids)
+    image, label = image_of(ids)
     flip = RandomHorizontalFlip(((14, 15), (16, 17), (18, 19)))
     seen = []
     for _ in range(20):

@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 
 def blocks(generator: np.random.Generator) -> np.ndarray:
-    """A picture of coloured blocks, large enough for the model to tell apart."""
+    """An image of coloured blocks, large enough for the model to tell apart."""
     return generator.integers(0, 256, size=(4, 5, 3)).astype(np.uint8).repeat(16, axis=0).repeat(16, axis=1)
 
 
@@ -146,7 +146,7 @@ def test_label_ids_for_the_cityscapes_server(run, expected, split, labelled, tmp
         options = ["--dataset_name", "data", "--label_column_name", ""]
     assert run("--export_dir", "export", *options) == 0
     output = capsys.readouterr().out
-    assert "label ids of 5 pictures" in output
+    assert "label ids of 5 images" in output
     assert ("mIoU" in output) == labelled and ("no pixel is labelled: no scores" in output) != labelled
     files = sorted(Path("export").iterdir())
     assert [file.name for file in files] == [f"berlin_{index:06}_000019_labelIds.png" for index in range(5)]
@@ -158,7 +158,7 @@ def test_label_ids_for_the_cityscapes_server(run, expected, split, labelled, tmp
 
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_processes_share_the_work_and_agree(checkpoint, folder, expected, tmp_path, num_processes):
-    """Five pictures do not divide by two or three; each must be counted once, as by the one process of `expected`."""
+    """Five images do not divide by two or three; each must be counted once, as by the one process of `expected`."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), str(SCRIPT)]
     options = ["--model_name_or_path", checkpoint, "--dataset_name", folder, "--output_json", "scores.json"]
     options += ["--export_dir", "export"]
@@ -193,13 +193,13 @@ def corrupt(split: datasets.Dataset, folder: Path) -> None:
     damaged.to_parquet(folder / "validation-00000-of-00001.parquet")
 
 
-def test_corrupt_pictures_are_named_and_counted(run, split, tmp_path, capsys):
+def test_corrupt_images_are_named_and_counted(run, split, tmp_path, capsys):
     corrupt(split, tmp_path / "data")
     assert run("--dataset_name", "data") == 1
     assert "error: berlin_000001_000019: cannot be read" in capsys.readouterr().err
     assert run("--dataset_name", "data", "--skip_corrupt", "--output_json", "scores.json") == 0
     output = capsys.readouterr().out
-    assert "1 examples skipped:\n- berlin_000001_000019: cannot be read" in output and "4 pictures" in output
+    assert "1 examples skipped:\n- berlin_000001_000019: cannot be read" in output and "4 images" in output
     report = json.loads(Path("scores.json").read_text())
     assert report["num_examples"] == 4 and len(report["skipped"]) == 1
 
@@ -235,7 +235,7 @@ def test_the_export_refuses_other_classes_and_names(run, checkpoint, split, tmp_
     assert run("--model_name_or_path", "model", "--export_dir", "export") == 1
     assert "--export_dir is for models with the 19 classes of Cityscapes" in capsys.readouterr().err
     (tmp_path / "data").mkdir()
-    renamed = split.remove_columns("name").add_column("name", [f"picture {index}" for index in range(5)])
+    renamed = split.remove_columns("name").add_column("name", [f"image {index}" for index in range(5)])
     renamed.to_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet")
     assert run("--dataset_name", "data", "--export_dir", "export") == 1
-    assert "picture 0 does not begin with <city>_<sequence>_<frame>" in capsys.readouterr().err
+    assert "image 0 does not begin with <city>_<sequence>_<frame>" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Scoring a split: sizes may differ, labels are untouched, and the predictor sees every picture once."""
+"""Scoring a split: sizes may differ, labels are untouched, and the predictor sees every image once."""
 
 import datasets
 import numpy as np
@@ -10,7 +10,7 @@ from ccnet_hf.evaluation import evaluate_dataset
 
 
 def make_dataset(streamed: bool = False, broken: bool = False, **options) -> SegmentationDataset:
-    """Three pictures whose grey value is their label map, the last of them unreadable if `broken`."""
+    """Three images whose grey value is their label map, the last of them unreadable if `broken`."""
     generator = np.random.default_rng(0)
     labels = [generator.choice([0, 1, 2, 255], size=size).astype(np.uint8) for size in [(4, 6), (5, 5), (4, 6)]]
     rows = {"image": [np.dstack([label] * 3) for label in labels], "label": labels, "name": list("abc")}
@@ -21,7 +21,7 @@ def make_dataset(streamed: bool = False, broken: bool = False, **options) -> Seg
     for column in ("image", "label"):
         split = split.cast_column(column, datasets.Image(decode=False))
     if broken:
-        images = [*split["image"][:2], {"bytes": b"no picture", "path": None}]
+        images = [*split["image"][:2], {"bytes": b"no image", "path": None}]
         split = split.remove_columns("image").add_column("image", images)
     if streamed:
         split = split.to_iterable_dataset()
@@ -29,7 +29,7 @@ def make_dataset(streamed: bool = False, broken: bool = False, **options) -> Seg
 
 
 class Copier:
-    """Stands in for a `Predictor`: reads the class from the picture, with a mistake at the first pixel."""
+    """Stands in for a `Predictor`: reads the class from the image, with a mistake at the first pixel."""
 
     def __init__(self):
         self.batches = []
@@ -44,7 +44,7 @@ class Copier:
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["mapped", "streamed"])
 @pytest.mark.parametrize("batch_size, batches", [(1, [1, 1, 1]), (2, [2, 1])])
-def test_scores_all_pictures_by_one_matrix(batch_size, batches, streamed):
+def test_scores_all_images_by_one_matrix(batch_size, batches, streamed):
     dataset, predictor = make_dataset(streamed), Copier()
     result = evaluate_dataset(predictor, dataset, batch_size, progress=False)
     assert predictor.batches == batches

@@ -103,7 +103,7 @@ def test_counts_as_sets_of_pixels():
         assert iou == len(ours & theirs) / len(ours | theirs)
 
 
-def test_one_matrix_not_a_mean_over_pictures():
+def test_one_matrix_not_a_mean_over_images():
     metric = MeanIoU(num_labels=2)
     metric.add_batch(
         predictions=[[[0, 0, 0, 0]], torch.tensor([[1]])], references=[[[0, 0, 0, 1]], torch.tensor([[1]])]
@@ -152,7 +152,7 @@ def test_refuses_bad_truth_and_shapes():
         metric.add_batch(predictions=[[[0]]], references=[[[0]], [[0]]])
 
 
-def test_keeps_no_picture_and_writes_no_file(tmp_path, monkeypatch):
+def test_keeps_no_image_and_writes_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     metric = MeanIoU(num_labels=2, cache_dir=str(tmp_path / "cache"))
     metric.add(prediction=np.zeros((50, 50), dtype=np.uint8), reference=np.zeros((50, 50), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""A network small enough to compute with by hand, and synthetic pictures."""
+"""A network small enough to compute with by hand, and synthetic images."""
 
 from types import SimpleNamespace
 
@@ -40,8 +40,8 @@ def tiny_network():
 
 
 @pytest.fixture
-def picture():
-    """`picture(height, width, seed)`: smooth colours with some noise, as PIL image."""
+def make_image():
+    """`make_image(height, width, seed)`: smooth colours with some noise, as PIL image."""
 
     def draw(height: int, width: int, seed: int = 0) -> Image.Image:
         random = np.random.RandomState(seed)

@@ -1,4 +1,4 @@
-"""Pictures of every kind, found and read; names of the results."""
+"""Images of every kind, found and read; names of the results."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from ccnet_hf.inference.images import find_images, read_image, to_rgb, unique_st
 
 
 @pytest.fixture
-def rgb(picture) -> Image.Image:
-    return picture(24, 36)
+def rgb(make_image) -> Image.Image:
+    return make_image(24, 36)
 
 
 def test_eight_bit_colour_is_read_as_it_is(rgb, tmp_path):
-    rgb.save(tmp_path / "picture.png")
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "picture.png")), np.asarray(rgb))
+    rgb.save(tmp_path / "image.png")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "image.png")), np.asarray(rgb))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"])
@@ -69,7 +69,7 @@ def test_exif_orientation_is_respected(rgb, tmp_path, orientation):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1)])
-def test_narrow_pictures(size, tmp_path):
+def test_narrow_images(size, tmp_path):
     Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "narrow.png")
     assert read_image(tmp_path / "narrow.png").size == size
 
@@ -84,17 +84,17 @@ def test_unreadable_files_are_named(rgb, tmp_path):
     rgb.save(tmp_path / "whole.png")
     data = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "truncated.png").write_bytes(data[: len(data) // 2])
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.png").touch()
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(tmp_path / "float.tiff")
     Image.fromarray(np.full((2, 2), 70000, dtype=np.int32)).save(tmp_path / "deep.tiff")
     for name, reason in {
         "truncated.png": "truncated",
-        "text.png": "not a picture",
-        "empty.png": "not a picture",
+        "text.png": "not an image",
+        "empty.png": "not an image",
         "float.tiff": "floating point",
         "deep.tiff": "exceed 16 bits",
-        "missing.png": "no such picture",
+        "missing.png": "no such image",
     }.items():
         with pytest.raises(ValueError, match=reason) as error:
             read_image(tmp_path / name)
@@ -139,7 +139,7 @@ def test_folders_patterns_and_files_are_found_once_and_in_order(tmp_path, monkey
     [
         ("gone.png", "no such file or folder: gone.png"),
         ("*.gif", "no file matches"),
-        ("empty", "no pictures in folder"),
+        ("empty", "no images in folder"),
     ],
 )
 def test_what_is_not_there_is_named(tmp_path, monkeypatch, name, message):
@@ -164,5 +164,5 @@ def test_the_output_folder_is_no_input(tmp_path):
         (["x.png", "X.png"], ["x", "X_2"]),
     ],
 )
-def test_results_of_pictures_with_one_name_are_told_apart(paths, stems):
+def test_results_of_images_with_one_name_are_told_apart(paths, stems):
     assert unique_stems(map(Path, paths)) == stems

@@ -37,21 +37,21 @@ def axis_windows(side: int, crop: int, stride: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def slide_by_definition(model, pixel_values, crop_size, stride, align_corners=False):
-    """One picture, one window and one pixel row at a time."""
+    """One image, one window and one pixel row at a time."""
     height, width = pixel_values.shape[-2:]
-    pictures = []
-    for picture in pixel_values:
+    images = []
+    for image in pixel_values:
         total = torch.zeros(model.config.num_labels, height, width)
         count = torch.zeros(height, width)
         for top, bottom in axis_windows(height, crop_size[0], stride[0]):
             for left, right in axis_windows(width, crop_size[1], stride[1]):
-                crop = picture[None, :, top:bottom, left:right]
+                crop = image[None, :, top:bottom, left:right]
                 logits = resize(model(crop).logits, crop.shape[-2:], align_corners)[0]
                 for row in range(top, bottom):
                     total[:, row, left:right] += logits[:, row - top]
                     count[row, left:right] += 1
-        pictures.append(total / count)
-    return torch.stack(pictures)
+        images.append(total / count)
+    return torch.stack(images)
 
 
 @pytest.mark.parametrize("crop, stride", [(1, 1), (8, 8), (8, 5), (13, 1), (13, 9), (769, 513), (512, 341)])
@@ -89,7 +89,7 @@ def test_whole(tiny_network, size, align_corners):
     [
         ((40, 56), (24, 24), (16, 16)),
         ((41, 55), (24, 17), (13, 11)),
-        ((33, 20), (24, 32), (16, 32)),  # wider than the picture
+        ((33, 20), (24, 32), (16, 32)),  # wider than the image
         ((1, 30), (16, 16), (8, 8)),
         ((24, 24), (24, 24), (24, 24)),
     ],
@@ -103,7 +103,7 @@ def test_slide(tiny_network, size, crop_size, stride, align_corners):
         assert not torch.allclose(expected, whole_by_definition(model, pixel_values, align_corners), atol=1e-2)
 
 
-def test_a_window_larger_than_the_picture_is_the_whole_picture(tiny_network):
+def test_a_window_larger_than_the_image_is_the_whole_image(tiny_network):
     model = tiny_network()
     pixel_values = noise(1, 3, 20, 30)
     slide = predict_logits(model, pixel_values, mode="slide", crop_size=(64, 64), stride=(32, 32))
@@ -124,7 +124,7 @@ def test_arguments_outrank_the_config(tiny_network):
 
 
 @pytest.mark.parametrize("crop_batch_size, batch_sizes", [(1, [1] * 12), (5, [5, 5, 2]), (100, [12])])
-def test_windows_of_all_pictures_share_batches(tiny_network, crop_batch_size, batch_sizes):
+def test_windows_of_all_images_share_batches(tiny_network, crop_batch_size, batch_sizes):
     model = tiny_network(mode="slide", crop_size=[24, 24], stride=[16, 16])
     pixel_values = noise(2, 3, 40, 50)
     expected = slide_by_definition(model, pixel_values, (24, 24), (16, 16))
@@ -219,9 +219,9 @@ def image_processor():
     return CCNetImageProcessor(size=SIZE)
 
 
-def test_plain_protocol_goes_by_the_processors_size(tiny_network, image_processor, picture):
-    """Two resizes in a row: to the network input (40x60 by the keep-ratio rule), then to the picture."""
-    model, image = tiny_network(align_corners=True), picture(52, 78)
+def test_plain_protocol_goes_by_the_processors_size(tiny_network, image_processor, make_image):
+    """Two resizes in a row: to the network input (40x60 by the keep-ratio rule), then to the image."""
+    model, image = tiny_network(align_corners=True), make_image(52, 78)
     pixel_values = image_processor(image, return_tensors="pt").pixel_values
     assert pixel_values.shape[-2:] == (40, 60)
     expected = resize(whole_by_definition(model, pixel_values, True), (52, 78), align_corners=True)[0]
@@ -258,9 +258,9 @@ def views_by_definition(model, image_processor, image, scales, flip, predict, sw
 @pytest.mark.parametrize(
     "scales, flip", [((1.0,), True), ((0.5, 1.0, 1.75), False), ((0.75, 1.25), True), ((0.5,), False)]
 )
-def test_augmentation(tiny_network, image_processor, picture, scales, flip, mode):
+def test_augmentation(tiny_network, image_processor, make_image, scales, flip, mode):
     model = tiny_network(mode="slide", crop_size=[24, 24], stride=[16, 16], align_corners=True)
-    image = picture(45, 67)
+    image = make_image(45, 67)
 
     def predict(model, view):
         if mode == "whole":
@@ -275,16 +275,16 @@ def test_augmentation(tiny_network, image_processor, picture, scales, flip, mode
     assert (predictor.label_map(image) == expected.argmax(dim=0)).float().mean() > 0.999
 
 
-def test_mirroring_exchanges_left_and_right_labels(tiny_network, image_processor, picture):
-    model, image, pairs = tiny_network(), picture(40, 56), [(1, 3), (4, 0)]
+def test_mirroring_exchanges_left_and_right_labels(tiny_network, image_processor, make_image):
+    model, image, pairs = tiny_network(), make_image(40, 56), [(1, 3), (4, 0)]
     expected = views_by_definition(model, image_processor, image, (1.0,), True, whole_by_definition, swap=pairs)
     scores = Predictor(model, image_processor, flip=True, flip_label_pairs=pairs).scores(image)
     torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(scores, Predictor(model, image_processor, flip=True).scores(image), atol=1e-2)
 
 
-def test_a_benchmarks_own_classes_bring_its_pairs(tiny_network, image_processor, picture):
-    model, image = tiny_network(20), picture(40, 56)
+def test_a_benchmarks_own_classes_bring_its_pairs(tiny_network, image_processor, make_image):
+    model, image = tiny_network(20), make_image(40, 56)
     names_unknown = Predictor(model, image_processor, flip=True).scores(image)
     model.config.id2label = get_benchmark("lip").id2label
     scores = Predictor(model, image_processor, flip=True).scores(image)
@@ -298,10 +298,10 @@ def test_a_benchmarks_own_classes_bring_its_pairs(tiny_network, image_processor,
 
 @pytest.mark.parametrize("arguments", [{}, {"scales": (0.5, 1.0), "flip": True}])
 @pytest.mark.parametrize("inference", [{}, {"mode": "slide", "crop_size": [24, 24], "stride": [16, 16]}])
-def test_several_pictures_at_once_as_one_by_one(tiny_network, image_processor, picture, inference, arguments):
+def test_several_images_at_once_as_one_by_one(tiny_network, image_processor, make_image, inference, arguments):
     """Mixed sizes in mixed order; some have one network input size by the plain protocol, though not one own size."""
     model = tiny_network(**inference)
-    images = [picture(*size, seed) for seed, size in enumerate([(40, 60), (30, 90), (40, 60), (80, 120), (1, 1)])]
+    images = [make_image(*size, seed) for seed, size in enumerate([(40, 60), (30, 90), (40, 60), (80, 120), (1, 1)])]
     predictor = Predictor(model, image_processor, **arguments)
     together = predictor.label_maps(images)
     for image, label_map in zip(images, together, strict=True):
@@ -309,12 +309,12 @@ def test_several_pictures_at_once_as_one_by_one(tiny_network, image_processor, p
         assert (label_map == predictor.label_map(image)).float().mean() > 0.999
 
 
-def test_pictures_of_equal_input_size_share_a_forward_pass(tiny_network, image_processor, picture):
+def test_images_of_equal_input_size_share_a_forward_pass(tiny_network, image_processor, make_image):
     model = tiny_network()
-    Predictor(model, image_processor).label_maps([picture(40, 60), picture(30, 90), picture(80, 120)])
+    Predictor(model, image_processor).label_maps([make_image(40, 60), make_image(30, 90), make_image(80, 120)])
     assert model.batch_sizes == [2, 1]
 
 
-def test_arrays_are_taken_as_pil_images_are(tiny_network, image_processor, picture):
-    predictor, image = Predictor(tiny_network(), image_processor, scales=(0.5, 1.0)), picture(45, 67)
+def test_arrays_are_taken_as_pil_images_are(tiny_network, image_processor, make_image):
+    predictor, image = Predictor(tiny_network(), image_processor, scales=(0.5, 1.0)), make_image(45, 67)
     torch.testing.assert_close(predictor.scores(np.asarray(image)), predictor.scores(image))

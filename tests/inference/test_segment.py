@@ -1,4 +1,4 @@
-"""The command from pictures to files, with a tiny CCNet, good input and bad."""
+"""The command from images to files, with a tiny CCNet, good input and bad."""
 
 import json
 import re
@@ -44,10 +44,10 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, picture) -> Path:
-    """An empty working folder but for a good picture, `street.png`."""
+def here(tmp_path, monkeypatch, make_image) -> Path:
+    """An empty working folder but for a good image, `street.png`."""
     monkeypatch.chdir(tmp_path)
-    picture(40, 60).save("street.png")
+    make_image(40, 60).save("street.png")
     return tmp_path
 
 
@@ -70,7 +70,7 @@ def test_overlay_and_label_map_are_what_the_predictor_says(checkpoint, here, cap
     assert Image.open("out/street_overlay.png").height > 40
     output = capsys.readouterr()
     assert output.err == ""
-    assert re.search(r"1 picture segmented, \d+\.\d\d s each, results in out", output.out)
+    assert re.search(r"1 image segmented, \d+\.\d\d s each, results in out", output.out)
     shares = {CLASSES[label]: 100 * (np.asarray(labels) == label).mean() for label in np.unique(labels)}
     for name, share in shares.items():
         assert re.search(rf"^{name} +{share:.1f} %$|^{name} +<0.1 %$", output.out, flags=re.MULTILINE)
@@ -91,10 +91,10 @@ def test_options(checkpoint, here, options):
     assert reads("out/street_labels.png").shape == (40, 60)
 
 
-def test_folders_patterns_and_equal_names(checkpoint, here, picture, capsys):
+def test_folders_patterns_and_equal_names(checkpoint, here, make_image, capsys):
     for index, name in enumerate(["one/street.png", "one/road.jpg", "two/street.png", "two/deep/alley.png"]):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        picture(20 + index, 30).save(name)
+        make_image(20 + index, 30).save(name)
     assert run(checkpoint, "street.png", "one", "two/**/*.png") == 0
     heights = {path.name: reads(str(path)).shape[0] for path in Path("out").glob("*_labels.png")}
     assert heights == {
@@ -105,12 +105,12 @@ def test_folders_patterns_and_equal_names(checkpoint, here, picture, capsys):
         "street_3_labels.png": 22,
     }
     output = capsys.readouterr().out
-    assert "5 pictures segmented" in output
+    assert "5 images segmented" in output
     assert "one/street.png is called street_2 there" in output
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
-def test_pictures_of_every_mode(checkpoint, here, mode):
+def test_images_of_every_mode(checkpoint, here, mode):
     image = Image.open("street.png")
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
@@ -122,13 +122,13 @@ def test_pictures_of_every_mode(checkpoint, here, mode):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (70, 1), (3, 500)])
-def test_narrow_pictures(checkpoint, here, size):
+def test_narrow_images(checkpoint, here, size):
     Image.new("RGB", size, (90, 120, 150)).save("narrow.png")
     assert run(checkpoint, "narrow.png") == 0
     assert Image.open("out/narrow_labels.png").size == size
 
 
-def test_rotated_pictures_come_out_upright(checkpoint, here):
+def test_rotated_images_come_out_upright(checkpoint, here):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open("street.png").save("turned.jpg", exif=exif)
@@ -161,8 +161,8 @@ def truncate(path: str) -> None:
     [
         (["gone.png"], "no such file or folder: gone.png"),
         (["street.png", "*.gif"], r"no file matches \*.gif"),
-        (["empty"], "no pictures in folder empty"),
-        (["text.png"], "cannot read text.png: not a picture"),
+        (["empty"], "no images in folder empty"),
+        (["text.png"], "cannot read text.png: not an image"),
         (["street.png", "--mode", "slide"], "needs crop_size and stride"),
         (["street.png", "--crop_size", "8", "8"], "belong to mode 'slide'"),
         (["street.png", "--scales", "0"], "scales must be positive"),
@@ -174,29 +174,29 @@ def truncate(path: str) -> None:
 def test_bad_input_is_answered_in_one_line(checkpoint, here, capsys, inputs, message):
     Path("empty").mkdir()
     Path("out").mkdir()
-    Path("text.png").write_text("no picture")
+    Path("text.png").write_text("no image")
     assert main(["--model_name_or_path", str(checkpoint), "--output_dir", "out", "--device", "cpu", *inputs]) == 1
     fails(capsys, message)
     assert not list(Path("out").iterdir())
 
 
-def test_a_truncated_picture_is_named(checkpoint, here, capsys):
+def test_a_truncated_image_is_named(checkpoint, here, capsys):
     shutil.copy("street.png", "cut.png")
     truncate("cut.png")
     assert run(checkpoint, "cut.png") == 1
     fails(capsys, "cannot read cut.png: .*truncated")
 
 
-def test_corrupt_pictures_can_be_skipped(checkpoint, here, capsys):
-    Path("text.png").write_text("no picture")
+def test_corrupt_images_can_be_skipped(checkpoint, here, capsys):
+    Path("text.png").write_text("no image")
     shutil.copy("street.png", "cut.png")
     truncate("cut.png")
     assert run(checkpoint, "text.png", "cut.png", "street.png", "--skip_corrupt") == 0
     output = capsys.readouterr().out
-    assert "1 picture segmented" in output and "2 pictures skipped:" in output
-    assert "text.png: not a picture" in output and "cannot read cut.png" in output
+    assert "1 image segmented" in output and "2 images skipped:" in output
+    assert "text.png: not an image" in output and "cannot read cut.png" in output
     assert run(checkpoint, "text.png", "--skip_corrupt") == 1
-    assert "no picture could be read" in capsys.readouterr().err
+    assert "no image could be read" in capsys.readouterr().err
 
 
 def test_an_output_folder_that_is_a_file(checkpoint, here, capsys):
@@ -258,7 +258,7 @@ def test_wrong_arguments_exit_with_status_2(checkpoint, here, capsys, arguments,
     fails(capsys, message)
 
 
-def test_switches_may_stand_before_pictures(checkpoint, here):
+def test_switches_may_stand_before_images(checkpoint, here):
     assert run(checkpoint, "--flip", "street.png") == 0
 
 

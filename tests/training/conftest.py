@@ -19,7 +19,7 @@ def make_trainer(tmp_path):
 
 @pytest.fixture
 def coloured_folder(tmp_path) -> str:
-    """A folder of parquet files: coloured pictures in a train and a validation split."""
+    """A folder of parquet files: coloured images in a train and a validation split."""
     folder = tmp_path / "coloured"
     folder.mkdir()
     coloured_split(4).to_parquet(folder / "train-00000-of-00001.parquet")

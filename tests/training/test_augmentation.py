@@ -13,8 +13,8 @@ def seed():
     torch.manual_seed(0)
 
 
-def picture_of(label: torch.Tensor):
-    """A picture whose channels are the label map, and the label map."""
+def image_of(label: torch.Tensor):
+    """An image whose channels are the label map, and the label map."""
     image = label.to(torch.uint8).expand(3, *label.shape).clone()
     return tv_tensors.Image(image), tv_tensors.Mask(label.to(torch.uint8))
 
@@ -31,7 +31,7 @@ def test_the_whole_chain(pad_before_normalization):
         photometric_distortion=False,
         pad_before_normalization=pad_before_normalization,
     )
-    image, label = picture_of(torch.arange(24)[:, None].expand(24, 32))
+    image, label = image_of(torch.arange(24)[:, None].expand(24, 32))
     chain = training_transforms(recipe, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     pixel_values, labels = chain(image, label)
     assert pixel_values.shape == (3, 40, 56) and pixel_values.dtype == torch.float32
@@ -42,10 +42,10 @@ def test_the_whole_chain(pad_before_normalization):
     assert pixel_values[:, 24:].eq(-2.0 if pad_before_normalization else 0.0).all()
 
 
-def test_flip_moves_picture_and_label_together():
+def test_flip_moves_image_and_label_together():
     recipe = TrainingRecipe((4, 4), (4, 4), 1, 1, 1, ratio_range=(1.0, 1.0), photometric_distortion=False)
     chain = training_transforms(recipe, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    image, label = picture_of(torch.arange(4).expand(4, 4))
+    image, label = image_of(torch.arange(4).expand(4, 4))
     seen = set()
     for _ in range(20):
         pixel_values, labels = chain(image, label)
@@ -57,5 +57,5 @@ def test_flip_moves_picture_and_label_together():
 def test_the_chain_of_a_recipe_uses_the_benchmarks_pairs():
     recipe = TrainingRecipe((2, 2), (2, 2), 1, 1, 1, ratio_range=(1.0, 1.0), photometric_distortion=False)
     chain = training_transforms(recipe, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), flip_label_pairs=((1, 2),))
-    image, label = picture_of(torch.tensor([[0, 1], [0, 1]]))
+    image, label = image_of(torch.tensor([[0, 1], [0, 1]]))
     assert {tuple(chain(image, label)[1][0].tolist()) for _ in range(20)} == {(0, 1), (2, 0)}

@@ -24,7 +24,7 @@ def without_attention(query, key, value):
 
 
 def test_two_rounds_learn_what_lies_elsewhere(one_thread):
-    """Fails with recurrence 0 or 1, and with any operator that does not carry the mark through the picture."""
+    """Fails with recurrence 0 or 1, and with any operator that does not carry the mark through the image."""
     set_seed(0)
     model = experiment.build_model(recurrence=2)
     experiment.train(model, steps=100, seed=0)
@@ -49,23 +49,23 @@ def test_where_another_colour_of_the_mark_changes_anything(monkeypatch, recurren
     model = experiment.build_model(recurrence).double().eval()
     if recurrence:
         torch.nn.init.constant_(model.model.head.attention.gamma, 1.0)
-    pictures, _, corners = far_marks(12, torch.Generator().manual_seed(0))
-    other = pictures.clone()
-    for picture, (top, left) in zip(other, corners.tolist(), strict=True):
-        picture[:, top : top + SQUARE, left : left + SQUARE] += 1.0
-    changed = (predict_logits(model, other) != predict_logits(model, pictures)).any(dim=1)
+    images, _, corners = far_marks(12, torch.Generator().manual_seed(0))
+    other = images.clone()
+    for image, (top, left) in zip(other, corners.tolist(), strict=True):
+        image[:, top : top + SQUARE, left : left + SQUARE] += 1.0
+    changed = (predict_logits(model, other) != predict_logits(model, images)).any(dim=1)
     shares = {part: changed[mask].float().mean().item() for part, mask in parts(corners).items()}
     for part, share in shares.items():
         assert share > 0.5 if part in seen else share == 0, shares
 
 
-def test_the_pictures_are_what_their_labels_say():
-    pictures, labels, corners = far_marks(20, torch.Generator().manual_seed(1))
+def test_the_images_are_what_their_labels_say():
+    images, labels, corners = far_marks(20, torch.Generator().manual_seed(1))
     again = far_marks(20, torch.Generator().manual_seed(1))
-    assert all(torch.equal(a, b) for a, b in zip((pictures, labels, corners), again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((images, labels, corners), again, strict=True))
     assert labels.unique().tolist() == [0, 1, 2]
-    for picture, label, (top, left) in zip(pictures, labels, corners.tolist(), strict=True):
-        mark = picture[:, top : top + SQUARE, left : left + SQUARE].flatten(1)
+    for image, label, (top, left) in zip(images, labels, corners.tolist(), strict=True):
+        mark = image[:, top : top + SQUARE, left : left + SQUARE].flatten(1)
         colour = torch.tensor(list(COLOURS.values())[label[0, 0]])
         assert (mark == colour[:, None]).all() and (label == label[0, 0]).all()
 
@@ -87,7 +87,7 @@ def test_parts_by_distance_pixel_by_pixel():
                 assert {part: bool(mask[index, row, column]) for part, mask in masks.items()} == expected
 
 
-def test_the_command_writes_table_and_picture(tmp_path, capsys):
+def test_the_command_writes_table_and_image(tmp_path, capsys):
     arguments = ["--output_dir", str(tmp_path / "out"), "--seeds", "0", "1", "--recurrences", "0", "2"]
     assert experiment.main([*arguments, "--max_train_steps", "1"]) == 0
     table = (tmp_path / "out" / "far_marks.md").read_text()

@@ -140,7 +140,7 @@ def share_of_corrupt(rank: int, output_dir) -> None:
     trainer = build_trainer(output_dir, recipe, split=split, skip_corrupt=True, per_device_batch_size=2)
     trainer.run()
     messages = trainer.all_corrupt()
-    assert messages == [f"picture{index}: cannot be read (it is no picture)" for index in (2, 5)], messages
+    assert messages == [f"image{index}: cannot be read (it is not an image)" for index in (2, 5)], messages
     assert len(trainer.corrupt) < 3
 
 
@@ -161,7 +161,7 @@ def fully_sharding(**options) -> Accelerator:
 
 def train_sharded(rank: int, output_dir, sharded: bool, resume: bool) -> None:
     model = tiny_model(classifier_dropout_prob=0.0)
-    # Statistics of a process's own pictures are no subject here.
+    # Statistics of a process's own images are no subject here.
     frozen = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     trainer = build_trainer(
         output_dir,

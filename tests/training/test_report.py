@@ -1,4 +1,4 @@
-"""What a training leaves to look at: lines where the numbers are, cells where the pictures are."""
+"""What a training leaves to look at: lines where the numbers are, cells where the images are."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_ticks_are_round_and_enclose(low, high):
     assert min(abs(mantissa - round_one) for round_one in (1, 2, 5)) < 1e-6
 
 
-def test_pictures_stand_beside_truth_and_prediction():
+def test_images_stand_beside_truth_and_prediction():
     palette = [(200, 0, 0), (0, 200, 0)]
     examples, predictions = [], []
     for size in ((40, 80), (60, 30)):

@@ -1,4 +1,4 @@
-"""train.py and eval.py by their own `main`, on pictures made here."""
+"""train.py and eval.py by their own `main`, on images made here."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_trains_logs_and_scores(coloured_folder, tmp_path, capsys):
     scores = json.loads(output_json.read_text())
     assert scores["num_examples"] == 3 and 0 <= scores["mean_iou"] <= 1
     assert "Road" in capsys.readouterr().out
-    assert evaluate([*arguments, "--name_prefix", "picture1", "--output_json", str(output_json)]) == 0
+    assert evaluate([*arguments, "--name_prefix", "image1", "--output_json", str(output_json)]) == 0
     assert json.loads(output_json.read_text())["num_examples"] == 1
 
     resumed = train_arguments(coloured_folder, tmp_path / "stage2", "--model_name_or_path", str(output_dir))
@@ -192,7 +192,7 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
     printed = capsys.readouterr().out
     assert (
         "1 corrupt examples were replaced in training:" in printed
-        and "picture1: cannot be read (it is no picture)" in printed
+        and "image1: cannot be read (it is not an image)" in printed
     )
     assert "uploaded: https://huggingface.co/me/model" in printed
     assert created == [{"private": True, "exist_ok": True}]

@@ -109,12 +109,12 @@ def test_synchronized_batch_norm_keeps_activations():
     pytest.importorskip("timm")
     model = get_recipe("ccnet-mobilenetv2-camvid").model
     model = CCNetForSemanticSegmentation(CCNetConfig(**model)).eval()
-    picture = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
-        expected = model(picture).logits
+        expected = model(image).logits
         converted = synchronize_batch_norm(model)
         assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
-        torch.testing.assert_close(converted(picture).logits, expected)
+        torch.testing.assert_close(converted(image).logits, expected)
 
 
 def test_failed_save_leaves_the_older_checkpoint(make_trainer, tmp_path, monkeypatch):
@@ -163,7 +163,7 @@ def test_nan_stops_with_step_and_names(make_trainer, tmp_path):
 
         return transform
 
-    with pytest.raises(ValueError, match=r"the loss is nan at step 1; its batch: picture\d, picture\d"):
+    with pytest.raises(ValueError, match=r"the loss is nan at step 1; its batch: image\d, image\d"):
         make_trainer(transform=poison, checkpointing_steps=1).run()
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""A training small enough for a test: a tiny network on eight coloured pictures."""
+"""A training small enough for a test: a tiny network on eight coloured images."""
 
 import datasets
 import numpy as np
@@ -43,7 +43,7 @@ def tiny_model(**changes) -> CCNetForSemanticSegmentation:
 
 
 def coloured_split(size: int = 8) -> datasets.Dataset:
-    """Pictures of two halves, each in the colour of its class."""
+    """Images of two halves, each in the colour of its class."""
     colours = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250]], np.uint8)
     labels = []
     for index in range(size):
@@ -56,7 +56,7 @@ def coloured_split(size: int = 8) -> datasets.Dataset:
     rows = {
         "image": [colours[label] for label in labels],
         "label": labels,
-        "name": [f"picture{index}" for index in range(size)],
+        "name": [f"image{index}" for index in range(size)],
     }
     return datasets.Dataset.from_dict(rows, features=features)
 

@@ -33,7 +33,7 @@ def convert(variant: str, content: dict, tmp_path: Path, *arguments: str) -> Pat
 
 
 def outputs(folder: Path, bgr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of both heads for the same picture, whose channels the converted model expects as RGB."""
+    """Logits of both heads for the same image, whose channels the converted model expects as RGB."""
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     assert model.dtype == bgr.dtype
     labels = torch.full((len(bgr), *bgr.shape[-2:]), 255)  # all ignored: the auxiliary head runs with a loss only
@@ -112,7 +112,7 @@ def test_other_forms_of_the_file(form, small_authors_variant, tmp_path):
     assert_close(outputs(folder, bgr)[0], network(bgr, 2)[0], 1e-9)
 
 
-def test_from_picture_to_scores(small_authors_variant, tmp_path):
+def test_from_image_to_scores(small_authors_variant, tmp_path):
     """uint8 RGB through the image processor and sliding windows, as the authors test."""
     network = authors_network(**SMALL_SIZES)
     folder = convert(small_authors_variant, network.state_dict(), tmp_path)
@@ -136,9 +136,9 @@ def test_protocol(small_authors_variant, tmp_path):
     assert (config.align_corners, processor.align_corners, config.loss_reduction) == (True, True, "valid")
     assert config.id2label[0] == "road" and config.semantic_loss_ignore_index == 255
     assert processor.palette[0] == [128, 64, 128] and not processor.do_reduce_labels
-    # a Cityscapes picture keeps its size and is seen in the authors' eight tiles
-    picture = np.zeros((1024, 2048, 3), np.uint8)
-    height, width = processor(picture, return_tensors="pt").pixel_values.shape[-2:]
+    # a Cityscapes image keeps its size and is seen in the authors' eight tiles
+    image = np.zeros((1024, 2048, 3), np.uint8)
+    height, width = processor(image, return_tensors="pt").pixel_values.shape[-2:]
     assert (height, width) == (1024, 2048)
     windows = window_positions(height, width, config.inference["crop_size"], config.inference["stride"])
     assert [window[:2] for window in windows] == [(row, column) for row in (0, 255) for column in (0, 513, 1026, 1279)]

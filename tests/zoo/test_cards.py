@@ -74,7 +74,7 @@ def test_figures_are_the_zoos(shared_dir):
         assert f"| single scale | {variant['reported']['miou']:.2f} |" in card
         assert f"| multi-scale and flip | {variant['reported']['miou_ms_flip']:.2f} |" in card
         assert variant["checkpoint_url"] in card
-        assert f"with {variant['batch_size']['total']} pictures" in " ".join(card.split())
+        assert f"with {variant['batch_size']['total']} images" in " ".join(card.split())
         assert f"ResNet-{variant['backbone_depth']} " in card
 
 

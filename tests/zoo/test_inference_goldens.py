@@ -50,7 +50,7 @@ def settings(golden: dict) -> dict:
 
 @pytest.mark.parametrize(("depth", "name"), TTAS)
 def test_views(depth, name, load_model, converted_folder):
-    """From mmsegmentation's own resized pictures: every view's logits and their mean probability to the digit."""
+    """From mmsegmentation's own resized images: every view's logits and their mean probability to the digit."""
     golden, tolerance = load_golden(name), FORWARD_TOLERANCE[depth]
     align_corners = bool(golden["align_corners"])
     model = load_model(depth, align_corners=align_corners)
@@ -76,7 +76,7 @@ def test_views(depth, name, load_model, converted_folder):
 
 @pytest.mark.parametrize(("depth", "name"), TTAS)
 def test_predictor(depth, name, load_model, converted_folder):
-    """From the raw picture, as a user calls it."""
+    """From the raw image, as a user calls it."""
     golden, tolerance = load_golden(name), FORWARD_TOLERANCE[depth]
     model = load_model(depth, align_corners=bool(golden["align_corners"]))
     processor = AutoImageProcessor.from_pretrained(converted_folder(depth))
@@ -97,13 +97,13 @@ class TestPreprocessing:
         cases = [key.removesuffix("/input") for key in golden if key.endswith("/input")]
         assert len(cases) == 9
         for case in cases:
-            picture, scale = case.split("/scale")
+            name, scale = case.split("/scale")
             long, short = map(int, scale.split("x"))
             processor = AutoImageProcessor.from_pretrained(
                 converted_folder(50), size={"longest_edge": long, "shortest_edge": short}, backend=backend
             )
-            image = np.ascontiguousarray(golden[f"{picture}/image_bgr_uint8"][..., ::-1])
-            labels = golden[f"{picture}/label_uint8"]
+            image = np.ascontiguousarray(golden[f"{name}/image_bgr_uint8"][..., ::-1])
+            labels = golden[f"{name}/label_uint8"]
             inputs = processor(image, segmentation_maps=labels, return_tensors="pt")
             # Equal but for the last bit: mmsegmentation normalises 0..255 in one step, transformers in two.
             assert_close(inputs.pixel_values, golden[f"{case}/input"], 1e-6, case)

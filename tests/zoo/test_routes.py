@@ -22,7 +22,7 @@ from ccnet_hf.zoo.push import main
 PIXEL_VALUES = torch.linspace(-2, 2, 3 * 33 * 49).reshape(1, 3, 33, 49)
 
 # A strip: test sizes enlarge its shorter side to a few pixels only.
-PICTURE_SIZE = (256, 3)
+IMAGE_SIZE = (256, 3)
 
 COMMON = """
 import json, re
@@ -73,8 +73,8 @@ def hub(tmp_path_factory):
 
 def run(script: str, hub: FakeHub, folder: Path):
     """What a script prints as JSON in a fresh process without a terminal; it must not warn, nor ask."""
-    picture = np.random.default_rng(0).integers(0, 256, (*reversed(PICTURE_SIZE), 3), dtype=np.uint8)
-    Image.fromarray(picture).save(folder / "street.jpg")
+    image = np.random.default_rng(0).integers(0, 256, (*reversed(IMAGE_SIZE), 3), dtype=np.uint8)
+    Image.fromarray(image).save(folder / "street.jpg")
     source = str(Path(ccnet_hf.__file__).parents[1])
     environment = os.environ | {
         "HF_ENDPOINT": hub.url,

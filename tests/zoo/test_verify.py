@@ -139,5 +139,5 @@ def test_a_real_dataset(small_folder, tmp_path, capsys):
     capsys.readouterr()
     assert main(["verify", str(small_folder), "--dataset_name", str(tmp_path / "dataset")]) == 1
     captured = capsys.readouterr()
-    assert "2 pictures" in captured.out
+    assert "2 images" in captured.out
     assert captured.err.endswith(", reported is 79.45: more than 0.1 apart\n")

@@ -31,7 +31,7 @@ SHAPES = (
     (2, 5, 7, 17, 3),
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# What the compiled kernels leave to PyTorch, and one axis, which they take as a picture of one row.
+# What the compiled kernels leave to PyTorch, and one axis, which they take as an image of one row.
 OTHERS = (
     ((2, 16, 24, 40), torch.float32),
     ((1, 16, 24, 5, 6, 7), torch.float32),

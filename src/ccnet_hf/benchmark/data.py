@@ -11,7 +11,7 @@ from ccnet_hf.recipes import get_recipe
 @dataclass
 class DataArguments:
     variant: str = field(default="ccnet-r50-cityscapes", metadata={"help": "recipe whose augmentation is measured"})
-    size: str = field(default="1024x2048", metadata={"metavar": "HxW", "help": "height and width of the pictures"})
+    size: str = field(default="1024x2048", metadata={"metavar": "HxW", "help": "height and width of the images"})
     num_examples: int = field(default=64, metadata={"help": "examples to take the mean of"})
     num_workers: list[int] = field(
         default_factory=lambda: [1], metadata={"help": "processes of the loader, one number after the other"}
@@ -20,7 +20,7 @@ class DataArguments:
 
 
 def benchmark_data(arguments: DataArguments) -> None:
-    """Measure the data loader alone, on synthetic pictures, and name its slowest stage."""
+    """Measure the data loader alone, on synthetic images, and name its slowest stage."""
     # Here, for the other measurements need no `datasets`.
     from ccnet_hf.benchmark.throughput import measure_loading
 

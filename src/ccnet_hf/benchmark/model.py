@@ -23,8 +23,8 @@ class ModelArguments:
         default="ccnet-r50-cityscapes", metadata={"help": "recipe whose network is measured, with random weights"}
     )
     device: str = field(default="cpu", metadata={"help": "cpu, cuda, cuda:1, ..."})
-    size: str = field(default="512x512", metadata={"metavar": "HxW", "help": "height and width of the pictures"})
-    batch_size: int = field(default=1, metadata={"help": "pictures in a batch"})
+    size: str = field(default="512x512", metadata={"metavar": "HxW", "help": "height and width of the images"})
+    batch_size: int = field(default=1, metadata={"help": "images in a batch"})
     dtype: str = field(default="float32", metadata={"choices": ["float32", "bfloat16", "float16"], "help": "dtype"})
     train: bool = field(default=False, metadata={"help": "measure forward and backward instead of inference"})
     compile: bool = field(default=False, metadata={"help": "measure the network under torch.compile too"})
@@ -84,7 +84,7 @@ def benchmark_model(arguments: ModelArguments) -> None:
 
 
 def _in_nchw(model: CCNetForSemanticSegmentation) -> CCNetForSemanticSegmentation:
-    """A copy that computes in NCHW, where the model itself turns every picture into channels_last."""
+    """A copy that computes in NCHW, where the model itself turns every image into channels_last."""
     plain = copy.deepcopy(model)
     plain.model.backbone.register_forward_pre_hook(lambda _, args: tuple(tensor.contiguous() for tensor in args))
     return plain
@@ -104,7 +104,7 @@ def _with_einsum(call: Callable[[], object]) -> object:
 
 
 def table(rows: list[Speed], batch_size: int) -> str:
-    """Medians with their range, pictures a second, speed against the first row, memory."""
+    """Medians with their range, images a second, speed against the first row, memory."""
     lines = [("form", "ms", "least..most", "images/s", "speedup", "MiB")]
     first = statistics.median(rows[0].seconds)
     for row in rows:

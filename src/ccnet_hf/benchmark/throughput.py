@@ -27,7 +27,7 @@ def _png(array: np.ndarray) -> dict[str, Any]:
 
 
 def synthetic_split(num_examples: int, size: tuple[int, int], num_labels: int, seed: int = 0) -> datasets.Dataset:
-    """Draw PNG pictures that are as hard to decode as photographs, with label maps of a few hundred regions.
+    """Draw PNG images that are as hard to decode as photographs, with label maps of a few hundred regions.
 
     Regions of one colour under a slope of brightness and a little noise: at Cityscapes' 1024x2048 the files have about
     2.3 MB, as the benchmark's have.
@@ -43,8 +43,8 @@ def synthetic_split(num_examples: int, size: tuple[int, int], num_labels: int, s
     rows: dict[str, list] = {"image": [], "label": []}
     for _ in range(num_examples):
         label = np.zeros(size, dtype=np.uint8)
-        picture = np.empty((*size, 3), dtype=np.float32)
-        picture[:] = np.linspace(60, 160, height, dtype=np.float32)[:, None, None]
+        image = np.empty((*size, 3), dtype=np.float32)
+        image[:] = np.linspace(60, 160, height, dtype=np.float32)[:, None, None]
         for _ in range(300):
             top, left = int(generator.integers(height)), int(generator.integers(width))
             bottom, right = (
@@ -52,9 +52,9 @@ def synthetic_split(num_examples: int, size: tuple[int, int], num_labels: int, s
                 left + int(generator.integers(8, width // 8)),
             )
             label[top:bottom, left:right] = generator.integers(num_labels)
-            picture[top:bottom, left:right] += generator.normal(0, 25, 3)
-        picture += generator.normal(0, 1.0, picture.shape)
-        rows["image"].append(_png(picture.clip(0, 255).astype(np.uint8)))
+            image[top:bottom, left:right] += generator.normal(0, 25, 3)
+        image += generator.normal(0, 1.0, image.shape)
+        rows["image"].append(_png(image.clip(0, 255).astype(np.uint8)))
         rows["label"].append(_png(label))
     return datasets.Dataset.from_dict(
         rows,
@@ -68,19 +68,19 @@ def measure_loading(
     num_examples: int = 64,
     num_workers: Sequence[int] = (1,),
 ) -> dict[str, Any]:
-    """Measure the loader alone with a recipe's augmentation, on synthetic pictures; no model runs.
+    """Measure the loader alone with a recipe's augmentation, on synthetic images; no model runs.
 
     Processor time is what one worker needs by itself, however busy the machine is; the DataLoader's rate is by the
     clock, and includes the way of the tensors to the training process.
 
     Args:
         recipe: whose augmentation is measured.
-        size: (height, width) of the pictures.
+        size: (height, width) of the images.
         num_examples: examples to take the mean of.
         num_workers: processes of a DataLoader, measured one after the other.
 
     Returns:
-        `picture_bytes`: mean size of a picture's file; `cpu_seconds`: of one example; `images_per_cpu_second`: its
+        `image_bytes`: mean size of an image's file; `cpu_seconds`: of one example; `images_per_cpu_second`: its
         inverse, the rate of a worker that has a core for itself; `stages`: processor seconds by stage; `bottleneck`:
         the longest stage; `images_per_second`: by number of workers.
     """
@@ -104,7 +104,7 @@ def measure_loading(
     return {
         "variant": recipe.name,
         "size": list(size),
-        "picture_bytes": round(np.mean([len(row["image"]["bytes"]) for row in split])),
+        "image_bytes": round(np.mean([len(row["image"]["bytes"]) for row in split])),
         "cpu_seconds": cpu_seconds,
         "images_per_cpu_second": 1 / cpu_seconds,
         "stages": stages,
@@ -122,15 +122,15 @@ def _measure_stages(dataset: SegmentationDataset, keys: Sequence[tuple[int, int]
         clock.lap("read")
         dataset.decode_label(example, index)
         clock.lap("decode and check label")
-        picture, label, _ = dataset.decode(example, index)
-        clock.lap("decode picture")
-        image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+        decoded, label, _ = dataset.decode(example, index)
+        clock.lap("decode image")
+        image = tv_tensors.Image(torch.from_numpy(np.array(decoded)).permute(2, 0, 1))
         mask = tv_tensors.Mask(torch.from_numpy(label))
         clock.lap("to tensor")
         for step in dataset.transform.transforms:
             image, mask = step(image, mask)
             clock.lap(type(step).__name__)
-    laps["decode picture"] -= laps["decode and check label"]  # `decode` reads both
+    laps["decode image"] -= laps["decode and check label"]  # `decode` reads both
     return {stage: seconds / len(keys) for stage, seconds in laps.items()}
 
 

@@ -165,7 +165,7 @@ _NUM_EXAMPLES = {"train": 20210, "validation": 2000}
 
 
 def _names(files: Sequence[RawFile], split: str) -> list[str]:
-    """The pictures of a split are numbered without a gap."""
+    """The images of a split are numbered without a gap."""
     prefix = {"train": "train", "validation": "val"}[split]
     return [f"ADE_{prefix}_{number:08d}" for number in range(1, _NUM_EXAMPLES[split] + 1)]
 

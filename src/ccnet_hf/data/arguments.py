@@ -20,7 +20,7 @@ class DatasetArguments:
     dataset_revision: str | None = field(
         default=None, metadata={"help": "revision of a dataset on the Hub, e.g. refs/convert/parquet"}
     )
-    image_column_name: str = field(default="image", metadata={"help": "column of pictures"})
+    image_column_name: str = field(default="image", metadata={"help": "column of images"})
     label_column_name: str = field(default="label", metadata={"help": "column of label maps"})
     do_reduce_labels: bool | None = field(
         default=None,

@@ -14,7 +14,7 @@ class Benchmark:
         title: the name people write, e.g. `"Cityscapes"`.
         class_names: name of every class, by training id.
         palette: RGB colour (0..255) of every class, by training id.
-        num_examples: number of labelled pictures by split.
+        num_examples: number of labelled images by split.
         reduce_labels: whether label 0 of the source means "ignore" and every other label is one too high (ADE20K).
         ignore_index: label of pixels that neither train nor count.
         flip_label_pairs: pairs of training ids that a horizontal flip exchanges (left and right arm).

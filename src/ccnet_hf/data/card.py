@@ -16,18 +16,18 @@ from ccnet_hf.hub import CARD_FILE, HubRepository
 
 _TEXT = """# {title}
 
-{title} as {count} pictures with label maps for semantic segmentation in {num_labels} classes, converted from the
+{title} as {count} images with label maps for semantic segmentation in {num_labels} classes, converted from the
 official distribution by `ccnet_hf` (`prepare_dataset.py {name}`).
 
 **Terms: {license}.** The terms of the benchmark hold for this copy of it; see [its site]({homepage}).
 
-| split | pictures | in the benchmark |
+| split | images | in the benchmark |
 |---|---|---|
 {splits}
 {skipped}
 | column | |
 |---|---|
-| `image` | the picture, the very bytes of the distribution's file |
+| `image` | the image, the very bytes of the distribution's file |
 | `label` | single-channel PNG of the same size: training ids 0..{last}, {ignore_index} is ignored |
 | `name` | the file's stem in the distribution |
 | `classes` | the classes that occur in `label`; carries the names of the classes |

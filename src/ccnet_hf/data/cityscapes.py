@@ -30,7 +30,7 @@ _CLASSES = (
 # Label id of every training id; the other label ids of 0..33 are ignored.
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
-# Pictures by city.
+# Images by city.
 _CITIES = {
     "train": {
         "aachen": 174, "bochum": 96, "bremen": 316, "cologne": 154, "darmstadt": 85, "dusseldorf": 221,

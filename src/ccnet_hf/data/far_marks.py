@@ -1,4 +1,4 @@
-"""Far marks: drawn pictures in which one small mark decides the class of every pixel.
+"""Far marks: synthetic images in which one small mark decides the class of every pixel.
 
 On noise lie grey squares and one coloured square, the mark; all pixels belong to the class of its colour. Where a
 pixel lies, seen from the mark, decides how far a network must see to know its class: see `parts`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 
-SIDE = 80  # of a picture, in pixels
+SIDE = 80  # of an image, in pixels
 SQUARE = 8  # side of every square
 NEAR, FAR = 8, 32  # pixels between a pixel and the mark's edge that count as near at most, as far at least
 NUM_GREY = 4
@@ -18,30 +18,30 @@ COLOURS = {"red": (2.0, 0.5, 0.5), "green": (0.5, 2.0, 0.5), "blue": (0.5, 0.5, 
 
 
 def far_marks(num_examples: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw pictures, their label maps and where their marks are.
+    """Draw images, their label maps and where their marks are.
 
     Args:
         num_examples: how many, N.
         generator: of every random draw.
 
     Returns:
-        Pictures (N, 3, SIDE, SIDE), float32, about -1..2; label maps (N, SIDE, SIDE), int64, the index of the mark's
+        Images (N, 3, SIDE, SIDE), float32, about -1..2; label maps (N, SIDE, SIDE), int64, the index of the mark's
         colour in `COLOURS` everywhere; row and column of the marks' top left pixels (N, 2), int64.
     """
-    pictures = 0.3 * torch.randn(num_examples, 3, SIDE, SIDE, generator=generator)
+    images = 0.3 * torch.randn(num_examples, 3, SIDE, SIDE, generator=generator)
     corners = torch.randint(SIDE - SQUARE + 1, (num_examples, NUM_GREY + 1, 2), generator=generator)
     classes = torch.randint(len(COLOURS), (num_examples,), generator=generator)
     colours = torch.tensor(list(COLOURS.values()))[classes]
-    for picture, squares, colour in zip(pictures, corners, colours, strict=True):
+    for image, squares, colour in zip(images, corners, colours, strict=True):
         for top, left in squares.tolist():
-            picture[:, top : top + SQUARE, left : left + SQUARE] = 0.0
-        picture[:, top : top + SQUARE, left : left + SQUARE] = colour[:, None, None]  # the last is the mark
+            image[:, top : top + SQUARE, left : left + SQUARE] = 0.0
+        image[:, top : top + SQUARE, left : left + SQUARE] = colour[:, None, None]  # the last is the mark
     labels = classes[:, None, None].expand(num_examples, SIDE, SIDE).contiguous()
-    return pictures, labels, corners[:, -1]
+    return images, labels, corners[:, -1]
 
 
 def parts(corners: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The parts of pictures, by where their pixels lie, seen from marks at `corners` (N, 2).
+    """The parts of images, by where their pixels lie, seen from marks at `corners` (N, 2).
 
     Returns:
         Masks (N, SIDE, SIDE): `"near"` the mark; `"in line"` with it, in its rows or columns and far along them;

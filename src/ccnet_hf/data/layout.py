@@ -1,4 +1,4 @@
-"""Where a benchmark's distribution keeps its pictures and labels, and what the values in the labels mean."""
+"""Where a benchmark's distribution keeps its images and labels, and what the values in the labels mean."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LabelFormat:
         training_ids: training id of every value (0..255) that may occur; any other value is an error.
         colours: training id of every colour, where the colours of a label map tell its classes apart. Files with a
             palette, and those whose palette was expanded to RGB, are then read by their colours.
-        decode: reads a file that is no picture into an (H, W) array; `None` for PNG.
+        decode: reads a file that is not an image into an (H, W) array; `None` for PNG.
     """
 
     pattern: str
@@ -41,10 +41,10 @@ class LabelFormat:
         """
         if self.decode is not None:
             return self._map_values(self.decode(encoded))
-        picture = open_picture(encoded)
-        if self.colours and picture.mode in ("P", "RGB"):
-            return self._map_colours(np.asarray(picture.convert("RGB")))
-        return self._map_values(np.asarray(picture), picture.mode)
+        image = open_image(encoded)
+        if self.colours and image.mode in ("P", "RGB"):
+            return self._map_colours(np.asarray(image.convert("RGB")))
+        return self._map_values(np.asarray(image), image.mode)
 
     def _map_values(self, label: np.ndarray, mode: str = "") -> np.ndarray:
         if label.ndim != 2:
@@ -79,22 +79,22 @@ def _ranges(values: Sequence[int]) -> list[str]:
     return [f"{start}..{end}" if end > start else str(start) for start, end in zip(starts, ends, strict=True)]
 
 
-def open_picture(encoded: bytes) -> PIL.Image.Image:
-    """Decode a whole picture, so that damage anywhere in it shows; `ValueError` if there is any."""
+def open_image(encoded: bytes) -> PIL.Image.Image:
+    """Decode a whole image, so that damage anywhere in it shows; `ValueError` if there is any."""
     try:
-        picture = PIL.Image.open(io.BytesIO(encoded))
-        picture.load()
+        image = PIL.Image.open(io.BytesIO(encoded))
+        image.load()
     except Exception as error:  # Pillow's decoders raise a dozen kinds for damaged files
         raise ValueError(f"cannot be read ({error})") from error
-    return picture
+    return image
 
 
 @dataclass(frozen=True)
 class RawLayout:
-    """Where the pictures and labels of a benchmark are found in its official distribution.
+    """Where the images and labels of a benchmark are found in its official distribution.
 
     Attributes:
-        images: regular expressions for the end of a picture's path, in order of preference; see `LabelFormat.pattern`.
+        images: regular expressions for the end of an image's path, in order of preference; see `LabelFormat.pattern`.
         labels: kinds of label files, in order of preference.
         splits: our name of every split -> the distribution's.
         names: lists the names that a split (ours) should have, or is `None` where the files themselves tell.
@@ -117,7 +117,7 @@ class RawLayout:
 
 @dataclass(frozen=True)
 class RawExample:
-    """A picture and its label as they are found: all copies of either, and nothing where it is missing."""
+    """An image and its label as they are found: all copies of either, and nothing where it is missing."""
 
     name: str
     image: tuple[RawFile, ...]
@@ -133,8 +133,8 @@ class RawExample:
 def find_examples(files: Sequence[RawFile], layout: RawLayout) -> dict[str, list[RawExample]]:
     """Sort the files of a distribution into examples by split, in the order of their names.
 
-    What a list or the numbering names is there even if its files are not; so is a picture without a label and a label
-    without a picture.
+    What a list or the numbering names is there even if its files are not; so is an image without a label and a label
+    without an image.
     """
     found = {}
     for split, raw_split in layout.splits.items():

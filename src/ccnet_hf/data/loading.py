@@ -35,8 +35,8 @@ def load_split(
     Args:
         dataset_name: a folder written by `save_to_disk`, a folder of parquet files, or the id of a dataset on the Hub.
         split: e.g. `"train"`, `"validation"`, or several one after the other, `"train+validation"`.
-        image_column_name: the dataset's column of pictures.
-        label_column_name: the dataset's column of label maps, one id per pixel; `None` reads pictures without labels.
+        image_column_name: the dataset's column of images.
+        label_column_name: the dataset's column of label maps, one id per pixel; `None` reads images without labels.
         streaming: read the examples one after the other when they are asked for, instead of making them ready on disk
             first.
         config_name: which of the dataset's configurations, where it has several.
@@ -44,7 +44,7 @@ def load_split(
 
     Raises:
         ValueError: the folder, the split or a column is not there, the message names what is; a column holds no
-            pictures; or a file of the dataset is damaged.
+            images; or a file of the dataset is damaged.
     """
     folder = Path(dataset_name)
     if folder.is_file():
@@ -73,19 +73,19 @@ def load_split(
 def _pick_columns(
     dataset: datasets.Dataset | datasets.IterableDataset, columns: dict[str, str], dataset_name: str
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """The named columns of pictures, under their new names and still encoded, and `name` and `classes`, if any."""
+    """The named columns of images, under their new names and still encoded, and `name` and `classes`, if any."""
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise ValueError(
             f"{dataset_name} has no column {missing[0]!r}; it has {', '.join(dataset.column_names)} "
             "(see --image_column_name and --label_column_name)"
         )
-    # First of all: what follows would decode the pictures of a stream.
+    # First of all: what follows would decode the images of a stream.
     for column in columns:
         kind = (dataset.features or {}).get(column)
         if isinstance(kind, datasets.ClassLabel) or (isinstance(kind, datasets.Value) and kind.dtype != "string"):
             raise ValueError(
-                f"{dataset_name}: the column {column!r} holds {kind.dtype} numbers, not pictures "
+                f"{dataset_name}: the column {column!r} holds {kind.dtype} numbers, not images "
                 "(see --image_column_name and --label_column_name)"
             )
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -103,7 +103,7 @@ def _as_stream(dataset: datasets.Dataset | datasets.IterableDataset) -> datasets
 
 
 class CorruptExample(ValueError):
-    """A picture or label map that is missing, cannot be decoded, or does not have the other's size."""
+    """An image or label map that is missing, cannot be decoded, or does not have the other's size."""
 
 
 def _name(example: dict[str, Any], index: int) -> str:
@@ -116,12 +116,12 @@ def _open(encoded: dict[str, Any] | None, name: str) -> PIL.Image.Image:
     if encoded is None:
         raise CorruptExample(f"{name}: there is no file")
     try:
-        picture = PIL.Image.open(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"]))
-        picture.load()
+        image = PIL.Image.open(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"]))
+        image.load()
     except Exception as error:  # PIL's decoders meet broken files with a dozen kinds of exception
-        reason = "it is no picture" if isinstance(error, PIL.UnidentifiedImageError) else error
+        reason = "it is not an image" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise CorruptExample(f"{name}: cannot be read ({reason})") from error
-    return picture
+    return image
 
 
 def _is_prepared(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
@@ -131,7 +131,7 @@ def _is_prepared(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
 
 
 class SegmentationDataset(torch.utils.data.Dataset):
-    """Pictures with label maps, checked, and transformed by draws that depend on nothing but (seed, epoch, index).
+    """Images with label maps, checked, and transformed by draws that depend on nothing but (seed, epoch, index).
 
     Args:
         dataset: what `load_split` returns, mapped or streamed.
@@ -202,7 +202,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
                     corrupt.append(str(error))
 
     def read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
-        """Read one example as (RGB picture, label map (H, W) uint8, name), neither resized nor augmented."""
+        """Read one example as (RGB image, label map (H, W) uint8, name), neither resized nor augmented."""
         return self.decode(self.dataset[index], index)
 
     def decode(self, example: dict[str, Any], index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
@@ -214,23 +214,22 @@ class SegmentationDataset(torch.utils.data.Dataset):
         """
         name = _name(example, index)
         label = self.decode_label(example, index) if "label" in example else None
-        picture = convert_to_rgb(_open(example["image"], name))
+        image = convert_to_rgb(_open(example["image"], name))
         if label is None:
-            label = np.full((picture.height, picture.width), self.ignore_index, dtype=np.uint8)
-        if label.shape != (picture.height, picture.width):
+            label = np.full((image.height, image.width), self.ignore_index, dtype=np.uint8)
+        if label.shape != (image.height, image.width):
             raise CorruptExample(
-                f"{name}: the picture is {picture.height}x{picture.width}, "
-                f"its label map {label.shape[0]}x{label.shape[1]}"
+                f"{name}: the image is {image.height}x{image.width}, its label map {label.shape[0]}x{label.shape[1]}"
             )
-        return picture, label, name
+        return image, label, name
 
     def decode_label(self, example: dict[str, Any], index: int) -> np.ndarray:
         """The label map alone, (H, W) uint8, with every id checked; raises as `decode`."""
         name = _name(example, index)
-        picture = _open(example["label"], f"{name} (label)")
-        label = np.asarray(picture)
+        image = _open(example["label"], f"{name} (label)")
+        label = np.asarray(image)
         if label.ndim != 2:
-            raise ValueError(f"{name}: a label map has one channel of ids, this one has mode {picture.mode}")
+            raise ValueError(f"{name}: a label map has one channel of ids, this one has mode {image.mode}")
         label = label.astype(np.int64)
         if self.reduce_labels:
             label = np.where(label == self.ignore_index, self.ignore_index, label - 1)
@@ -248,7 +247,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         corrupt: list[str] = []
         for place, example in self._candidates(index, *encoded):
             try:
-                picture, label, name = self.decode(example, place)
+                image, label, name = self.decode(example, place)
                 break
             except CorruptExample as error:
                 if not self.skip_corrupt:
@@ -256,7 +255,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 corrupt.append(str(error))
         else:
             raise ValueError(f"no example is readable; the first: {corrupt[0]}")
-        image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+        image = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
         label = tv_tensors.Mask(torch.from_numpy(label))
         if self.transform is not None:
             with torch.random.fork_rng(devices=[]):

@@ -54,9 +54,9 @@ def prepare_dataset(
         source: the distribution as downloaded: a folder, an archive, or several of them.
         output_dir: folder to write.
         num_proc: workers that read, check and encode.
-        allow_incomplete: take fewer pictures than the benchmark has.
+        allow_incomplete: take fewer images than the benchmark has.
         skip_corrupt: leave out examples with a missing or damaged file instead of ending there.
-        max_shard_size: most bytes of pictures in one parquet file.
+        max_shard_size: most bytes of images in one parquet file.
 
     Raises:
         ValueError: files are missing, damaged or of another kind; the message names them.
@@ -116,7 +116,7 @@ def _verify(
     if not any(example.image and example.label for found in examples.values() for example in found):
         where = ", ".join(map(str, sources))
         raise ValueError(
-            f"no picture of {benchmark.title} with its label is in {where}; looked for {benchmark.raw.description}"
+            f"no image of {benchmark.title} with its label is in {where}; looked for {benchmark.raw.description}"
         )
     present = {split: [example for example in found if not example.is_absent] for split, found in examples.items()}
     fewer, broken = [], []
@@ -165,7 +165,7 @@ def _write(
 
     skipped, num_kept = [], 0
     total = sum(map(len, examples.values()))
-    with row_maker(benchmark, num_proc) as make_rows, tqdm(total=total, unit="picture", disable=None) as bar:
+    with row_maker(benchmark, num_proc) as make_rows, tqdm(total=total, unit="image", disable=None) as bar:
         for shard in (shard for group in shards.values() for shard in group):
             bar.set_description(shard.path.stem)
             reasons = shard.skipped()

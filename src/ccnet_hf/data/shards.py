@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ccnet_hf.data.benchmark import Benchmark
-from ccnet_hf.data.layout import RawExample, open_picture, read_same
+from ccnet_hf.data.layout import RawExample, open_image, read_same
 
 
 # The shard's key-value metadata: what it was made from, and what was left out of it.
@@ -43,27 +43,27 @@ def dataset_features(benchmark: Benchmark) -> datasets.Features:
 
 
 def make_row(example: RawExample, ignore_index: int = 255) -> dict[str, Any]:
-    """Read one example and check it: the picture's bytes as they are, the label map as PNG of training ids.
+    """Read one example and check it: the image's bytes as they are, the label map as PNG of training ids.
 
     Raises:
         ValueError: a file is missing, damaged or does not fit the other; the message names it.
     """
-    for kind, files in (("picture", example.image), ("label", example.label)):
+    for kind, files in (("image", example.image), ("label", example.label)):
         if not files:
             raise ValueError(f"{example.name}: has no {kind}")
     encoded = read_same(example.image)
     try:
-        picture = open_picture(encoded)
+        image = open_image(encoded)
     except ValueError as error:
         raise ValueError(f"{example.image[0]}: {error}") from error
     try:
         label = example.label_format.read(read_same(example.label))
     except ValueError as error:
         raise ValueError(f"{example.label[0]}: {error}") from error
-    if label.shape != (picture.height, picture.width):
+    if label.shape != (image.height, image.width):
         raise ValueError(
             f"{example.label[0]}: the label map is {label.shape[0]}x{label.shape[1]}, "
-            f"its picture {picture.height}x{picture.width}"
+            f"its image {image.height}x{image.width}"
         )
     png = io.BytesIO()
     PIL.Image.fromarray(label).save(png, "PNG")
@@ -141,7 +141,7 @@ class Shard:
 
 
 def plan_shards(folder: Path, split: str, examples: Sequence[RawExample], max_shard_size: int) -> list[Shard]:
-    """Divide a split into shards of at most `max_shard_size` bytes of pictures, always in the same way."""
+    """Divide a split into shards of at most `max_shard_size` bytes of images, always in the same way."""
     parts: list[list[RawExample]] = [[]]
     size = 0
     for example in examples:

@@ -1,4 +1,4 @@
-"""Training augmentation with mmsegmentation's definitions, as torchvision v2 transforms of picture and label together.
+"""Training augmentation with mmsegmentation's definitions, as torchvision v2 transforms of image and label together.
 
 The random numbers come from torch's default generator, so whoever seeds it (see `SegmentationDataset`) owns the draws.
 """
@@ -25,7 +25,7 @@ def _coin() -> bool:
 
 
 class RandomResize(v2.Transform):
-    """Resize by the keep-ratio rule to `scale` times a ratio drawn uniformly; labels nearest, pictures bilinear.
+    """Resize by the keep-ratio rule to `scale` times a ratio drawn uniformly; labels nearest, images bilinear.
 
     Args:
         scale: (long, short) edges to fit into.
@@ -58,7 +58,7 @@ class RandomResize(v2.Transform):
 class RandomCrop(v2.Transform):
     """Cut a window of `size`, redrawn up to ten times until it shows more than one class and none fills it.
 
-    The eleventh draw is taken as it comes. A picture smaller than the window stays as small as it is.
+    The eleventh draw is taken as it comes. An image smaller than the window stays as small as it is.
 
     Args:
         size: (height, width) of the window.
@@ -95,7 +95,7 @@ class RandomCrop(v2.Transform):
 
 
 class RandomHorizontalFlip(v2.RandomHorizontalFlip):
-    """Mirror picture and label with probability 1/2, and exchange the labels that mean left and right.
+    """Mirror image and label with probability 1/2, and exchange the labels that mean left and right.
 
     Args:
         label_pairs: training ids that change places, e.g. of the left and the right arm.
@@ -116,7 +116,7 @@ class RandomHorizontalFlip(v2.RandomHorizontalFlip):
 
 
 class PhotometricDistortion(v2.Transform):
-    """Brightness, contrast, saturation and hue of a uint8 RGB picture, each with probability 1/2 (Liu et al., SSD).
+    """Brightness, contrast, saturation and hue of a uint8 RGB image, each with probability 1/2 (Liu et al., SSD).
 
     Brightness adds U(-32, 32); contrast multiplies by U(0.5, 1.5), before or after the colours by a coin's flip;
     saturation multiplies the S of HSV by U(0.5, 1.5); hue turns H by one of the 36 steps -18..17 of 180 to a circle.
@@ -146,7 +146,7 @@ class PhotometricDistortion(v2.Transform):
             most = value / (value - smallest).clamp(min=1e-6)  # the factor that makes the saturation 1
             image = _to_uint8(value - (value - image.float()) * most.clamp(max=params["saturation"]))
         if params["hue"] is not None:
-            # Pillow turns a picture to HSV and back some ten times faster than torchvision does a tensor.
+            # Pillow turns an image to HSV and back some ten times faster than torchvision does a tensor.
             image = F.pil_to_tensor(F.adjust_hue(F.to_pil_image(image), params["hue"] / 180))
         if params["contrast"] is not None and not params["contrast_first"]:
             image = _to_uint8(image.float() * params["contrast"])
@@ -158,7 +158,7 @@ def _to_uint8(image: torch.Tensor) -> torch.Tensor:
 
 
 class PadToSize(v2.Transform):
-    """Pad right and bottom to at least `size`: pictures with 0, labels with `ignore_index`.
+    """Pad right and bottom to at least `size`: images with 0, labels with `ignore_index`.
 
     Before normalisation that is black, after it the mean colour.
     """

@@ -45,7 +45,7 @@ _LISTS = {
 
 
 def training_names(voc_train: set[str], voc_val: set[str], sbd: set[str]) -> set[str]:
-    """The augmented training set: all that either set labels, without VOC's validation pictures."""
+    """The augmented training set: all that either set labels, without VOC's validation images."""
     return (voc_train | sbd) - voc_val
 
 
@@ -79,7 +79,7 @@ VOC12AUG = Benchmark(
     palette=tuple(colour for _, colour in _CLASSES),
     num_examples={"train": 10582, "validation": 1449},
     homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
-    license="pictures from Flickr under their own terms",
+    license="images from Flickr under their own terms",
     raw=RawLayout(
         images=("JPEGImages/(?P<name>\\d{4}_\\d{6})\\.jpg", "dataset/img/(?P<name>\\d{4}_\\d{6})\\.jpg"),
         labels=(
@@ -97,7 +97,7 @@ VOC12AUG = Benchmark(
             "and SBD's benchmark.tgz (benchmark_RELEASE/dataset/{img,cls,train.txt,val.txt})"
         ),
         mapping=(
-            "Training set: all pictures that VOC's training list or SBD labels, without VOC's validation pictures. "
+            "Training set: all images that VOC's training list or SBD labels, without VOC's validation images. "
             "Ids 0..20 and 255 (void) are VOC's; where VOC has no label SBD's is taken, which has no void. "
             "Palettes, also expanded to RGB, are read by VOC's colours."
         ),

@@ -14,8 +14,8 @@ def save_label_ids(name: str, label_map: torch.Tensor, folder: Path) -> Path:
     """Write a label map of training ids as a single-channel PNG of label ids.
 
     Args:
-        name: of the picture, `<city>_<sequence>_<frame>` at its beginning, by which the server finds its truth.
-        label_map: (H, W) training ids 0..18 at the picture's own size.
+        name: of the image, `<city>_<sequence>_<frame>` at its beginning, by which the server finds its truth.
+        label_map: (H, W) training ids 0..18 at the image's own size.
         folder: where `<city>_<sequence>_<frame>_labelIds.png` is written.
 
     Raises:

@@ -31,7 +31,7 @@ class EvalArguments(DatasetArguments, PredictorArguments):
         default="label", metadata={"help": "column of label maps; '' for a split without labels, with --export_dir"}
     )
     name_prefix: str = field(default="", metadata={"help": "score only examples whose name starts so"})
-    batch_size: int = field(default=1, metadata={"help": "pictures in one forward pass, where their sizes are equal"})
+    batch_size: int = field(default=1, metadata={"help": "images in one forward pass, where their sizes are equal"})
     output_json: str | None = field(default=None, metadata={"help": "file for scores and confusion matrix"})
     output_markdown: str | None = field(default=None, metadata={"help": "file for the table of classes"})
     export_dir: str | None = field(
@@ -40,7 +40,7 @@ class EvalArguments(DatasetArguments, PredictorArguments):
 
 
 def evaluate(arguments: EvalArguments) -> None:
-    """Score a CCNet on a split: mIoU and accuracies from one confusion matrix, at every picture's own size."""
+    """Score a CCNet on a split: mIoU and accuracies from one confusion matrix, at every image's own size."""
     if arguments.batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, got {arguments.batch_size}")
     if not arguments.label_column_name and arguments.export_dir is None:
@@ -95,7 +95,7 @@ def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableData
 def _report(
     arguments: EvalArguments, predictor: Predictor, class_names: Sequence[str], result: dict[str, Any]
 ) -> None:
-    counted = f"{result['num_examples']} pictures of {arguments.dataset_name}, {arguments.split}"
+    counted = f"{result['num_examples']} images of {arguments.dataset_name}, {arguments.split}"
     if arguments.export_dir is not None:
         print(f"label ids of {counted} in {arguments.export_dir}")
     lines = []

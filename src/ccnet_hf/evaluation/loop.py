@@ -23,16 +23,16 @@ def evaluate_dataset(
     progress: bool = True,
     export: Callable[[str, torch.Tensor], None] | None = None,
 ) -> dict[str, Any]:
-    """Score label maps at every picture's own size against its untouched label map.
+    """Score label maps at every image's own size against its untouched label map.
 
-    With several processes each takes every n-th picture, and the confusion matrices are summed; all return the same.
+    With several processes each takes every n-th image, and the confusion matrices are summed; all return the same.
 
     Args:
         predictor: gives the label maps.
-        dataset: pictures and label maps, mapped or streamed; its transform is not used.
-        batch_size: pictures handed to the predictor at a time.
+        dataset: images and label maps, mapped or streamed; its transform is not used.
+        batch_size: images handed to the predictor at a time.
         progress: whether to show a progress bar.
-        export: called with the name and the label map (H, W) of every picture of this process.
+        export: called with the name and the label map (H, W) of every image of this process.
 
     Returns:
         `num_examples`; `skipped`, the messages about examples left out because `dataset` skips corrupt ones;
@@ -48,13 +48,13 @@ def evaluate_dataset(
     examples = dataset.examples(process.process_index, process.num_processes, corrupt)
     total = None if dataset.streamed else len(range(process.process_index, len(dataset), process.num_processes))
     bar = tqdm(
-        total=total, desc="evaluate", unit="picture", disable=not (progress and process.is_main_process), leave=False
+        total=total, desc="evaluate", unit="image", disable=not (progress and process.is_main_process), leave=False
     )
     num_examples = 0
     with bar:
         while batch := list(islice(examples, batch_size)):
-            pictures, labels, names = zip(*batch, strict=True)
-            label_maps = predictor.label_maps(pictures)
+            images, labels, names = zip(*batch, strict=True)
+            label_maps = predictor.label_maps(images)
             metric.add_batch(predictions=label_maps, references=[torch.from_numpy(label) for label in labels])
             for name, label_map in zip(names, label_maps, strict=True):
                 if export is not None:

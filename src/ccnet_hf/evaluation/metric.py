@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 
-_DESCRIPTION = "Mean IoU of label maps, from one confusion matrix over all pixels of all pictures."
+_DESCRIPTION = "Mean IoU of label maps, from one confusion matrix over all pixels of all images."
 _INPUTS = """
 Args:
-    predictions: label maps (H, W) of class ids, one per picture; sizes may differ from picture to picture.
+    predictions: label maps (H, W) of class ids, one per image; sizes may differ from image to image.
     references: the true label maps, of the same sizes; pixels with the ignored id do not count.
 """
 
@@ -22,7 +22,7 @@ Args:
 def confusion_matrix(
     prediction: torch.Tensor, reference: torch.Tensor, num_labels: int, ignore_index: int
 ) -> torch.Tensor:
-    """Count the pixels of one picture by true and predicted class.
+    """Count the pixels of one image by true and predicted class.
 
     Args:
         prediction: integer ids of any shape; an id that is no class counts as missed, as in the metrics of the peers.
@@ -74,7 +74,7 @@ def scores(matrix: torch.Tensor) -> dict[str, Any]:
 
 
 class MeanIoU(evaluate.Metric):
-    """Mean IoU as an `evaluate` metric that keeps one int64 confusion matrix and no picture, and needs no network.
+    """Mean IoU as an `evaluate` metric that keeps one int64 confusion matrix and no image, and needs no network.
 
     Args:
         num_labels: ids 0..num_labels-1 are classes.
@@ -109,14 +109,14 @@ class MeanIoU(evaluate.Metric):
         )
 
     def _build_data_dir(self) -> str:
-        return ""  # the base class would make a cache folder for pictures that are not kept
+        return ""  # the base class would make a cache folder for images that are not kept
 
     def reset(self) -> None:
         """Forget everything added so far."""
         self.confusion_matrix = torch.zeros(self.num_labels, self.num_labels + 1, dtype=torch.int64)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Count one picture: label maps (H, W) as tensor, array or nested list."""
+        """Count one image: label maps (H, W) as tensor, array or nested list."""
         prediction, reference = (
             torch.as_tensor(np.asarray(m) if isinstance(m, list) else m) for m in (prediction, reference)
         )
@@ -126,7 +126,7 @@ class MeanIoU(evaluate.Metric):
     def add_batch(
         self, *, predictions: Sequence | None = None, references: Sequence | None = None, **kwargs: Any
     ) -> None:
-        """Count several pictures, each with its own size."""
+        """Count several images, each with its own size."""
         if len(predictions) != len(references):
             raise ValueError(f"got {len(predictions)} predictions for {len(references)} references")
         for prediction, reference in zip(predictions, references, strict=True):

@@ -1,4 +1,4 @@
-"""How far a model looks: where in the picture the gradient of one place's class lies."""
+"""How far a model looks: where in the image the gradient of one place's class lies."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SHARES = (0.5, 0.9, 0.95, 0.99)
 class ReceptiveFieldArguments:
     model_name_or_path: str = field(metadata={"help": "CCNet checkpoint: a folder or a Hub id"})
     dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
-    split: str = field(default="validation", metadata={"help": "split whose pictures are looked at"})
-    num_examples: int = field(default=16, metadata={"help": "pictures, one place in each"})
+    split: str = field(default="validation", metadata={"help": "split whose images are looked at"})
+    num_examples: int = field(default=16, metadata={"help": "images, one place in each"})
     without_attention: bool = field(default=False, metadata={"help": "set gamma to 0: what the convolutions see"})
-    seed: int = field(default=0, metadata={"help": "of the pictures and places"})
+    seed: int = field(default=0, metadata={"help": "of the images and places"})
 
 
 def gradient_by_distance(model: torch.nn.Module, pixel_values: torch.Tensor, row: int, column: int) -> torch.Tensor:
@@ -33,7 +33,7 @@ def gradient_by_distance(model: torch.nn.Module, pixel_values: torch.Tensor, row
 
     Args:
         model: a `CCNetForSemanticSegmentation` in eval mode.
-        pixel_values: (1, 3, H, W), a picture as the image processor gives it.
+        pixel_values: (1, 3, H, W), an image as the image processor gives it.
         row: of the place, on the map of logits.
         column: likewise.
 
@@ -71,9 +71,9 @@ def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
     generator = torch.Generator().manual_seed(arguments.seed)
     shares = torch.zeros(1)
     chosen = torch.randperm(len(dataset), generator=generator)[: arguments.num_examples].tolist()
-    for index in tqdm(chosen, desc="look", unit="picture", disable=None, leave=False):
-        picture, _, _ = dataset.read(index)
-        pixel_values = image_processor(picture, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+    for index in tqdm(chosen, desc="look", unit="image", disable=None, leave=False):
+        image, _, _ = dataset.read(index)
+        pixel_values = image_processor(image, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
         with torch.inference_mode():
             size = model(pixel_values=pixel_values).logits.shape[-2:]
         row, column = (int(torch.randint(side, (1,), generator=generator)) for side in size)
@@ -83,7 +83,7 @@ def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
         shares[: len(shorter)] += shorter
     within = (shares / shares.sum()).cumsum(0)
     height, width = pixel_values.shape[-2:]
-    print(f"{len(chosen)} pictures of {arguments.split}, the last one {height}x{width} at the network's input")
+    print(f"{len(chosen)} images of {arguments.split}, the last one {height}x{width} at the network's input")
     for share in _SHARES:
         print(f"{share:.0%} of the gradient within {int((within < share).sum()) + 1} pixels")
 

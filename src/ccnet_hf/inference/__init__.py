@@ -1,4 +1,4 @@
-"""From pictures to label maps."""
+"""From images to label maps."""
 
 from ccnet_hf.inference.logits import predict_logits
 from ccnet_hf.inference.predictor import Predictor

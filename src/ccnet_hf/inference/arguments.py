@@ -15,7 +15,7 @@ class PredictorArguments:
         metadata={"metavar": "MODEL", "help": "folder of a CCNet checkpoint, or namespace/name on the Hub"}
     )
     mode: Literal["whole", "slide"] | None = field(
-        default=None, metadata={"help": "whole picture or sliding window; default: what the checkpoint says"}
+        default=None, metadata={"help": "whole image or sliding window; default: what the checkpoint says"}
     )
     crop_size: list[int] | None = field(
         default=None,
@@ -29,10 +29,10 @@ class PredictorArguments:
         default_factory=lambda: [1.0],
         metadata={
             "metavar": "RATIO",
-            "help": "average over these ratios of the picture as loaded; 1.0 alone: the checkpoint's test size",
+            "help": "average over these ratios of the image as loaded; 1.0 alone: the checkpoint's test size",
         },
     )
-    flip: bool = field(default=False, metadata={"help": "average over the mirrored picture too"})
+    flip: bool = field(default=False, metadata={"help": "average over the mirrored image too"})
     dtype: Dtype = field(
         default="auto", metadata={"help": "auto: as the checkpoint is stored, but float32 on the CPU"}
     )

@@ -1,4 +1,4 @@
-"""Pictures in and out: finding them, reading any kind as RGB, naming the results."""
+"""Images in and out: finding them, reading any kind as RGB, naming the results."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("floating point pixels have no known range; save the picture with 8 or 16 bits per channel")
+        raise ValueError("floating point pixels have no known range; save the image with 8 or 16 bits per channel")
     if image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.int64)
         if pixels.size and not 0 <= pixels.min() <= pixels.max() < 2**16:
@@ -32,32 +32,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read a picture of any kind (palette, grey, 16-bit, RGBA, CMYK, rotated by EXIF) as upright 8-bit RGB.
+    """Read an image of any kind (palette, grey, 16-bit, RGBA, CMYK, rotated by EXIF) as upright 8-bit RGB.
 
     Raises:
-        ValueError: the file is missing, is no picture, is truncated or has too many pixels; the message names it.
+        ValueError: the file is missing, is not an image, is truncated or has too many pixels; the message names it.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large (decompression bomb) pictures and odd metadata are no concern here
+            warnings.simplefilter("ignore")  # large (decompression bomb) images and odd metadata are no concern here
             with Image.open(path) as image:
                 return to_rgb(image)
     except FileNotFoundError:
-        raise ValueError(f"no such picture: {path}") from None
+        raise ValueError(f"no such image: {path}") from None
     except Exception as error:  # Pillow's readers raise whatever the broken bytes led to, struct.error included
-        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ValueError(f"cannot read {path}: {reason}") from error
 
 
 def find_images(inputs: Sequence[str], exclude: Path | None = None) -> list[Path]:
-    """The pictures that `inputs` name, in the order given, each once.
+    """The images that `inputs` name, in the order given, each once.
 
     Args:
-        inputs: files, folders (the pictures directly inside, by name) and patterns (`**` reaches into subfolders).
+        inputs: files, folders (the images directly inside, by name) and patterns (`**` reaches into subfolders).
         exclude: a folder that must not be among `inputs`, because results are written to it.
 
     Raises:
-        ValueError: an input does not exist, or a folder or pattern has no picture; the message names it.
+        ValueError: an input does not exist, or a folder or pattern has no image; the message names it.
     """
     found: dict[Path, Path] = {}
     for name in inputs:
@@ -65,9 +65,9 @@ def find_images(inputs: Sequence[str], exclude: Path | None = None) -> list[Path
         if path.is_dir():
             if exclude is not None and path.resolve() == exclude.resolve():
                 raise ValueError(f"{name} is both input and output folder: a second run would read its own results")
-            paths = sorted(p for p in path.iterdir() if _is_picture(p))
+            paths = sorted(p for p in path.iterdir() if _is_image(p))
             if not paths:
-                raise ValueError(f"no pictures in folder {name}")
+                raise ValueError(f"no images in folder {name}")
         elif path.exists():
             paths = [path]
         elif any(character in name for character in "*?["):
@@ -81,7 +81,7 @@ def find_images(inputs: Sequence[str], exclude: Path | None = None) -> list[Path
     return list(found.values())
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 

@@ -29,7 +29,7 @@ def predict_logits(
 
     Args:
         model: a `CCNetForSemanticSegmentation` in eval mode, of any dtype, on any device.
-        pixel_values: (B, 3, H, W) normalised pictures; moved to the model's device and dtype.
+        pixel_values: (B, 3, H, W) normalised images; moved to the model's device and dtype.
         mode: `"whole"` or `"slide"`; `None` takes the mode of `model.config.inference`.
         crop_size: (height, width) of a window; with mode `"slide"`, `None` takes the configured one.
         stride: (vertical, horizontal) distance of windows, at most `crop_size`; `None` as above.
@@ -68,16 +68,16 @@ def slide_logits(
     pixel_values = _to_model(pixel_values, model)
     batch_size, _, height, width = pixel_values.shape
     windows = window_positions(height, width, crop_size, stride)
-    crops = [(picture, window) for picture in range(batch_size) for window in windows]
+    crops = [(image, window) for image in range(batch_size) for window in windows]
     logits = None
     for start in range(0, len(crops), crop_batch_size):
         chunk = crops[start : start + crop_batch_size]
-        batch = torch.cat([_inside(pixel_values[picture : picture + 1], window) for picture, window in chunk])
+        batch = torch.cat([_inside(pixel_values[image : image + 1], window) for image, window in chunk])
         batch_logits = resize(model(pixel_values=batch).logits, batch.shape[-2:], align_corners)
         if logits is None:
             logits = batch_logits.new_zeros(batch_size, batch_logits.shape[1], height, width)
-        for (picture, window), crop_logits in zip(chunk, batch_logits, strict=True):
-            _inside(logits[picture], window).add_(crop_logits)
+        for (image, window), crop_logits in zip(chunk, batch_logits, strict=True):
+            _inside(logits[image], window).add_(crop_logits)
     counts = logits.new_zeros(height, width)
     for window in windows:
         _inside(counts, window).add_(1)

@@ -1,4 +1,4 @@
-"""From pictures to label maps by the definitions of mmsegmentation's test pipelines, augmentation included."""
+"""From images to label maps by the definitions of mmsegmentation's test pipelines, augmentation included."""
 
 from collections.abc import Sequence
 
@@ -10,21 +10,21 @@ from transformers import BaseImageProcessor
 
 from ccnet_hf.data import BENCHMARKS
 from ccnet_hf.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
-from ccnet_hf.image_transforms_ccnet import picture_to_array, rescale_output_size
+from ccnet_hf.image_transforms_ccnet import image_to_array, rescale_output_size
 from ccnet_hf.inference.logits import Size, low_resolution_logits, positive, slide_logits, sliding_window
 
 
-Picture = Image.Image | np.ndarray | torch.Tensor
+InputImage = Image.Image | np.ndarray | torch.Tensor
 
 
 class Predictor:
-    """Segments pictures with a model and its image processor.
+    """Segments images with a model and its image processor.
 
-    With the default `scales=(1.0,)` and no flip this is the plain protocol: the processor resizes the picture by its
+    With the default `scales=(1.0,)` and no flip this is the plain protocol: the processor resizes the image by its
     own `size` rule (such as 2048x1024 for Cityscapes), the logits are resized to the network input and from there to
-    the picture's size. Any other choice is test-time augmentation: the picture *as loaded* is resized by each ratio,
+    the image's size. Any other choice is test-time augmentation: the image *as loaded* is resized by each ratio,
     without regard to the processor's `size`, and seen as it is and, with `flip`, mirrored too. The logits of a view
-    are mirrored back and resized to the picture's size; their softmax is averaged over the views.
+    are mirrored back and resized to the image's size; their softmax is averaged over the views.
 
     Args:
         model: a `CCNetForSemanticSegmentation` in eval mode.
@@ -68,8 +68,8 @@ class Predictor:
         """Whether predictions are averaged over augmented views (the plain protocol otherwise)."""
         return self.flip or self.scales != (1.0,)
 
-    def scores(self, image: Picture) -> torch.Tensor:
-        """Class scores of one picture at its own size.
+    def scores(self, image: InputImage) -> torch.Tensor:
+        """Class scores of one image at its own size.
 
         Args:
             image: a PIL image, or an array or tensor as the image processor takes it.
@@ -82,12 +82,12 @@ class Predictor:
         ((logits, input_size),) = self._predict(self._inputs([image]))
         return resize_logits(logits, self.model.config.align_corners, input_size, _image_size(image))
 
-    def label_map(self, image: Picture) -> torch.Tensor:
-        """The most likely class of every pixel of one picture: (H, W) int64 at the picture's own size."""
+    def label_map(self, image: InputImage) -> torch.Tensor:
+        """The most likely class of every pixel of one image: (H, W) int64 at the image's own size."""
         return self.label_maps([image])[0]
 
-    def label_maps(self, images: Sequence[Picture]) -> list[torch.Tensor]:
-        """As `label_map` for several pictures; those of equal network input size share one forward pass."""
+    def label_maps(self, images: Sequence[InputImage]) -> list[torch.Tensor]:
+        """As `label_map` for several images; those of equal network input size share one forward pass."""
         if self.is_augmented:
             return [probabilities.argmax(dim=0) for probabilities in self._mean_probabilities(images)]
         predictions = self._predict(self._inputs(images))
@@ -96,7 +96,7 @@ class Predictor:
             for image, (logits, input_size) in zip(images, predictions, strict=True)
         ]
 
-    def _mean_probabilities(self, images: Sequence[Picture]) -> list[torch.Tensor]:
+    def _mean_probabilities(self, images: Sequence[InputImage]) -> list[torch.Tensor]:
         align_corners = self.model.config.align_corners
         flips = (False, True) if self.flip else (False,)
         totals: list[torch.Tensor | float] = [0.0] * len(images)
@@ -112,8 +112,8 @@ class Predictor:
                     totals[index] += logits.softmax(dim=0)
         return [total / (len(self.scales) * len(flips)) for total in totals]
 
-    def _inputs(self, images: Sequence[Picture], scale: float | None = None) -> list[torch.Tensor]:
-        """Network input (3, h, w) per picture, resized by the processor's rule, or by `scale` from the loaded size."""
+    def _inputs(self, images: Sequence[InputImage], scale: float | None = None) -> list[torch.Tensor]:
+        """Network input (3, h, w) per image, resized by the processor's rule, or by `scale` from the loaded size."""
         inputs = []
         for image in images:
             options = {"do_pad": False}
@@ -139,8 +139,8 @@ class Predictor:
                 logits = slide_logits(
                     self.model, batch, self.crop_size, self.stride, self.crop_batch_size, align_corners
                 )
-            for index, picture_logits in zip(indices, logits, strict=True):
-                predictions[index] = picture_logits, tuple(shape[-2:])
+            for index, image_logits in zip(indices, logits, strict=True):
+                predictions[index] = image_logits, tuple(shape[-2:])
         return [predictions[index] for index in range(len(inputs))]
 
 
@@ -167,4 +167,4 @@ def _exchange(num_labels: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
 def _image_size(image) -> tuple[int, int]:
     if isinstance(image, Image.Image):
         return image.height, image.width
-    return tuple(picture_to_array(image, do_convert_rgb=False).shape[-2:])
+    return tuple(image_to_array(image, do_convert_rgb=False).shape[-2:])

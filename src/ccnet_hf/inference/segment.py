@@ -1,4 +1,4 @@
-"""The command that segments pictures: overlays and label maps out, a table of class shares at the end."""
+"""The command that segments images: overlays and label maps out, a table of class shares at the end."""
 
 import time
 from collections.abc import Sequence
@@ -23,19 +23,19 @@ from ccnet_hf.visualization import class_shares, colorize, format_share, generat
 @dataclass(kw_only=True)
 class SegmentArguments(PredictorArguments):
     images: list[str] = field(
-        metadata={"positional": True, "metavar": "IMAGE", "help": "pictures, folders of pictures, or patterns"}
+        metadata={"positional": True, "metavar": "IMAGE", "help": "images, folders of images, or patterns"}
     )
     output_dir: str = field(
-        metadata={"metavar": "DIR", "help": "folder for NAME_overlay.png and NAME_labels.png of every picture"}
+        metadata={"metavar": "DIR", "help": "folder for NAME_overlay.png and NAME_labels.png of every image"}
     )
-    compile: bool = field(default=False, metadata={"help": "compile the model; pays off with many pictures"})
+    compile: bool = field(default=False, metadata={"help": "compile the model; pays off with many images"})
     skip_corrupt: bool = field(
-        default=False, metadata={"help": "go on after an unreadable picture, and count them at the end"}
+        default=False, metadata={"help": "go on after an unreadable image, and count them at the end"}
     )
 
 
 def segment(arguments: SegmentArguments) -> None:
-    """Segment pictures with a CCNet: an overlay with a legend and a label map (pixel = class id) for each."""
+    """Segment images with a CCNet: an overlay with a legend and a label map (pixel = class id) for each."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
@@ -52,7 +52,7 @@ def segment(arguments: SegmentArguments) -> None:
 
     seconds, pixels, shares, skipped = [], [], [], []
     stems = unique_stems(paths)
-    for path, stem in tqdm(list(zip(paths, stems, strict=True)), desc="segmenting", unit="picture", disable=None):
+    for path, stem in tqdm(list(zip(paths, stems, strict=True)), desc="segmenting", unit="image", disable=None):
         try:
             image = read_image(path)
         except ValueError as error:
@@ -73,11 +73,11 @@ def segment(arguments: SegmentArguments) -> None:
         print(f"\n{_counted(len(seconds))} segmented, {median(seconds):.2f} s each, results in {output_dir}")
     for path, stem in zip(paths, stems, strict=True):
         if stem != path.stem:
-            print(f"{path} is called {stem} there, because another picture has its name")
+            print(f"{path} is called {stem} there, because another image has its name")
     if skipped:
         print(f"{_counted(len(skipped))} skipped:", *skipped, sep="\n  ")
     if not seconds:
-        raise ValueError("no picture could be read")
+        raise ValueError("no image could be read")
 
 
 def share_table(class_names: Sequence[str], shares: Sequence[float]) -> str:
@@ -101,7 +101,7 @@ def _label_map(predictor: Predictor, image: Image.Image, path: Path) -> np.ndarr
 
 
 def _counted(number: int) -> str:
-    return f"{number} picture" if number == 1 else f"{number} pictures"
+    return f"{number} image" if number == 1 else f"{number} images"
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "segment.py") -> int:

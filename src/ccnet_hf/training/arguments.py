@@ -39,7 +39,7 @@ class _RunArguments(DatasetArguments):
         default=None, metadata={"help": "number of classes of a dataset that is not the benchmark's"}
     )
     shuffle_buffer_size: int = field(
-        default=256, metadata={"help": "pictures, held encoded in memory, that a stream's order is drawn from"}
+        default=256, metadata={"help": "images, held encoded in memory, that a stream's order is drawn from"}
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "start from this model"})
     backbone_checkpoint: str | None = field(
@@ -69,7 +69,7 @@ class _RunArguments(DatasetArguments):
     )
     compile: bool = field(default=False, metadata={"help": "run the training steps through torch.compile"})
     per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "pictures in one pass, the rest by accumulation; default: all of a step"}
+        default=None, metadata={"help": "images in one pass, the rest by accumulation; default: all of a step"}
     )
     checkpointing_steps: int | None = field(
         default=None, metadata={"help": "steps between two checkpoints, 0: none; default: as between evaluations"}

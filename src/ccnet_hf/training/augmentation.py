@@ -34,7 +34,7 @@ def training_transforms(
         ignore_index: label of pixels that do not count.
         flip_label_pairs: of the benchmark, see `RandomHorizontalFlip`.
 
-    The result maps an Image (3, H, W) uint8 and a Mask (H, W) uint8 to the normalised picture (3, h, w) float32 and
+    The result maps an Image (3, H, W) uint8 and a Mask (H, W) uint8 to the normalised image (3, h, w) float32 and
     the labels (h, w) int64, with (h, w) the recipe's crop size.
     """
     normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(image_mean), list(image_std))]

@@ -7,7 +7,7 @@ from torch import nn
 
 
 class _PhasedDepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution with dilation d as a plain one over the d * d interleaved subgrids of the picture.
+    """A depthwise convolution with dilation d as a plain one over the d * d interleaved subgrids of the image.
 
     Every output pixel sees only inputs of its own subgrid, so the two are equal (up to the order of summation).
     """
@@ -28,7 +28,7 @@ class _PhasedDepthwiseConv2d(nn.Conv2d):
 
 
 def speed_up_dilated_depthwise(model: nn.Module) -> None:
-    """Let every dilated depthwise convolution of `model` that keeps the picture's size run on interleaved subgrids.
+    """Let every dilated depthwise convolution of `model` that keeps the image's size run on interleaved subgrids.
 
     Only the way of computing changes: parameters, state dict and configuration stay as they are.
     """

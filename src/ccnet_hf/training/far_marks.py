@@ -41,7 +41,7 @@ class FarMarksArguments:
 
 
 def build_model(recurrence: int) -> CCNetForSemanticSegmentation:
-    """A CCNet over the stem and one stage of its ResNet, at a quarter of the picture's size."""
+    """A CCNet over the stem and one stage of its ResNet, at a quarter of the image's size."""
     backbone = CCNetResNetConfig(depths=[1], hidden_sizes=[32], stem_size=16, out_features=["stage1"])
     config = CCNetConfig(
         backbone_config=backbone,
@@ -63,8 +63,8 @@ def train(model: nn.Module, steps: int, seed: int, batch_size: int = 16, learnin
     generator = torch.Generator().manual_seed(seed)
     model.train()
     for _ in tqdm(range(steps), desc=f"recurrence {model.config.recurrence}, seed {seed}", leave=False, disable=None):
-        pictures, labels, _ = far_marks(batch_size, generator)
-        loss = model(pixel_values=pictures, labels=labels).loss
+        images, labels, _ = far_marks(batch_size, generator)
+        loss = model(pixel_values=images, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -75,17 +75,17 @@ def train(model: nn.Module, steps: int, seed: int, batch_size: int = 16, learnin
 
 def score(model: nn.Module, num_examples: int = 200) -> dict[str, float]:
     """Share of the pixels whose class is right, by part; 1 / number of colours is chance."""
-    pictures, labels, corners = far_marks(num_examples, torch.Generator().manual_seed(_TEST_SEED))
-    right = predict_logits(model, pictures, mode="whole").argmax(dim=1) == labels
+    images, labels, corners = far_marks(num_examples, torch.Generator().manual_seed(_TEST_SEED))
+    right = predict_logits(model, images, mode="whole").argmax(dim=1) == labels
     return {part: float(right[mask].float().mean()) for part, mask in parts(corners).items()}
 
 
 def run_experiment(arguments: FarMarksArguments) -> None:
-    """Train a small CCNet with every recurrence on pictures in which one far mark decides the class of every pixel."""
+    """Train a small CCNet with every recurrence on images in which one far mark decides the class of every pixel."""
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     example = far_marks(1, torch.Generator().manual_seed(_DRAWN_SEED))
-    rows: list[dict[str, Image.Image]] = [{"picture": _draw(example[0])}]
+    rows: list[dict[str, Image.Image]] = [{"image": _draw(example[0])}]
     lines: list[str] = []
     for recurrence in arguments.recurrences:
         accuracies, gammas = [], []
@@ -108,25 +108,25 @@ def run_experiment(arguments: FarMarksArguments) -> None:
     captioned_grid(rows).save(output_dir / "far_marks.png", optimize=True)
 
 
-def _draw(pictures: torch.Tensor, label_maps: torch.Tensor | None = None) -> Image.Image:
-    """The first of some pictures, enlarged, tinted by its label map if there is one."""
-    picture = to_pil_image(((pictures[0] + 1) / 3).clamp(0, 1))
+def _draw(images: torch.Tensor, label_maps: torch.Tensor | None = None) -> Image.Image:
+    """The first of some images, enlarged, tinted by its label map if there is one."""
+    image = to_pil_image(((images[0] + 1) / 3).clamp(0, 1))
     if label_maps is not None:
         palette = [tuple(int(255 * (value > 1)) for value in colour) for colour in COLOURS.values()]
-        picture = blend(picture, label_maps[0], palette)
-    return picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST)
+        image = blend(image, label_maps[0], palette)
+    return image.resize((3 * image.width, 3 * image.height), Image.Resampling.NEAREST)
 
 
 @torch.no_grad()
 def _draw_rounds(
-    model: CCNetForSemanticSegmentation, pictures: torch.Tensor, labels: torch.Tensor, corners: torch.Tensor
+    model: CCNetForSemanticSegmentation, images: torch.Tensor, labels: torch.Tensor, corners: torch.Tensor
 ) -> dict[str, Image.Image]:
     """What one position far from the mark attends to, in the second round and by both rounds together."""
-    attentions = [weights[0] for weights in model(pictures, output_attentions=True).attentions]
+    attentions = [weights[0] for weights in model(images, output_attentions=True).attentions]
     elsewhere = parts(corners)["elsewhere"][0].nonzero()
     position = tuple((elsewhere[len(elsewhere) // 2] * len(attentions[0]) // SIDE).tolist())
     return {
-        caption: draw_attention(_draw(pictures), attention_map(rounds, position), position)
+        caption: draw_attention(_draw(images), attention_map(rounds, position), position)
         for caption, rounds in {"second round": attentions[1:], "both rounds": attentions}.items()
     }
 

@@ -164,7 +164,7 @@ def _natural(key: str) -> list[tuple[int, int | str]]:
 
 
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:
-    """Make batch norms take their statistics over the pictures of all processes, in place where that is possible."""
+    """Make batch norms take their statistics over the images of all processes, in place where that is possible."""
     convert = nn.SyncBatchNorm.convert_sync_batchnorm
     if any(type(module).__module__.startswith("timm.") for module in model.modules()):
         # Its batch norms have an activation in them, which torch's conversion would drop.

@@ -42,7 +42,7 @@ class TrainingSettings:
 
     Attributes:
         output_dir: for checkpoints and the trained model.
-        per_device_batch_size: pictures a device takes at a time; the recipe's batch is completed by accumulation.
+        per_device_batch_size: images a device takes at a time; the recipe's batch is completed by accumulation.
         seed: of every random draw.
         ema_decay: of the moving average of the weights that is evaluated and saved; 0 saves the weights themselves.
         frozen_modules: names of modules that do not learn.
@@ -175,7 +175,7 @@ class Trainer:
         self.frozen = freeze(model, settings.frozen_modules)  # after that: it replaces modules
         model.to(accelerator.device)
         if not _is_sharded(accelerator):
-            # FSDP takes contiguous weights only; there the pictures alone make the convolutions channels_last.
+            # FSDP takes contiguous weights only; there the images alone make the convolutions channels_last.
             model.to(memory_format=torch.channels_last)
         self.loss = SegmentationLoss(model.config, class_weights).to(accelerator.device)
         optimizer = build_optimizer(model, recipe)

@@ -45,7 +45,7 @@ class Progress:
         accelerator: whose main process shows the line and whose trackers get the numbers.
         model: has the gamma.
         output_dir: folder of the log, a line of JSON for every line shown.
-        batch_size: pictures per step over all processes.
+        batch_size: images per step over all processes.
         start: steps done before; what the log says beyond them is dropped.
         stop: the last step.
         every: steps between two lines.

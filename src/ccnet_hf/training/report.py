@@ -1,4 +1,4 @@
-"""What a training leaves to look at: its curves, and pictures beside their truth and what the model makes of them."""
+"""What a training leaves to look at: its curves, and images beside their truth and what the model makes of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ccnet_hf.visualization import Color, class_shares, colorize, draw_legend, f
 
 CURVES_FILE, PREDICTIONS_FILE = "training_curves.png", "predictions.png"
 
-# title of a panel: {name in the log: name in the picture}
+# title of a panel: {name in the log: name in the image}
 _PANELS = {
     "losses": {"loss": "loss", "decode_loss": "decode", "auxiliary_loss": "auxiliary", "category_loss": "category"},
     "scores": {"eval_mean_iou": "mIoU", "eval_mean_accuracy": "mAcc", "eval_overall_accuracy": "aAcc"},
@@ -28,7 +28,7 @@ _PANELS = {
 _COLORS = ((37, 99, 235), (217, 119, 6), (5, 150, 105), (190, 24, 93))
 _PAPER, _INK, _FAINT, _GRID = (255, 255, 255), (32, 33, 36), (128, 134, 139), (232, 234, 237)
 _SCALE = 2  # drawn larger and shrunk, which smooths the lines
-_NUM_PICTURES = 4
+_NUM_IMAGES = 4
 _CELL_WIDTH = 440
 
 
@@ -46,10 +46,10 @@ def save_report(
     rows = read_log(output_dir / LOG_FILE)
     if rows:
         draw_curves(rows).save(output_dir / CURVES_FILE)
-    step = 1 if dataset.streamed else max(1, len(dataset) // _NUM_PICTURES)
-    examples = list(islice(dataset.examples(0, step), _NUM_PICTURES))
+    step = 1 if dataset.streamed else max(1, len(dataset) // _NUM_IMAGES)
+    examples = list(islice(dataset.examples(0, step), _NUM_IMAGES))
     if examples:
-        predictions = [predictor.label_maps([picture])[0] for picture, *_ in examples]
+        predictions = [predictor.label_maps([image])[0] for image, *_ in examples]
         draw_predictions(examples, predictions, palette, list(predictor.model.config.id2label.values())).save(
             output_dir / PREDICTIONS_FILE
         )
@@ -61,16 +61,16 @@ def draw_predictions(
     palette: Sequence[Color],
     class_names: Sequence[str],
 ) -> Image.Image:
-    """Draw one row per example, picture, truth and prediction, above a legend of the classes that occur.
+    """Draw one row per example, image, truth and prediction, above a legend of the classes that occur.
 
     Args:
-        examples: (picture, label map (H, W), name) each; labels that are no class are black.
+        examples: (image, label map (H, W), name) each; labels that are no class are black.
         predictions: label map (H, W) each.
         palette: RGB colour (0..255) per class.
         class_names: name per class.
     """
     margin, font = 16, ImageFont.load_default(size=18)
-    heights = [round(_CELL_WIDTH * picture.height / picture.width) for picture, *_ in examples]
+    heights = [round(_CELL_WIDTH * image.height / image.width) for image, *_ in examples]
     entries = []
     shares = np.mean([class_shares(label, len(class_names)) for _, label, _ in examples], axis=0)
     predicted = np.mean([class_shares(label, len(class_names)) for label in predictions], axis=0)
@@ -82,12 +82,12 @@ def draw_predictions(
     head = 40
     canvas = Image.new("RGB", (width, head + sum(heights) + margin * len(heights) + legend.height), _PAPER)
     pen = ImageDraw.Draw(canvas)
-    for column, title in enumerate(("picture", "truth", "prediction")):
+    for column, title in enumerate(("image", "truth", "prediction")):
         pen.text((margin + column * (_CELL_WIDTH + margin), head / 2), title, font=font, fill=_INK, anchor="lm")
     top = head
-    for (picture, truth, _), prediction, height in zip(examples, predictions, heights, strict=True):
+    for (image, truth, _), prediction, height in zip(examples, predictions, heights, strict=True):
         size = (_CELL_WIDTH, height)
-        cells = [picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)]
+        cells = [image.convert("RGB").resize(size, Image.Resampling.LANCZOS)]
         cells += [
             colorize(m, palette).resize(size, Image.Resampling.NEAREST).convert("RGB") for m in (truth, prediction)
         ]

@@ -37,7 +37,7 @@ $metadata
 
 CCNet ([Criss-Cross Attention for Semantic Segmentation](https://arxiv.org/abs/1811.11721)) with a dilated
 ResNet-$depth (output stride 8) for the $num_labels classes of $title: every pixel gathers context from its row and its
-column, twice with the same weights, and so from the whole picture. mmsegmentation trained the weights; `ccnet_hf`
+column, twice with the same weights, and so from the whole image. mmsegmentation trained the weights; `ccnet_hf`
 converted them.
 $identity
 ## Use
@@ -65,14 +65,14 @@ segments = segmenter("street.jpg")
 
 ## Protocol
 
-- Size: test pictures are resized by the keep-ratio rule to at most $long pixels on the longer and $short on the
+- Size: test images are resized by the keep-ratio rule to at most $long pixels on the longer and $short on the
   shorter side, bilinear as OpenCV does it. The image processor in this repository does that.
 - Inference: $inference. Corners are $corners when logits are resized.
-- Multi-scale with flip: ratios $ratios of the picture as loaded, each also mirrored;
+- Multi-scale with flip: ratios $ratios of the image as loaded, each also mirrored;
   softmax scores are averaged.
-- Score: one confusion matrix over the $num_validation pictures of the validation split, 255 ignored$reduce_labels.
+- Score: one confusion matrix over the $num_validation images of the validation split, 255 ignored$reduce_labels.
 
-`pipeline` is whole-picture inference at a single scale: $pipeline_remark.
+`pipeline` is whole-image inference at a single scale: $pipeline_remark.
 The command below, of the package's `train` extra, takes the protocol from `config.json`;
 `--scales $scales --flip` makes it the second one.
 
@@ -96,15 +96,15 @@ other weights in the same file format, logits, losses and gradients equal mmsegm
 
 ## Data and licence
 
-Trained on $title ($num_train pictures; [terms]($license_link): $data_license).
+Trained on $title ($num_train images; [terms]($license_link): $data_license).
 mmsegmentation publishes the weights under Apache-2.0, as `ccnet_hf` does its code. This card does not decide whether
 the terms of the data extend to weights trained on it: read them before any use beyond research.
 
 ## Training
 
 As mmsegmentation's config states it (nothing was trained for this repository): $iterations iterations of SGD with
-$batch_size pictures, momentum $momentum, weight decay $weight_decay, learning rate $learning_rate with polynomial
-decay of power $power down to $min_learning_rate. Pictures resized by a random ratio of $ratio_low to $ratio_high,
+$batch_size images, momentum $momentum, weight decay $weight_decay, learning rate $learning_rate with polynomial
+decay of power $power down to $min_learning_rate. Images resized by a random ratio of $ratio_low to $ratio_high,
 crops of $crop (height x width) in which no class covers more than $cat_max_ratio, flip, photometric distortion.
 Synchronised batch norm, backbone from ImageNet weights. Cross entropy over all pixels, ignored ones in the
 denominator, plus 0.4 times that of an auxiliary FCN head.
@@ -257,7 +257,7 @@ def _inference(recipe: Recipe) -> tuple[str, str]:
     """How the scores are computed, and what that means for `pipeline`."""
     inference = recipe.model["inference"]
     if inference["mode"] == "whole":
-        return "the whole picture at once", "the single-scale protocol, and not the multi-scale one"
+        return "the whole image at once", "the single-scale protocol, and not the multi-scale one"
     crop, stride = ("x".join(map(str, inference[name])) for name in ("crop_size", "stride"))
     return (
         f"sliding windows of {crop} with stride {stride}, logits averaged where they overlap",

@@ -58,11 +58,11 @@ def brute_force(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> 
     """Position by position: the softmax over its column without itself and its row, as the paper states it."""
     batch, _, height, width = query.shape
     outputs, logsumexps = [], []
-    for picture, row, column in itertools.product(range(batch), range(height), range(width)):
+    for image, row, column in itertools.product(range(batch), range(height), range(width)):
         places = [(i, column) for i in range(height) if i != row] + [(row, j) for j in range(width)]
         rows, columns = map(list, zip(*places, strict=True))
-        scores = query[picture, :, row, column] @ key[picture][:, rows, columns]
-        outputs.append(value[picture][:, rows, columns] @ scores.softmax(0))
+        scores = query[image, :, row, column] @ key[image][:, rows, columns]
+        outputs.append(value[image][:, rows, columns] @ scores.softmax(0))
         logsumexps.append(scores.logsumexp(0))
     output = torch.stack(outputs).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
     return output, torch.stack(logsumexps).reshape(batch, height, width)

@@ -43,9 +43,9 @@ __global__ void __launch_bounds__(256) delta_kernel(const DeltaArguments<T> argu
   if (position >= arguments.positions) return;
   const int column = position % arguments.width;
   const int row = position / arguments.width % arguments.height;
-  const int picture = position / arguments.width / arguments.height;
-  const T* grad = arguments.grad.at(picture, row) + column * arguments.grad.place;
-  const T* output = arguments.output.at(picture, row) + column * arguments.output.place;
+  const int image = position / arguments.width / arguments.height;
+  const T* grad = arguments.grad.at(image, row) + column * arguments.grad.place;
+  const T* output = arguments.output.at(image, row) + column * arguments.output.place;
   float sum = 0.0f;
   for (int channel = Lane().number * 8; channel < arguments.channels; channel += kWarpThreads * 8) {
     float left[8], right[8];
@@ -100,11 +100,11 @@ __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1)
 
   T* keys = reinterpret_cast<T*>(dynamic_shared_memory());
   T* stages = keys + rows * kPitch<T, kDepth>;
-  const T* query = arguments.query.at(work.picture, work.line);
-  const T* grad = arguments.grad.at(work.picture, work.line) + work.first_channel;
-  const float* logsumexp = arguments.logsumexp.at(work.picture, work.line);
+  const T* query = arguments.query.at(work.image, work.line);
+  const T* grad = arguments.grad.at(work.image, work.line) + work.first_channel;
+  const float* logsumexp = arguments.logsumexp.at(work.image, work.line);
 
-  load_tile<kDepth>(keys, arguments.key.at(work.picture, work.line) + work.first_row * arguments.key.place,
+  load_tile<kDepth>(keys, arguments.key.at(work.image, work.line) + work.first_row * arguments.key.place,
                     arguments.key.place, rows, length - work.first_row, arguments.query_channels);
   const auto load = [&](int step) {
     T* stage = stages + step % kStages * Shared::kStage;
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1)
     add_product(sums, weights, stage + Shared::kQueries);
   });
 
-  T* target = arguments.grad_value.at(work.picture, work.line) + first_row * arguments.grad_value.place +
+  T* target = arguments.grad_value.at(work.image, work.line) + first_row * arguments.grad_value.place +
               work.first_channel;
   finish_rows(sums, length - first_row, channels, [&](int, int row, int channel, float (&gradient)[8]) {
     write_gradient(target + row * arguments.grad_value.place + channel, gradient, arguments.add);
@@ -188,17 +188,17 @@ __global__ void __launch_bounds__(256, sizeof(T) == 2 && kDepth <= 64 ? 2 : 1)
   const Lines<const T> step_lines = of_keys ? arguments.query : arguments.key;
   const Lines<const T> row_value_lines = of_keys ? arguments.value : arguments.grad;
   const Lines<const T> step_value_lines = of_keys ? arguments.grad : arguments.value;
-  const T* step_vectors = step_lines.at(work.picture, work.line);
-  const T* row_values = row_value_lines.at(work.picture, work.line) + work.first_row * row_value_lines.place;
-  const T* step_values = step_value_lines.at(work.picture, work.line);
-  const float* logsumexp = arguments.logsumexp.at(work.picture, work.line);
-  const float* delta = arguments.delta.at(work.picture, work.line);
+  const T* step_vectors = step_lines.at(work.image, work.line);
+  const T* row_values = row_value_lines.at(work.image, work.line) + work.first_row * row_value_lines.place;
+  const T* step_values = step_value_lines.at(work.image, work.line);
+  const float* logsumexp = arguments.logsumexp.at(work.image, work.line);
+  const float* delta = arguments.delta.at(work.image, work.line);
 
   T* row_vectors = reinterpret_cast<T*>(dynamic_shared_memory());
   T* buffers = row_vectors + rows * kPitch<T, kDepth>;
   T* stages = buffers + 2 * Shared::kBuffer;
 
-  load_tile<kDepth>(row_vectors, row_lines.at(work.picture, work.line) + work.first_row * row_lines.place,
+  load_tile<kDepth>(row_vectors, row_lines.at(work.image, work.line) + work.first_row * row_lines.place,
                     row_lines.place, rows, length - work.first_row, arguments.query_channels);
   const auto load = [&](int step) {
     const int slice = step % slices, first = step / slices * kWideStep<T>, channel = slice * kSlice<T>;
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(256, sizeof(T) == 2 && kDepth <= 64 ? 2 : 1)
   });
 
   const Lines<T> target_lines = of_keys ? arguments.grad_key : arguments.grad_query;
-  T* target = target_lines.at(work.picture, work.line) + first_row * target_lines.place;
+  T* target = target_lines.at(work.image, work.line) + first_row * target_lines.place;
   finish_rows(sums, length - first_row, arguments.query_channels,
               [&](int, int row, int channel, float (&gradient)[8]) {
                 write_gradient(target + row * target_lines.place + channel, gradient, arguments.add);

@@ -134,7 +134,7 @@ bool data_type(const Tensor& tensor, DataType* type) {
 
 int64_t padded(int64_t channels) { return (channels + kChannelMultiple - 1) / kChannelMultiple * kChannelMultiple; }
 
-// One spatial axis is a picture of one row: along its columns there is only the position itself, which is masked.
+// One spatial axis is an image of one row: along its columns there is only the position itself, which is masked.
 int64_t height(const Tensor& tensor) { return tensor.dim() == 3 ? 1 : tensor.size(2); }
 int64_t width(const Tensor& tensor) { return tensor.size(tensor.dim() - 1); }
 
@@ -169,7 +169,7 @@ Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, const std::v
 }
 
 // (B, channels, *spatial of `like`) with the channels innermost.
-Tensor empty_picture(const Tensor& like, int64_t channels) {
+Tensor empty_image(const Tensor& like, int64_t channels) {
   const auto given = like.sizes();
   std::vector<int64_t> sizes(given.begin(), given.end()), strides(sizes.size());
   sizes[1] = channels;
@@ -221,7 +221,7 @@ bool is_aligned(const Tensor& tensor) {
 Tensor readable(const Tensor& tensor) {
   const int64_t channels = tensor.size(1), wanted = padded(channels);
   if (channels == wanted && is_aligned(tensor)) return tensor;
-  Tensor copy = empty_picture(tensor, wanted);
+  Tensor copy = empty_image(tensor, wanted);
   if (channels == wanted) {
     torch::stable::copy_(copy, tensor);
   } else {
@@ -233,11 +233,11 @@ Tensor readable(const Tensor& tensor) {
 }
 
 // A result of `padded` channels to be written, and what is handed out of it.
-Tensor writable(const Tensor& like) { return empty_picture(like, padded(like.size(1))); }
+Tensor writable(const Tensor& like) { return empty_image(like, padded(like.size(1))); }
 
 Tensor without_padding(Tensor& result, const Tensor& like) {
   if (result.size(1) == like.size(1)) return result;
-  Tensor cut = empty_picture(like, like.size(1));
+  Tensor cut = empty_image(like, like.size(1));
   torch::stable::copy_(cut, torch::stable::narrow(result, 1, 0, like.size(1)));
   return cut;
 }

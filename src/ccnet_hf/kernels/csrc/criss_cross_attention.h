@@ -1,6 +1,6 @@
 // Criss-cross attention on a CUDA device (sm_80 and up), without any PyTorch type.
 //
-// All tensors are pictures (batch, height, width, channels) with dense channels and any strides between pixels, so
+// All tensors are images (batch, height, width, channels) with dense channels and any strides between pixels, so
 // that a channels_last tensor or a slice of one is read without a copy. Everything runs on `stream` and returns at
 // once.
 #pragma once

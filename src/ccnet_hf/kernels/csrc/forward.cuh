@@ -37,7 +37,7 @@ struct ForwardArguments {
   Lines<const T> residual;         // null without one
   const void* gamma;
   DataType gamma_type;
-  int lines, length;               // of one picture
+  int lines, length;               // of one image
   int query_channels, value_channels;
   bool skip_self;                  // the pass over columns
   bool merge;                      // with what that pass wrote
@@ -57,7 +57,7 @@ struct ForwardShared {
 // What a block does: consecutive blocks take the chunks of the same rows of one line, so that they find the line's
 // queries and keys in the second-level cache.
 struct Work {
-  int picture, line, first_row, first_channel;
+  int image, line, first_row, first_channel;
 
   __device__ __forceinline__ Work(int lines, int length, int channels, int chunk) {
     const int rows = blockDim.x / kWarpThreads * kWarpRows;
@@ -66,7 +66,7 @@ struct Work {
     first_row = blockIdx.x / chunks % tiles * rows;
     const int number = blockIdx.x / chunks / tiles;
     line = number % lines;
-    picture = number / lines;
+    image = number / lines;
   }
 };
 
@@ -157,12 +157,12 @@ __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) forward_kernel(co
 
   T* queries = reinterpret_cast<T*>(dynamic_shared_memory());
   T* stages = queries + rows * kPitch<T, kDepth>;
-  const T* key = arguments.key.at(work.picture, work.line);
-  const T* value = arguments.value.at(work.picture, work.line) + work.first_channel;
+  const T* key = arguments.key.at(work.image, work.line);
+  const T* value = arguments.value.at(work.image, work.line) + work.first_channel;
 
   // Belongs to the first step's copies, since no group is closed in between.
   load_tile<kDepth>(queries,
-                    arguments.query.at(work.picture, work.line) + work.first_row * arguments.query.place,
+                    arguments.query.at(work.image, work.line) + work.first_row * arguments.query.place,
                     arguments.query.place, rows, length - work.first_row, arguments.query_channels);
   const auto load = [&](int step) {
     T* stage = stages + step % kStages * Shared::kStage;
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) forward_kernel(co
     float maximum = softmax.maximum[half], sum = softmax.sum[half];
     weight[half] = 1.0f / sum;
     if (row >= length) continue;
-    float2* columns = arguments.columns.at(work.picture, work.line) + row * arguments.columns.place;
+    float2* columns = arguments.columns.at(work.image, work.line) + row * arguments.columns.place;
     if (arguments.skip_self) {
       if (writes) *columns = {maximum, sum};
       continue;
@@ -210,14 +210,14 @@ __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 2 : 1) forward_kernel(co
       other_weight[half] = other_sum / sum;
     }
     if (writes) {
-      arguments.logsumexp.at(work.picture, work.line)[row * arguments.logsumexp.place] = maximum + logf(sum);
+      arguments.logsumexp.at(work.image, work.line)[row * arguments.logsumexp.place] = maximum + logf(sum);
     }
   }
 
   const bool scaled = arguments.residual.data != nullptr;
   const float gamma = scaled ? read_number(arguments.gamma, arguments.gamma_type) : 1.0f;
-  T* output = arguments.output.at(work.picture, work.line) + work.first_channel;
-  const T* residual = arguments.residual.at(work.picture, work.line) + work.first_channel;
+  T* output = arguments.output.at(work.image, work.line) + work.first_channel;
+  const T* residual = arguments.residual.at(work.image, work.line) + work.first_channel;
   finish_rows(sums, length - first_row, channels, [&](int half, int row, int channel, float (&result)[8]) {
     T* target = output + (first_row + row) * arguments.output.place + channel;
     float other[8] = {};

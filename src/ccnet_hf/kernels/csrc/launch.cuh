@@ -23,7 +23,7 @@ inline bool is_valid(const Problem& problem) {
          channels_fit(problem.value_channels, 1 << 20);
 }
 
-// The picture's columns, or its rows.
+// The image's columns, or its rows.
 template <typename T>
 Lines<T> lines_of(T* data, int64_t batch, int64_t row, int64_t column, bool columns) {
   return columns ? Lines<T>{data, batch, column, row} : Lines<T>{data, batch, row, column};

@@ -1,4 +1,4 @@
-// Tiles: how a block of threads reads lines of a picture, multiplies them and writes results. Every kernel is made of
+// Tiles: how a block of threads reads lines of an image, multiplies them and writes results. Every kernel is made of
 // these parts; what a warp holds in registers is always 16 rows of a matrix, in the layout of mma.m16n8k16's sums.
 #pragma once
 
@@ -14,13 +14,13 @@ __host__ __device__ constexpr Integer ceil_divide(Integer number, int by) {
   return (number + by - 1) / by;
 }
 
-// A picture seen as lines of one axis, columns or rows: element strides between pictures, lines and places on a line.
+// An image seen as lines of one axis, columns or rows: element strides between images, lines and places on a line.
 template <typename T>
 struct Lines {
   T* data;
   int64_t batch, line, place;
 
-  __device__ __forceinline__ T* at(int picture, int number) const { return data + picture * batch + number * line; }
+  __device__ __forceinline__ T* at(int image, int number) const { return data + image * batch + number * line; }
 };
 
 // Elements of one 16-byte copy.
