@@ -1,6 +1,8 @@
 """`ccnet-hf SUBCOMMAND`."""
 
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -23,6 +25,11 @@ def test_help_lists_every_subcommand(capsys):
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
     assert all(f"  {name} " in output and purpose in output for name, (_, purpose) in SUBCOMMANDS.items())
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "ccnet_hf", "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "usage: ccnet-hf SUBCOMMAND" in done.stdout
 
 
 def test_every_script_that_only_calls_the_package_is_a_subcommand():

@@ -368,6 +368,7 @@ def test_channels_last_throughout(pixel_values):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_compile_without_graph_breaks(name, pixel_values, labels):
+    torch.compiler.reset()  # other tests compile the same code
     model = tiny_model(classifier_dropout_prob=0.0, **LOSSES[name])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits)
@@ -379,6 +380,7 @@ def test_compile_without_graph_breaks(name, pixel_values, labels):
 
 @pytest.mark.slow
 def test_compile_with_inductor(pixel_values):
+    torch.compiler.reset()
     model = tiny_model()
     with torch.inference_mode():
         compiled = torch.compile(model, fullgraph=True)(pixel_values).logits

@@ -14,8 +14,8 @@ Main = Callable[[Sequence[str], str], int]  # arguments, program's name -> exit 
 class _OneLineParser(HfArgumentParser):
     """`HfArgumentParser` whose complaint is a single line; argparse would print the whole usage first.
 
-    A field with `metadata={"positional": True}` becomes a positional argument, and a switch takes no value, so that it
-    cannot swallow the positional argument after it.
+    A field with `metadata={"positional": True}` becomes a positional argument; a switch takes no value, so that it
+    cannot swallow the positional argument after it; and a `metavar` of several names takes as many values.
     """
 
     def add_argument(self, *names, positional: bool = False, **options):
@@ -24,6 +24,8 @@ class _OneLineParser(HfArgumentParser):
             options.pop("required", None)
         if options.get("const") is True and options.get("default") is False:
             options = {"action": "store_true", "help": options.get("help")}
+        if isinstance(options.get("metavar"), tuple):
+            options["nargs"] = len(options["metavar"])
         return super().add_argument(*names, **options)
 
     def error(self, message: str):

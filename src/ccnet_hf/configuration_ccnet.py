@@ -16,9 +16,9 @@ class CCNetConfig(PreTrainedConfig):
     `ccnet_r101-d8` with PyTorch's loss reduction.
 
     Args:
-        backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `CCNetResNetConfig()`):
-            Any backbone `AutoBackbone` knows. Its last feature map feeds the head, the one before it the auxiliary
-            head.
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any backbone `AutoBackbone` knows, by default `CCNetResNetConfig(out_features=["stage3", "stage4"])`. Its
+            last feature map feeds the head, the one before it the auxiliary head.
         hidden_size (`int`, defaults to 512):
             Channels of the head.
         query_key_size (`int`, *optional*, defaults to `hidden_size // 8`):
@@ -41,7 +41,7 @@ class CCNetConfig(PreTrainedConfig):
         align_corners (`bool`, defaults to `False`):
             How logits are resized, in the loss and in inference.
         semantic_loss_ignore_index (`int`, defaults to 255):
-            Label of pixels that do not count.
+            Label of pixels that do not count. The image processors always write 255.
         loss_reduction (`str`, defaults to `"valid"`):
             `"valid"` divides the summed cross entropy by the number of labelled pixels, `"all"` by the number of all
             pixels, as mmsegmentation does.

@@ -63,7 +63,8 @@ class CCNetSemanticSegmenterOutput(SemanticSegmenterOutput):
             The backbone's hidden states: its stem or embedding, then every stage.
         attentions (`tuple[torch.Tensor]`, *optional*, returned when `output_attentions=True`):
             For each round of attention a `(batch_size, h, w, h + w)` tensor, `h` and `w` the height and width of the
-            logits: every pixel's weights over its column, then over its row.
+            logits: every pixel's weights over its column, then over its row. They sum to 1; the pixel's own weight
+            stands in the row, in the column it is 0.
         auxiliary_logits (`torch.Tensor`, *optional*, returned when `labels` is given or in training):
             `(batch_size, num_labels, height / stride, width / stride)` scores of the auxiliary head.
         category_embeddings (`torch.Tensor`, *optional*, returned when `labels` is given or in training):
@@ -140,7 +141,10 @@ class RecurrentCrissCrossAttention(CrissCrossAttention):
     Args:
         hidden_size: channels of input, value and output.
         query_key_size: channels of query and key; an eighth of `hidden_size` if `None`.
-        recurrence: number of rounds, R in the paper.
+        recurrence: number of rounds, R in the paper, at least 1.
+
+    Raises:
+        ValueError: there is no round.
     """
 
     def __init__(self, hidden_size: int, query_key_size: int | None = None, recurrence: int = 2):
@@ -292,6 +296,12 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
     """
     CCNet (Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation", ICCV 2019 / TPAMI 2020) with a
     classifier and, for training, an auxiliary head.
+
+    Args:
+        config: of the whole model, the backbone included.
+
+    Raises:
+        ValueError: the configuration asks for an auxiliary head, and the backbone gives a single feature map.
     """
 
     def __init__(self, config: CCNetConfig):

@@ -23,8 +23,8 @@ class TrainingRecipe:
     """Everything of a training that decides its result. Defaults: mmsegmentation's schedule for CCNet.
 
     Attributes:
-        crop_size: (height, width) of the random crop.
-        scale: (long, short) of the keep-ratio resize that a random ratio multiplies before the crop.
+        crop_size: (height, width) of the random crop, in pixels.
+        scale: (long, short) side of the keep-ratio resize that a random ratio multiplies before the crop, in pixels.
         ratio_range: that ratio is uniform in this range.
         ratio_step: the ratio is one of low, low + step, ..., high; 0 draws any number in between.
         cat_max_ratio: a crop is redrawn, up to ten times, while one class covers this share of it; 1 takes any.
@@ -32,7 +32,7 @@ class TrainingRecipe:
         pad_before_normalization: pad small crops with black (VOC12Aug) instead of the mean colour.
         batch_size: images per step, over all processes.
         max_train_steps: length of the schedule, and of the training.
-        eval_steps: steps between two evaluations.
+        eval_steps: steps between two evaluations; 0 for none.
         optimizer: `"sgd"` or `"adamw"`; weight decay applies to every parameter.
         learning_rate: of the first step, or of the end of the warm-up.
         min_learning_rate: floor of the polynomial schedule.

@@ -173,7 +173,7 @@ def test_build_from_several_processes(toolkit):
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(300)
     assert [process.exitcode for process in processes] == [0] * 4
     assert len(calls(toolkit)) == 1 and len(list(libraries.find_libraries())) == 1
 

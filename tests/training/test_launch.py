@@ -31,7 +31,7 @@ def test_two_processes_from_the_command_line(coloured_folder, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "bf16"},
         capture_output=True,
         text=True,
-        timeout=550,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("step 2: eval_mean_iou") == 1
@@ -44,6 +44,7 @@ def test_two_processes_from_the_command_line(coloured_folder, tmp_path):
 
 
 def test_compiled_steps_learn_the_same(make_trainer, recipe, tmp_path, monkeypatch):
+    torch.compiler.reset()  # other tests compile the same code
     # Everything but the code generation, which takes minutes; as one graph, and with the dropout of the plain steps.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
     recipe = replace(recipe, optimizer="sgd", max_train_steps=2)

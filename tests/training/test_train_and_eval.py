@@ -203,6 +203,10 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
     assert "image_processor_type" not in json.loads(repository.files["preprocessor_config.json"])
     assert repository.card.data.library_name == "transformers" and repository.card.data.eval_results is None
     assert 'model="me/model"' in repository.card.text
+    # A finished training goes on with its upload.
+    more = ["--streaming", "--skip_corrupt", "--push_to_hub", "--eval_steps", "0", "--resume_from_checkpoint", "last"]
+    assert train(train_arguments(coloured_folder, output_dir, *more)) == 0
+    assert published[1].files.keys() == repository.files.keys()
     assert train(train_arguments(coloured_folder, tmp_path / "strict", "--streaming", "--eval_steps", "0")) == 1
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -286,16 +287,17 @@ def test_a_full_disk_leaves_nothing_behind(small_variant, small_checkpoint, tmp_
 def test_killed_while_it_writes(number, small_variant, small_checkpoint, tmp_path):
     """The folder is not there, and the next conversion clears up what is."""
     torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
-    process = os.fork()
-    if process == 0:
-        try:
-            torch.set_num_threads(1)  # the threads of the parent are not there
-            # the processor is saved after the model
-            CCNetImageProcessor.save_pretrained = lambda self, folder: os.kill(os.getpid(), number)
-            convert_checkpoint(small_variant, tmp_path / "checkpoint.pth", tmp_path / "output")
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -number
+
+    def convert_and_die():
+        torch.set_num_threads(1)  # the threads of the parent are not there
+        # the processor is saved after the model
+        CCNetImageProcessor.save_pretrained = lambda self, folder: os.kill(os.getpid(), number)
+        convert_checkpoint(small_variant, tmp_path / "checkpoint.pth", tmp_path / "output")
+
+    process = multiprocessing.get_context("fork").Process(target=convert_and_die)
+    process.start()
+    process.join(300)
+    assert process.exitcode == -number
     assert not (tmp_path / "output").exists()
     assert (tmp_path / ".output.unfinished" / "model.safetensors").is_file()
     convert_checkpoint(small_variant, tmp_path / "checkpoint.pth", tmp_path / "output")

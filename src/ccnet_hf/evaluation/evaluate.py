@@ -50,6 +50,14 @@ def evaluate(arguments: EvalArguments) -> None:
         arguments.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     )
     process = PartialState(cpu=on_cpu)
+    try:
+        _evaluate(arguments, process)
+    finally:
+        # Threads of a group left open may reach for Python while the interpreter shuts down, which aborts the process.
+        process.destroy_process_group()
+
+
+def _evaluate(arguments: EvalArguments, process: PartialState) -> None:
     if arguments.device == "auto" and process.num_processes > 1:
         arguments = replace(arguments, device=str(process.device))
     predictor = arguments.load_predictor()
@@ -76,8 +84,6 @@ def evaluate(arguments: EvalArguments) -> None:
     result = evaluate_dataset(predictor, dataset, arguments.batch_size, export=export)
     if process.is_main_process:
         _report(arguments, predictor, class_names, result)
-    # Threads of a group left open may reach for Python while the interpreter shuts down, which aborts the process.
-    process.destroy_process_group()
 
 
 def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableDataset:

@@ -58,7 +58,8 @@ def scores(matrix: torch.Tensor) -> dict[str, Any]:
 
     Returns:
         `mean_iou` over the classes that occur in truth or prediction, `mean_accuracy` over those that occur in truth,
-        `overall_accuracy`, and the lists `per_category_iou`, `per_category_accuracy`, with NaN for classes left out.
+        `overall_accuracy`, and the lists `per_category_iou`, `per_category_accuracy`, with NaN for classes left out;
+        all from 0 to 1.
     """
     matrix = matrix.double().cpu()
     hits = matrix.diagonal()

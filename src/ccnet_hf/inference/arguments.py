@@ -32,7 +32,7 @@ class PredictorArguments:
             "help": "average over these ratios of the image as loaded; 1.0 alone: the checkpoint's test size",
         },
     )
-    flip: bool = field(default=False, metadata={"help": "average over the mirrored image too"})
+    flip: bool = field(default=False, metadata={"help": "average over mirrored views too; sizes as for --scales"})
     dtype: Dtype = field(
         default="auto", metadata={"help": "auto: as the checkpoint is stored, but float32 on the CPU"}
     )

@@ -52,9 +52,11 @@ class _RunArguments(DatasetArguments):
         default=None, metadata={"help": "divide the loss by labelled or by all pixels; default: the recipe's"}
     )
     ohem_threshold: float | None = field(
-        default=None, metadata={"help": "learn from pixels whose class has a lower probability than this"}
+        default=None, metadata={"help": "OHEM: learn from pixels whose class has at most this probability"}
     )
-    ohem_min_kept: int | None = field(default=None, metadata={"help": "but from that many pixels at least"})
+    ohem_min_kept: int | None = field(
+        default=None, metadata={"help": "OHEM: but from about this many of a pass at least"}
+    )
     category_consistent_loss_weight: float | None = field(
         default=None, metadata={"help": "weight of the category-consistent loss; default: the recipe's"}
     )
@@ -72,7 +74,10 @@ class _RunArguments(DatasetArguments):
         default=None, metadata={"help": "images in one pass, the rest by accumulation; default: all of a step"}
     )
     checkpointing_steps: int | None = field(
-        default=None, metadata={"help": "steps between two checkpoints, 0: none; default: as between evaluations"}
+        default=None,
+        metadata={
+            "help": "steps between two checkpoints, 0: none; default: as between evaluations, or a tenth of all steps"
+        },
     )
     checkpoints_total_limit: int = field(
         default=2, metadata={"help": "how many checkpoints are kept, the newest; 0: all"}

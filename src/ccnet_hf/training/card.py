@@ -50,7 +50,8 @@ $scores
 
 ## Training
 
-`accelerate launch scripts/train.py --config training.yaml`, on $num_processes with $precision, and in `training.yaml`:
+`accelerate launch scripts/train.py --config training.yaml --output_dir $name`, on $num_processes with $precision. In
+`training.yaml`, where local folders are named without their paths:
 
 ```yaml
 $arguments

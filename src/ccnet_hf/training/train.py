@@ -54,16 +54,22 @@ def train(arguments: TrainArguments) -> None:
     huggingface_hub.utils.logging.set_verbosity_error()  # what matters of it is in the errors
     recipe = get_recipe(arguments.variant)
     training = override_training(recipe.training, {f.name: getattr(arguments, f.name) for f in fields(TrainingRecipe)})
-    output_dir = Path(arguments.output_dir)
     if arguments.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     trackers = _trackers(arguments.report_to)
-    accelerator = Accelerator(log_with=trackers or None, project_dir=str(output_dir))
+    accelerator = Accelerator(log_with=trackers or None, project_dir=arguments.output_dir)
+    try:
+        _train(arguments, recipe, training, accelerator)
+    finally:
+        accelerator.end_training()
+
+
+def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, accelerator: Accelerator) -> None:
     settings = _settings(arguments, training, accelerator)
     check_settings(accelerator, training, settings, evaluates=True)
-    repo_id = output_dir.resolve().name
+    repo_id = settings.output_dir.resolve().name
     if arguments.push_to_hub and accelerator.is_main_process:
         # Now, because a token that may not write should not end a training of days.
         repo_id = _create_repository(arguments.hub_model_id or repo_id, arguments.hub_private_repo)
@@ -83,28 +89,26 @@ def train(arguments: TrainArguments) -> None:
         unscored.update(scores.get("skipped", ()))
         return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
 
-    if trackers:
+    if accelerator.log_with:
         # Trackers take numbers and text.
         accelerator.init_trackers("ccnet", config={name: str(value) for name, value in asdict(arguments).items()})
     scoring = None if validation is None else evaluate
     trainer = Trainer(accelerator, model, image_processor, dataset, training, settings, class_weights, scoring)
-    try:
-        scores = trainer.run()
-        corrupt = trainer.all_corrupt()
-        if accelerator.is_main_process:
-            for messages, fate in ((corrupt, "replaced in training"), (unscored, "left out of evaluation")):
-                if messages:
-                    print(f"{len(messages)} corrupt examples were {fate}:", *sorted(messages), sep="\n  ")
-            # As it was saved: a sharded model does not run on one process alone.
-            predictor = Predictor(*load_checkpoint(str(output_dir), "float32", str(accelerator.device)))
-            palette = image_processor.palette or generate_palette(model.config.num_labels)
-            save_report(output_dir, predictor, dataset if validation is None else validation, palette)
-            precision = accelerator.mixed_precision
-            write_card(output_dir, repo_id, model.config, arguments, scores, accelerator.num_processes, precision)
-            if arguments.push_to_hub:
-                _upload(output_dir, repo_id)
-    finally:
-        accelerator.end_training()
+    scores = trainer.run()
+    corrupt = trainer.all_corrupt()
+    if not accelerator.is_main_process:
+        return
+    for messages, fate in ((corrupt, "replaced in training"), (unscored, "left out of evaluation")):
+        if messages:
+            print(f"{len(messages)} corrupt examples were {fate}:", *sorted(messages), sep="\n  ")
+    # As it was saved: a sharded model does not run on one process alone.
+    predictor = Predictor(*load_checkpoint(str(settings.output_dir), "float32", str(accelerator.device)))
+    palette = image_processor.palette or generate_palette(model.config.num_labels)
+    save_report(settings.output_dir, predictor, dataset if validation is None else validation, palette)
+    precision = accelerator.mixed_precision
+    write_card(settings.output_dir, repo_id, model.config, arguments, scores, accelerator.num_processes, precision)
+    if arguments.push_to_hub:
+        _upload(settings.output_dir, repo_id)
 
 
 def _settings(arguments: TrainArguments, training: TrainingRecipe, accelerator: Accelerator) -> TrainingSettings:
@@ -258,7 +262,7 @@ def _upload(output_dir: Path, repo_id: str) -> None:
     try:
         publish(HfApi(), repository, private=False, overwrite=True)  # it exists; this leaves it as private as it is
     except OSError as error:
-        raise OSError(f"{error}; the training is done: `hf upload {repo_id} {output_dir}` sends the model") from error
+        raise OSError(f"{error}; the same command with --resume_from_checkpoint last goes on here") from error
     print(f"uploaded: https://huggingface.co/{repo_id}")
 
 

@@ -105,7 +105,8 @@ the terms of the data extend to weights trained on it: read them before any use 
 As mmsegmentation's config states it (nothing was trained for this repository): $iterations iterations of SGD with
 $batch_size images, momentum $momentum, weight decay $weight_decay, learning rate $learning_rate with polynomial
 decay of power $power down to $min_learning_rate. Images resized by a random ratio of $ratio_low to $ratio_high,
-crops of $crop (height x width) in which no class covers more than $cat_max_ratio, flip, photometric distortion.
+crops of $crop (height x width), drawn again up to ten times while one class covers $cat_max_ratio or more of the
+labelled pixels, flip, photometric distortion.
 Synchronised batch norm, backbone from ImageNet weights. Cross entropy over all pixels, ignored ones in the
 denominator, plus 0.4 times that of an auxiliary FCN head.
 

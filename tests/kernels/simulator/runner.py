@@ -46,7 +46,8 @@ class Simulator:
         ]
         flags += ["-DCRISS_CROSS_SIMULATOR", f"-I{SIMULATOR}", f"-I{sources}"]
         if sanitize:
-            flags += ["-fsanitize=address", "-g1"]
+            # Some kernels place an executable of changing address where GCC 12's sanitizer keeps its memory.
+            flags += ["-fsanitize=address", "-g1", "-no-pie", "-fno-pie"]
         files = [sources / "forward.cu", sources / "backward.cu", SIMULATOR / "simulator.cpp", SIMULATOR / "main.cpp"]
         objects = [folder / f"{file.stem}.o" for file in files]
         commands = [
