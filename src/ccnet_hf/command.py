@@ -1,6 +1,7 @@
 """How every command of the package meets its user: arguments from one dataclass, one line when something is wrong."""
 
 import sys
+from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -11,19 +12,28 @@ from transformers import HfArgumentParser
 Main = Callable[[Sequence[str], str], int]  # arguments, program's name -> exit status
 
 
+class _Switch(BooleanOptionalAction):
+    def format_usage(self) -> str:
+        return self.option_strings[0]  # without the opposite, and every name in two spellings
+
+
 class _OneLineParser(HfArgumentParser):
     """`HfArgumentParser` whose complaint is a single line; argparse would print the whole usage first.
 
-    A field with `metadata={"positional": True}` becomes a positional argument; a switch takes no value, so that it
-    cannot swallow the positional argument after it; and a `metavar` of several names takes as many values.
+    A field with `metadata={"positional": True}` becomes a positional argument. A switch has an opposite, such as
+    `--no-compile`, and takes no value, so that it cannot swallow the positional argument after it. A `metavar` of
+    several names takes as many values. Names are not abbreviated.
     """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, allow_abbrev=False, **options)
 
     def add_argument(self, *names, positional: bool = False, **options):
         if positional:
             names = (names[0].lstrip("-"),)
             options.pop("required", None)
         if options.get("const") is True and options.get("default") is False:
-            options = {"action": "store_true", "help": options.get("help")}
+            options = {"action": _Switch, "default": False, "help": options.get("help")}
         if isinstance(options.get("metavar"), tuple):
             options["nargs"] = len(options["metavar"])
         return super().add_argument(*names, **options)

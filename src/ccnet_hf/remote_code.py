@@ -46,7 +46,6 @@ def published_files(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
         CONFIG_FILE: config | {"auto_map": AUTO_MAP},
         PROCESSOR_FILE: {name: value for name, value in processor.items() if name != "image_processor_type"},
     }
-    encoded = {
-        name: (json.dumps(content, indent=2, sort_keys=True) + "\n").encode() for name, content in contents.items()
-    }
+    # In the order of the files: sorted as text, label 10 would come before label 2.
+    encoded = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}
     return encoded | {file.name: file for file in code_files()}

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from ccnet_hf.data.loading import CorruptExample, SegmentationDataset, class_frequencies, load_split
+from ccnet_hf.data.loading import CorruptExample, SegmentationDataset, class_counts, load_split
 
 
 def png(array: np.ndarray, mode: str | None = None) -> dict:
@@ -51,6 +51,25 @@ def test_reads_parquet_and_saved_folders_alike(tmp_path):
         assert image.getpixel((0, 0)) == (10, 10, 10)
         np.testing.assert_array_equal(label, LABEL[:, :2])
     assert len(load_split(folders[0], "test")) == 1
+    # A dataset without a name for its split is no validation split to whom it is convenient.
+    with pytest.raises(ValueError, match="no split 'validation'; it has train"):
+        load_split(folders[1], "validation")
+
+
+def test_labels_fit_into_bytes():
+    split = _encoded(make_split([LABEL]))
+    for num_labels, ignore_index in ((256, 255), (300, 1000), (3, -100), (3, 2)):
+        with pytest.raises(ValueError, match=f"{num_labels} classes and the ignored id {ignore_index} must be"):
+            SegmentationDataset(split, num_labels, ignore_index)
+
+
+def test_paths_in_a_csv_file_are_read(tmp_path):
+    for name, array in (("image", np.zeros((2, 3, 3), np.uint8)), ("label", LABEL)):
+        PIL.Image.fromarray(array).save(tmp_path / f"{name}.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text(f"image,label\n{tmp_path}/image.png,{tmp_path}/label.png\n")
+    _, label, _ = SegmentationDataset(load_split(str(tmp_path / "data"), "train"), num_labels=3).read(0)
+    np.testing.assert_array_equal(label, LABEL)
 
 
 def test_maps_columns_and_names_what_is_there(tmp_path):
@@ -135,9 +154,11 @@ def test_draws_depend_on_seed_epoch_and_index_only():
     assert not any(torch.equal(other["image"], first) for other in others)
 
 
-def test_class_frequencies_leave_ignored_pixels_out():
-    frequencies = class_frequencies(SegmentationDataset(_encoded(make_split([LABEL, LABEL[:1]])), num_labels=4))
-    assert frequencies.tolist() == [2 / 8, 4 / 8, 2 / 8, 0.0]
+def test_class_counts_leave_ignored_pixels_out():
+    dataset = SegmentationDataset(_encoded(make_split([LABEL, LABEL[:1]])), num_labels=4)
+    assert class_counts(dataset).tolist() == [2, 4, 2, 0]
+    shares = [class_counts(dataset, start, 2) for start in (0, 1)]
+    assert torch.equal(sum(shares), class_counts(dataset)) and all(share.any() for share in shares)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
@@ -159,7 +180,7 @@ def test_a_stream_gives_the_same_examples(tmp_path, kind):
         for (image, label, _), (expected, truth, _) in zip(got, wanted, strict=True):
             assert image.tobytes() == expected.tobytes()
             np.testing.assert_array_equal(label, truth)
-    assert class_frequencies(streamed).tolist() == class_frequencies(mapped).tolist()
+    assert class_counts(streamed).tolist() == class_counts(mapped).tolist()
     with pytest.raises(ValueError, match="no column 'image'; it has pixels, annotation"):
         load_split(folder, "train", streaming=True)
     with pytest.raises(ValueError, match="no split 'validation'"):

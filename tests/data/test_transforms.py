@@ -87,6 +87,8 @@ def test_resize_in_steps_draws_every_step_alike():
     assert all(abs(height - 100 * round(height / 100)) <= 1 for height in heights)
     for count in heights.values():
         assert_share(count, 3000, 1 / 15)
+    beyond = RandomResize((2000, 1000), (0.5, 2.0), ratio_step=0.4)  # 2.1 would be the next
+    assert {round(beyond.make_params([image])["size"][0] / 100) for _ in range(100)} == {5, 9, 13, 17}
 
 
 def test_labels_are_resized_nearest():

@@ -171,6 +171,9 @@ def test_resnets_of_another_depth_or_width_are_refused(tmp_path):
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     with pytest.raises(ValueError, match=r"less deep and has no layer3\.1"):
         load_backbone_checkpoint(backbone, deeper)
+    own = stored(randomized(resnet(**TINY | {"depths": [1, 2, 3, 1]})), tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match=r"less deep and has no stages\.2\.blocks\.1"):
+        load_backbone_checkpoint(backbone, own)
     wider = stored(renamed(resnet(**TINY | {"stem_size": 16}), stem), tmp_path / "wider.safetensors")
     with pytest.raises(ValueError, match=r"conv1\.0\.weight has the shape \(8, 3, 3, 3\), .* \(4, 3, 3, 3\)"):
         load_backbone_checkpoint(backbone, wider)

@@ -11,7 +11,7 @@ from ccnet_hf.training.optimization import (
     SegmentationLoss,
     build_optimizer,
     build_scheduler,
-    class_weights_from_frequencies,
+    class_weights_from_counts,
     learning_rate_factor,
 )
 
@@ -114,11 +114,13 @@ def test_optimizers_and_frozen_parameters(model):
 
 
 def test_class_weights():
-    frequencies = torch.tensor([0.81, 0.16, 0.03, 0.0], dtype=torch.float64)
-    weights = class_weights_from_frequencies(frequencies, 0.5)
+    counts = torch.tensor([810, 160, 30, 0])
+    weights = class_weights_from_counts(counts, 0.5)
     assert weights[1] / weights[0] == pytest.approx((0.81 / 0.16) ** 0.5)
     assert weights[3] == weights[2]
-    assert float((weights * frequencies).sum()) == pytest.approx(1.0)
+    assert float((weights * counts).sum()) / 1000 == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="no pixel of the training split is labelled"):
+        class_weights_from_counts(torch.zeros(3, dtype=torch.int64), 0.5)
 
 
 @pytest.mark.parametrize("reduction", ["valid", "all"])

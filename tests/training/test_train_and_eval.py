@@ -8,7 +8,9 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import HfArgumentParser
 
+from ccnet_hf.data.transforms import RandomHorizontalFlip
 from ccnet_hf.evaluation.evaluate import main as evaluate
 from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training import train as train_module
@@ -92,7 +94,8 @@ def test_a_model_brings_its_image_processor_and_gets_other_classes(coloured_fold
     more += ["--model_name_or_path", str(first), "--num_labels", "7"]
     assert train(train_arguments(coloured_folder, second, *more)) == 0
     image_processor = CCNetImageProcessor.from_pretrained(second)
-    assert image_processor.do_reduce_labels and tuple(image_processor.image_mean) == (0.1, 0.2, 0.3)
+    assert tuple(image_processor.image_mean) == (0.1, 0.2, 0.3)
+    assert not image_processor.do_reduce_labels  # that was for the other classes
     weights = [load_file(folder / "model.safetensors") for folder in (first, second)]
     assert [len(tensors["classifier.weight"]) for tensors in weights] == [4, 7]
     # One step of learning apart: the attention came from the first model.
@@ -118,6 +121,7 @@ def test_a_model_brings_its_image_processor_and_gets_other_classes(coloured_fold
         (["--freeze", "stem"], "no module 'stem' to freeze"),
         (["--train_split", "everything"], "no split 'everything'"),
         (["--per_device_train_batch_size", "3"], "a batch of 2 does not come in passes of 3"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be at least 1, got 0"),
         (["--resume_from_checkpoint", "last"], "holds no checkpoint"),
         (["--backbone_checkpoint", "missing.safetensors"], "missing.safetensors"),
     ],
@@ -198,7 +202,8 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
     assert created == [{"private": True, "exist_ok": True}]
     (repository,) = published
     assert (repository.repo_id, repository.repo_type) == ("me/model", "model")
-    assert {"model.safetensors", "modeling_ccnet.py", "predictions.png"} <= repository.files.keys()
+    assert {"model.safetensors", "modeling_ccnet.py", "training_curves.png"} <= repository.files.keys()
+    assert not {name for name in repository.files if "/" in name} | {"predictions.png"} & repository.files.keys()
     assert json.loads(repository.files["config.json"])["auto_map"]["AutoConfig"] == "configuration_ccnet.CCNetConfig"
     assert "image_processor_type" not in json.loads(repository.files["preprocessor_config.json"])
     assert repository.card.data.library_name == "transformers" and repository.card.data.eval_results is None
@@ -227,6 +232,10 @@ def test_config_file(tmp_path):
     assert arguments.photometric_distortion is False and arguments.pad_before_normalization is None
     assert (arguments.optimizer, arguments.crop_size, arguments.max_grad_norm) == ("adamw", [2, 2], 0)
     assert arguments.seed == 0
+    argv = with_config_file(["--config", str(file), "--no-streaming"])
+    assert run_command(TrainArguments, seen.append, argv) == 0 and not seen[1].streaming
+    with pytest.raises(SystemExit):  # not read as --config, which would have been too late for the file
+        run_command(TrainArguments, seen.append, with_config_file(["--conf", str(file), *argv[2:]]))
     assert with_config_file(["--variant", "v"]) == ["--variant", "v"]
 
 
@@ -261,9 +270,36 @@ def test_every_field_of_a_recipe_is_an_argument_with_help():
         assert len(arguments[field.name].metadata["help"]) > len("; default: recipe")
 
 
-def test_without_tensorboard_there_is_a_hint(monkeypatch, capsys):
-    monkeypatch.setattr(train_module, "get_available_trackers", lambda: [])
-    assert train_module._trackers(None) == []
-    assert "TensorBoard is not installed" in capsys.readouterr().err
+def test_without_tensorboard_there_is_a_hint(coloured_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_module, "get_available_trackers", lambda: ["tensorboard"])
     assert train_module._trackers(None) == ["tensorboard"]
+    monkeypatch.setattr(train_module, "get_available_trackers", lambda: [])
+    assert train_module._trackers(None) == []
+    arguments = train_arguments(coloured_folder, tmp_path / "model", "--max_train_steps", "1", "--eval_steps", "0")
+    start = arguments.index("--report_to")
+    assert train(arguments[:start] + arguments[start + 2 :]) == 0
+    assert "TensorBoard is not installed" in capsys.readouterr().err
+
+
+def test_classes_of_the_datasets_own(coloured_folder):
+    """They are neither reduced, coloured nor mirrored as those of the recipe's benchmark, even if equally many."""
+    from ccnet_hf.recipes import get_recipe
+
+    def built(variant: str, *more: str):
+        arguments = train_arguments(coloured_folder, "unused", "--variant", variant, "--backbone_checkpoint", "none")
+        (arguments,) = HfArgumentParser(TrainArguments).parse_args_into_dataclasses([*arguments, *more])
+        recipe = get_recipe(variant)
+        model = train_module._build_model(arguments, recipe)
+        image_processor = train_module._build_image_processor(arguments, recipe, recipe.training)
+        dataset, _ = train_module._build_datasets(arguments, recipe.training, model.config, image_processor)
+        (flip,) = (step for step in dataset.transform.transforms if isinstance(step, RandomHorizontalFlip))
+        return model.config, image_processor, dataset, flip
+
+    config, image_processor, _, flip = built("ccnet-r101-lip")
+    assert config.id2label[14] == "Left-arm" and flip.label_pairs == ((14, 15), (16, 17), (18, 19))
+    config, image_processor, _, flip = built("ccnet-r101-lip", "--num_labels", "20")
+    assert config.id2label[14] == "LABEL_14" and flip.label_pairs == () and image_processor.palette is None
+    assert built("ccnet-r50-ade20k")[2].reduce_labels
+    config, image_processor, dataset, _ = built("ccnet-r50-ade20k", "--num_labels", "5")
+    assert not dataset.reduce_labels and not image_processor.do_reduce_labels
+    assert built("ccnet-r50-ade20k", "--num_labels", "5", "--do_reduce_labels", "true")[2].reduce_labels

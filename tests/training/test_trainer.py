@@ -78,12 +78,37 @@ def test_an_older_training_is_not_written_over(make_trainer):
         make_trainer(checkpointing_steps=4)
 
 
+def test_an_earlier_checkpoint_is_resumed_elsewhere(make_trainer, tmp_path):
+    """In the same folder its own checkpoints would be older than those that are there."""
+    straight = make_trainer(output_dir=tmp_path / "first", checkpointing_steps=2)
+    straight.run()
+    earlier = str(tmp_path / "first" / "checkpoint-2")
+    with pytest.raises(ValueError, match="holds checkpoint-4 of an earlier training"):
+        make_trainer(output_dir=tmp_path / "first", resume_from_checkpoint=earlier)
+    make_trainer(output_dir=tmp_path / "first", resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-4"))
+    again = make_trainer(output_dir=tmp_path / "second", resume_from_checkpoint=earlier)
+    again.run()
+    assert_equal(weights(straight.trained_model), weights(again.trained_model))
+
+
+def test_a_checkpoint_that_was_being_replaced_is_resumed(make_trainer, tmp_path):
+    make_trainer(checkpointing_steps=4).run()
+    (tmp_path / "checkpoint-4").rename(tmp_path / ".checkpoint-4.replaced")
+    resumed = make_trainer(resume_from_checkpoint="last")
+    resumed.run()
+    assert resumed.step == 4 and (tmp_path / "checkpoint-4").is_dir()
+
+
 def test_resuming_something_else_is_refused(make_trainer, recipe):
     make_trainer(checkpointing_steps=4).run()
     longer = replace(recipe, max_train_steps=6)
     resume = {"recipe": longer, "resume_from_checkpoint": "last"}
-    with pytest.raises(ValueError, match=r"by .*'seed': 0.*, this run by .*'seed': 1"):
+    with pytest.raises(ValueError, match="checkpoint-4 was trained with seed 0, this run has seed 1: resume with"):
         make_trainer(**resume, seed=1).run()
+    resume["recipe"] = replace(longer, optimizer="sgd", weight_decay=0.5)
+    with pytest.raises(ValueError, match=r"with optimizer adamw, weight_decay .* optimizer sgd, weight_decay 0.5"):
+        make_trainer(**resume).run()
+    resume["recipe"] = longer
     with pytest.raises(ValueError, match="checkpoint-4 is of another model or other settings"):
         make_trainer(**resume, model=tiny_model(recurrence=0)).run()
     with pytest.raises(ValueError, match="checkpoint-4 is of another model or other settings"):
@@ -271,6 +296,18 @@ def test_the_best_model_can_be_the_result(make_trainer, recipe, tmp_path):
     assert_equal(best, weights(CCNetForSemanticSegmentation.from_pretrained(tmp_path)))
 
 
+def test_resumed_elsewhere_the_best_model_is_the_best_from_there_on(make_trainer, recipe, tmp_path):
+    recipe = replace(recipe, eval_steps=2)
+    first = make_trainer(recipe=recipe, output_dir=tmp_path / "first", checkpointing_steps=3)
+    scoring(first, {2: 0.9, 4: 0.8})
+    first.run()
+    earlier = str(tmp_path / "first" / "checkpoint-3")
+    settings = {"output_dir": tmp_path / "second", "resume_from_checkpoint": earlier, "load_best_model_at_end": True}
+    scores = {"eval_mean_iou": 0.3}
+    assert make_trainer(recipe=recipe, evaluate=lambda model: scores, **settings).run() == scores
+    assert json.loads((tmp_path / "second" / "checkpoint-best" / "scores.json").read_text())["step"] == 4
+
+
 def test_a_resumed_run_evaluates_what_the_killed_one_did_not(make_trainer, recipe, tmp_path):
     recipe = replace(recipe, eval_steps=2)
     trainer = make_trainer(recipe=recipe, checkpointing_steps=2)
@@ -335,7 +372,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("per_device_batch_size", [2, 1])
-def test_bfloat16_learns_in_float32(make_trainer, recipe, per_device_batch_size):
+def test_bfloat16_learns_in_float32(make_trainer, tmp_path, per_device_batch_size):
     trainer = make_trainer(mixed_precision="bf16", per_device_batch_size=per_device_batch_size, checkpointing_steps=2)
     dtypes = set()
     trainer.model.model.head.attention.query.register_forward_hook(lambda *hook: dtypes.add(hook[-1].dtype))
@@ -345,6 +382,7 @@ def test_bfloat16_learns_in_float32(make_trainer, recipe, per_device_batch_size)
     resumed = make_trainer(
         mixed_precision="bf16",
         per_device_batch_size=per_device_batch_size,
+        output_dir=tmp_path / "resumed",
         resume_from_checkpoint=str(trainer.settings.output_dir / "checkpoint-2"),
     )
     resumed.run()

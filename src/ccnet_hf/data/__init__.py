@@ -1,5 +1,7 @@
 """The benchmarks: classes, colours, splits and the way from their archives to a Hugging Face dataset."""
 
+from collections.abc import Mapping
+
 from ccnet_hf.data.ade20k import ADE20K
 from ccnet_hf.data.benchmark import Benchmark
 from ccnet_hf.data.camvid import CAMVID
@@ -20,4 +22,22 @@ def get_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-__all__ = ["ADE20K", "BENCHMARKS", "CAMVID", "CITYSCAPES", "LIP", "VOC12AUG", "Benchmark", "get_benchmark"]
+def flip_label_pairs(id2label: Mapping[int, str]) -> tuple[tuple[int, int], ...]:
+    """The pairs of labels that mirroring exchanges: those of the benchmark with these classes, if there is one."""
+    for benchmark in BENCHMARKS.values():
+        if benchmark.id2label == id2label:
+            return benchmark.flip_label_pairs
+    return ()
+
+
+__all__ = [
+    "ADE20K",
+    "BENCHMARKS",
+    "CAMVID",
+    "CITYSCAPES",
+    "LIP",
+    "VOC12AUG",
+    "Benchmark",
+    "flip_label_pairs",
+    "get_benchmark",
+]

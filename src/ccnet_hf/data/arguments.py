@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import datasets
 
-from ccnet_hf.data.loading import load_split
+from ccnet_hf.data.loading import is_prepared, load_split
 
 
 @dataclass(kw_only=True)
@@ -44,3 +44,9 @@ class DatasetArguments:
             self.dataset_config_name,
             self.dataset_revision,
         )
+
+    def reduces_labels(self, split: datasets.Dataset | datasets.IterableDataset, by_default: bool) -> bool:
+        """Whether label 0 of a split is ignored: as said, else `by_default`, but not where labels are training ids."""
+        if self.do_reduce_labels is not None:
+            return self.do_reduce_labels
+        return by_default and not is_prepared(split)

@@ -53,7 +53,7 @@ def load_split(
         splits = datasets.load_from_disk(dataset_name)
     elif (folder / "state.json").is_file():
         dataset = datasets.load_from_disk(dataset_name)
-        splits = {str(dataset.split or split): dataset}  # a dataset made in memory is no split
+        splits = {str(dataset.split or "train"): dataset}  # as `load_dataset` calls what has no name
     else:
         try:
             splits = datasets.load_dataset(dataset_name, config_name, revision=revision, streaming=streaming)
@@ -83,7 +83,9 @@ def _pick_columns(
     # First of all: what follows would decode the images of a stream.
     for column in columns:
         kind = (dataset.features or {}).get(column)
-        if isinstance(kind, datasets.ClassLabel) or (isinstance(kind, datasets.Value) and kind.dtype != "string"):
+        if isinstance(kind, datasets.ClassLabel) or (
+            isinstance(kind, datasets.Value) and kind.dtype not in ("string", "large_string")
+        ):
             raise ValueError(
                 f"{dataset_name}: the column {column!r} holds {kind.dtype} numbers, not images "
                 "(see --image_column_name and --label_column_name)"
@@ -124,7 +126,7 @@ def _open(encoded: dict[str, Any] | None, name: str) -> PIL.Image.Image:
     return image
 
 
-def _is_prepared(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
+def is_prepared(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
     """Whether `prepare_dataset.py` wrote this dataset, whose labels are training ids already."""
     classes = (dataset.features or {}).get(_CLASSES)
     return isinstance(getattr(classes, "feature", None), datasets.ClassLabel)
@@ -135,10 +137,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     Args:
         dataset: what `load_split` returns, mapped or streamed.
-        num_labels: ids 0..num_labels-1 are classes.
-        ignore_index: the only other id a label map may hold.
-        reduce_labels: make 0 the ignored id and move every other id down by one first, as ADE20K's own files want; a
-            dataset of `prepare_dataset.py` holds training ids and is left as it is.
+        num_labels: ids 0..num_labels-1 are classes, at most 255 of them.
+        ignore_index: the only other id a label map may hold, at most 255.
+        reduce_labels: make 0 the ignored id and move every other id down by one first, as ADE20K's own files want.
         transform: maps (image: uint8 (3, H, W), label: uint8 (H, W)) to what is trained on, drawing its random
             numbers from torch's default generator.
         seed: of every random draw.
@@ -148,6 +149,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
     An example is a dict with `image` and `label` (the transform's results), `name`, and `corrupt`, the messages about
     examples it replaces. It is asked for by an index, by (epoch, index), or, of a stream, by (epoch, index, encoded
     example); the same key gives the same tensors in every process, in every order and after every restart.
+
+    Raises:
+        ValueError: the labels do not fit into a byte, as label maps are held.
     """
 
     def __init__(
@@ -160,10 +164,15 @@ class SegmentationDataset(torch.utils.data.Dataset):
         seed: int = 0,
         skip_corrupt: bool = False,
     ):
+        if not num_labels <= ignore_index <= 255:
+            raise ValueError(
+                f"label maps are held in bytes, so {num_labels} classes and the ignored id {ignore_index} must be "
+                "different numbers from 0 to 255, the ignored one the largest"
+            )
         self.dataset = dataset
         self.num_labels = num_labels
         self.ignore_index = ignore_index
-        self.reduce_labels = reduce_labels and not _is_prepared(dataset)
+        self.reduce_labels = reduce_labels
         self.transform = transform
         self.seed = seed
         self.skip_corrupt = skip_corrupt
@@ -278,14 +287,13 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 yield place % len(self), self.dataset[place % len(self)]
 
 
-def class_frequencies(dataset: SegmentationDataset) -> torch.Tensor:
-    """Share of every class among the labelled pixels of a whole split, (num_labels,) float64, summing to 1."""
+def class_counts(dataset: SegmentationDataset, start: int = 0, step: int = 1) -> torch.Tensor:
+    """Number of pixels of every class in every `step`-th label map from `start` on, (num_labels,) int64."""
     counts = np.zeros(256, dtype=np.int64)
-    for index, example in dataset.encoded():
+    for index, example in dataset.encoded(start, step):
         try:
             counts += np.bincount(dataset.decode_label(example, index).ravel(), minlength=256)
         except CorruptExample:
             if not dataset.skip_corrupt:
                 raise
-    counts = torch.from_numpy(counts[: dataset.num_labels]).double()
-    return counts / counts.sum().clamp(min=1)
+    return torch.from_numpy(counts[: dataset.num_labels])

@@ -5,6 +5,7 @@ The random numbers come from torch's default generator, so whoever seeds it (see
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ class RandomResize(v2.Transform):
         height, width = flat_inputs[0].shape[-2:]
         low, high = self.ratio_range
         if self.ratio_step:
-            steps = round((high - low) / self.ratio_step)
+            steps = math.floor((high - low) / self.ratio_step + 1e-6)  # 1.4 / 0.1 is a little less than 14
             ratio = low + self.ratio_step * int(torch.randint(steps + 1, ()))
         else:
             ratio = _uniform(low, high)

@@ -73,12 +73,12 @@ def _evaluate(arguments: EvalArguments, process: PartialState) -> None:
     for file in files:  # before the work, not after it
         file.parent.mkdir(parents=True, exist_ok=True)
 
-    reduce_labels = arguments.do_reduce_labels
+    split = _split(arguments)
     dataset = SegmentationDataset(
-        _split(arguments),
+        split,
         num_labels=config.num_labels,
         ignore_index=config.semantic_loss_ignore_index,
-        reduce_labels=predictor.image_processor.do_reduce_labels if reduce_labels is None else reduce_labels,
+        reduce_labels=arguments.reduces_labels(split, predictor.image_processor.do_reduce_labels),
         skip_corrupt=arguments.skip_corrupt,
     )
     result = evaluate_dataset(predictor, dataset, arguments.batch_size, export=export)

@@ -45,7 +45,7 @@ def gradient_by_distance(model: torch.nn.Module, pixel_values: torch.Tensor, row
     logits = model(pixel_values=pixel_values).logits
     place = logits[0, :, row, column]
     (gradient,) = torch.autograd.grad(place.max() - place.mean(), pixel_values)
-    magnitude = gradient[0].abs().sum(0)
+    magnitude = gradient[0].float().abs().sum(0)
     centre = [
         (index + 0.5) * full / small
         for index, full, small in zip((row, column), magnitude.shape, logits.shape[-2:], strict=True)

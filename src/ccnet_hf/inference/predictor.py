@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from transformers import BaseImageProcessor
 
-from ccnet_hf.data import BENCHMARKS
+from ccnet_hf import data
 from ccnet_hf.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
 from ccnet_hf.image_transforms_ccnet import image_to_array, rescale_output_size
 from ccnet_hf.inference.logits import Size, low_resolution_logits, positive, slide_logits, sliding_window
@@ -60,7 +60,7 @@ class Predictor:
             raise ValueError(f"scales must be positive numbers, at least one, got {self.scales}")
         self.flip = flip
         if flip_label_pairs is None:
-            flip_label_pairs = _flip_label_pairs(tuple(model.config.id2label.values()))
+            flip_label_pairs = data.flip_label_pairs(model.config.id2label)
         self._flipped_labels = _exchange(model.config.num_labels, flip_label_pairs)
 
     @property
@@ -142,14 +142,6 @@ class Predictor:
             for index, image_logits in zip(indices, logits, strict=True):
                 predictions[index] = image_logits, tuple(shape[-2:])
         return [predictions[index] for index in range(len(inputs))]
-
-
-def _flip_label_pairs(class_names: tuple[str, ...]) -> Sequence[tuple[int, int]]:
-    """The pairs of the benchmark with these classes, none if no benchmark has them."""
-    for benchmark in BENCHMARKS.values():
-        if benchmark.class_names == class_names:
-            return benchmark.flip_label_pairs
-    return ()
 
 
 def _exchange(num_labels: int, pairs: Sequence[tuple[int, int]]) -> list[int]:

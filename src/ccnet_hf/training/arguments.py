@@ -36,7 +36,8 @@ class _RunArguments(DatasetArguments):
     train_split: str = field(default="train", metadata={"help": "split to train on, or several: train+validation"})
     validation_split: str = field(default="validation", metadata={"help": "split to evaluate on"})
     num_labels: int | None = field(
-        default=None, metadata={"help": "number of classes of a dataset that is not the benchmark's"}
+        default=None,
+        metadata={"help": "number of classes, where the dataset has its own, whose labels are taken as they are"},
     )
     shuffle_buffer_size: int = field(
         default=256, metadata={"help": "images, held encoded in memory, that a stream's order is drawn from"}
@@ -113,13 +114,17 @@ def _optional(kind: Any) -> Any:
 
 def _recipe_fields() -> list[tuple[str, Any, Any]]:
     """The fields of `TrainingRecipe`, with what its docstring says of them as help."""
-    attributes = inspect.getdoc(TrainingRecipe).partition("Attributes:\n")[2].partition("\n\n")[0]
+    attributes = (inspect.getdoc(TrainingRecipe) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     texts = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE)
     # argparse would read a bare % as a placeholder.
     helps = {name: " ".join(text.replace("`", "").rstrip(".").split()).replace("%", "%%") for name, text in texts}
     kinds = get_type_hints(TrainingRecipe)
     return [
-        (f.name, _optional(kinds[f.name]), field(default=None, metadata={"help": f"{helps[f.name]}; default: recipe"}))
+        (
+            f.name,
+            _optional(kinds[f.name]),
+            field(default=None, metadata={"help": f"{helps.get(f.name, f.name)}; default: recipe"}),
+        )
         for f in fields(TrainingRecipe)
     ]
 

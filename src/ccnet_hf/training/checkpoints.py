@@ -86,23 +86,21 @@ def find_checkpoint(output_dir: Path, which: str | None) -> Path | None:
     """The folder to resume from: `"last"` is the one with most steps in `output_dir`, anything else is a path.
 
     Raises:
-        ValueError: it is not there; or a training that resumes from nothing would write among an older one's.
+        ValueError: it is not there; or checkpoints of another training, or later ones, would be mixed with this one's.
     """
-    if which is None:
-        if older := list_checkpoints(output_dir):
-            raise ValueError(
-                f"{output_dir} holds {older[-1].name} of an earlier training: resume that with "
-                "--resume_from_checkpoint last, or name another --output_dir"
-            )
-        return None
-    if which != "last":
-        if not (Path(which) / "state").is_dir():
-            raise ValueError(f"{which} is not a checkpoint of a training")
-        return Path(which)
     found = list_checkpoints(output_dir)
-    if not found:
-        raise ValueError(f"{output_dir} holds no checkpoint to resume from")
-    return found[-1]
+    if which == "last":
+        if not found:
+            raise ValueError(f"{output_dir} holds no checkpoint to resume from")
+        return found[-1]
+    if which is not None and not (Path(which) / "state").is_dir():
+        raise ValueError(f"{which} is not a checkpoint of a training")
+    if found and (which is None or not found[-1].samefile(which)):
+        raise ValueError(
+            f"{output_dir} holds {found[-1].name} of an earlier training: resume that with --resume_from_checkpoint "
+            "last, or name another --output_dir"
+        )
+    return None if which is None else Path(which)
 
 
 def remove_old_checkpoints(output_dir: Path, limit: int) -> None:

@@ -116,11 +116,17 @@ def _check_fit(
                 f"{checkpoint} does not fit the backbone: its {theirs} has the shape {tuple(tensors[theirs].shape)}, "
                 f"the backbone's {ours} {tuple(state[ours].shape)}"
             )
-    # The blocks of a ResNet-50 bear names that a ResNet-101 has too.
-    stages = {name.split(".")[0] for name in names if name.startswith("layer")}
+    # The blocks of a ResNet-50 bear names that a ResNet-101 has too. Whole stages may be missing at the end.
+    stages = {stage for name in names for stage in _stages(name)}
     for key in tensors:
-        if key.split(".")[0] in stages and key not in names and not key.endswith("num_batches_tracked"):
+        if key not in names and not key.endswith("num_batches_tracked") and stages.intersection(_stages(key)):
             raise ValueError(f"{checkpoint} does not fit the backbone, which is less deep and has no {key}")
+
+
+def _stages(key: str) -> set[str]:
+    """The numbered parts that a numbered block is in: of `layer3.22.conv1.weight` it is `layer3`."""
+    before = (key[: match.start()] for match in re.finditer(r"\.\d+(?=\.)", key))
+    return {part for part in before if re.search(r"\d", part)}
 
 
 def _names_by_place(

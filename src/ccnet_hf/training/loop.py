@@ -87,7 +87,7 @@ class TrainingSettings:
 def check_settings(
     accelerator: Accelerator, recipe: TrainingRecipe, settings: TrainingSettings, evaluates: bool
 ) -> None:
-    """Find out what does not go together before anything is read.
+    """Find out what does not go together before anything is read, and clear away what a killed training left.
 
     Args:
         evaluates: whether there is something to evaluate on.
@@ -116,6 +116,9 @@ def check_settings(
         )
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ValueError("torch dynamo is chosen here by --compile, not in the configuration of accelerate")
+    if accelerator.is_main_process:
+        tidy(settings.output_dir)
+    accelerator.wait_for_everyone()
     find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
 
 
@@ -202,6 +205,7 @@ class Trainer:
         self._forward = torch.compile(self.model) if settings.compile else self.model
         self.step = 0
         self.corrupt: list[str] = []
+        self._sampler: torch.utils.data.Sampler | None = None
         self._stream_position: tuple[int, int] | None = None
         self._best_mean_iou: float | None = None
         self._stop_requested = False
@@ -223,9 +227,6 @@ class Trainer:
         Raises:
             ValueError: the loss is not finite; the message names the step and the batch's examples.
         """
-        if self.accelerator.is_main_process:
-            tidy(self.settings.output_dir)
-        self.accelerator.wait_for_everyone()
         if self.settings.resume_from_checkpoint:
             self._resume()
         previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
@@ -249,7 +250,8 @@ class Trainer:
             every=settings.logging_steps,
         )
         # A checkpoint is older than the evaluation after the same step, so a resumed run does that again.
-        numbers = self._evaluate(progress) if self.step else {}
+        with progress.elsewhere():
+            numbers = self._evaluate(progress) if self.step else {}
         self._train_mode()
         while self.step < recipe.max_train_steps:
             with progress.waiting():
@@ -295,7 +297,7 @@ class Trainer:
                 losses = self.loss(outputs, batch["labels"].to(device, non_blocking=True), valid_pixels)
                 self.accelerator.backward(losses["loss"] / len(batches))
             passes.append(torch.stack([value.detach() for value in losses.values()]))
-        # One wait for the device per step, and before the weights take anything from it.
+        # One wait for the device per step, and before the weights take anything from it (but DeepSpeed's have by now).
         for values, batch in zip(torch.stack(passes).tolist(), batches, strict=True):
             loss = dict(zip(losses, values, strict=True))["loss"]
             if not math.isfinite(loss):
@@ -361,9 +363,9 @@ class Trainer:
             "step": self.step,
             "best_mean_iou": self._best_mean_iou,
             "corrupt": self.all_corrupt(),
-            "order": self._order(),
+            "kept": self._kept(),
         }
-        if self.dataset.streamed:
+        if self.dataset.streamed and self._sampler is not None:
             progress["stream_positions"] = gather_object([self._sampler.positions.get(self.step)])
         with whole_folder(checkpoint_folder(output_dir, self.step), self.accelerator) as unfinished:
             self.accelerator.save_state(str(unfinished / "state"))
@@ -402,26 +404,35 @@ class Trainer:
     def _resume(self) -> None:
         folder = find_checkpoint(self.settings.output_dir, self.settings.resume_from_checkpoint) / "state"
         progress = json.loads((folder / "progress.json").read_text())
-        if progress["order"] != self._order():
+        kept, ours = progress["kept"], self._kept()
+        if changed := [name for name in sorted(kept | ours) if kept.get(name) != ours.get(name)]:
             raise ValueError(
-                f"{folder.parent} reads its examples by {progress['order']}, this run by {self._order()}: resume with "
-                "the same, or start anew from that model (--model_name_or_path)"
+                f"{folder.parent} was trained with {', '.join(f'{name} {kept.get(name)}' for name in changed)}, this "
+                f"run has {', '.join(f'{name} {ours.get(name)}' for name in changed)}: resume with the same, or start "
+                "anew from that model (--model_name_or_path)"
             )
         try:
             self.accelerator.load_state(str(folder))
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{folder.parent} is of another model or other settings ({error})") from error
-        self.step, self._best_mean_iou = progress["step"], progress["best_mean_iou"]
+        self.step = progress["step"]
+        # Of a checkpoint from elsewhere the best model is not at hand, and another one becomes it.
+        if (self.settings.output_dir / BEST_CHECKPOINT).is_dir():
+            self._best_mean_iou = progress["best_mean_iou"]
         self.corrupt = progress["corrupt"]
         # Of another number of processes the positions are unknown, and the loader reads all that came before again.
         positions = progress.get("stream_positions", [])
         if len(positions) == self.accelerator.num_processes and positions[self.accelerator.process_index]:
             self._stream_position = tuple(positions[self.accelerator.process_index])
 
-    def _order(self) -> dict[str, int | bool]:
-        """What decides which examples a step sees."""
-        streamed, batch_size, seed = self.dataset.streamed, self.recipe.batch_size, self.settings.seed
-        return {"streaming": streamed, "batch_size": batch_size, "seed": seed}
+    def _kept(self) -> dict[str, Any]:
+        """What a resumed training cannot change: the examples of every step, and what the optimizer's state brings."""
+        recipe_fields = ("batch_size", "optimizer", "learning_rate", "momentum", "weight_decay")
+        values = {name: getattr(self.recipe, name) for name in (*recipe_fields, "backbone_learning_rate_factor")}
+        values |= {"seed": self.settings.seed, "streaming": self.dataset.streamed}
+        if self.dataset.streamed:
+            return values | {"shuffle_buffer_size": self.settings.shuffle_buffer_size}
+        return values | {"number of examples": len(self.dataset)}
 
     def _request_stop(self, *_: Any) -> None:
         self._stop_requested = True

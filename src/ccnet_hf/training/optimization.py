@@ -40,11 +40,24 @@ def build_scheduler(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe) ->
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
 
 
-def class_weights_from_frequencies(frequencies: torch.Tensor, power: float) -> torch.Tensor:
-    """Weights frequency ** -power, (num_labels,) float32, scaled so that the average labelled pixel weighs 1.
+def class_weights_from_counts(counts: torch.Tensor, power: float) -> torch.Tensor:
+    """Weights frequency ** -power, scaled so that the average labelled pixel weighs 1.
 
     A class that does not occur gets the weight of the rarest one that does.
+
+    Args:
+        counts: (num_labels,) int64, pixels of every class.
+        power: how much rare classes gain; 0 weighs all alike.
+
+    Returns:
+        (num_labels,) float32.
+
+    Raises:
+        ValueError: there is no pixel.
     """
+    if not counts.any():
+        raise ValueError("no pixel of the training split is labelled")
+    frequencies = counts.double() / counts.sum()
     present = frequencies > 0
     weights = frequencies.clamp(min=frequencies[present].min()) ** -power
     return (weights / (weights * frequencies).sum()).float()

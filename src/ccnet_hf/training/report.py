@@ -49,10 +49,10 @@ def save_report(
     step = 1 if dataset.streamed else max(1, len(dataset) // _NUM_IMAGES)
     examples = list(islice(dataset.examples(0, step), _NUM_IMAGES))
     if examples:
-        predictions = [predictor.label_maps([image])[0] for image, *_ in examples]
-        draw_predictions(examples, predictions, palette, list(predictor.model.config.id2label.values())).save(
-            output_dir / PREDICTIONS_FILE
-        )
+        predictions = [predictor.label_map(image).cpu().numpy() for image, *_ in examples]
+        config = predictor.model.config
+        class_names = [config.id2label[label] for label in range(config.num_labels)]
+        draw_predictions(examples, predictions, palette, class_names).save(output_dir / PREDICTIONS_FILE)
 
 
 def draw_predictions(

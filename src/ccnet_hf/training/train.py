@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 
 import datasets
@@ -20,13 +19,14 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import set_seed
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
+from torchvision.transforms import v2
 
 from ccnet_hf.command import run_command
 from ccnet_hf.configuration_ccnet import CCNetConfig
-from ccnet_hf.data import get_benchmark
-from ccnet_hf.data.loading import SegmentationDataset, class_frequencies
+from ccnet_hf.data import flip_label_pairs
+from ccnet_hf.data.loading import SegmentationDataset, class_counts
 from ccnet_hf.evaluation import evaluate_dataset
-from ccnet_hf.hub import HubRepository, publish, retry
+from ccnet_hf.hub import CARD_FILE, HubRepository, publish, retry
 from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.inference import Predictor
 from ccnet_hf.inference.loading import load_checkpoint, load_config
@@ -38,8 +38,9 @@ from ccnet_hf.training.augmentation import training_transforms
 from ccnet_hf.training.card import write_card
 from ccnet_hf.training.initialization import freeze, load_backbone_checkpoint
 from ccnet_hf.training.loop import Trainer, TrainingSettings, check_settings
-from ccnet_hf.training.optimization import class_weights_from_frequencies
-from ccnet_hf.training.report import save_report
+from ccnet_hf.training.optimization import class_weights_from_counts
+from ccnet_hf.training.progress import LOG_FILE
+from ccnet_hf.training.report import CURVES_FILE, save_report
 from ccnet_hf.visualization import generate_palette
 
 
@@ -78,10 +79,12 @@ def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, 
     freeze(model, arguments.freeze)  # refuses unknown names now
     set_seed(arguments.seed, device_specific=True)  # processes start from one model, but drop different channels
     image_processor = _build_image_processor(arguments, recipe, training)
-    dataset, validation = _build_datasets(arguments, recipe, training, model.config, image_processor)
+    dataset, validation = _build_datasets(arguments, training, model.config, image_processor)
     class_weights = None
     if arguments.class_weight_power:
-        class_weights = class_weights_from_frequencies(class_frequencies(dataset), arguments.class_weight_power)
+        counts = class_counts(dataset, accelerator.process_index, accelerator.num_processes)
+        counts = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
+        class_weights = class_weights_from_counts(counts, arguments.class_weight_power)
     unscored: set[str] = set()
 
     def evaluate(model: CCNetForSemanticSegmentation) -> dict[str, float]:
@@ -89,6 +92,8 @@ def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, 
         unscored.update(scores.get("skipped", ()))
         return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
 
+    if arguments.report_to is None and not accelerator.log_with and accelerator.is_main_process:
+        print("no tracker: TensorBoard is not installed (pip install tensorboard)", file=sys.stderr)
     if accelerator.log_with:
         # Trackers take numbers and text.
         accelerator.init_trackers("ccnet", config={name: str(value) for name, value in asdict(arguments).items()})
@@ -112,7 +117,11 @@ def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, 
 
 
 def _settings(arguments: TrainArguments, training: TrainingRecipe, accelerator: Accelerator) -> TrainingSettings:
-    batch_size = arguments.per_device_train_batch_size or training.batch_size // accelerator.num_processes
+    batch_size = arguments.per_device_train_batch_size
+    if batch_size is None:
+        batch_size = training.batch_size // accelerator.num_processes
+    elif batch_size < 1:
+        raise ValueError(f"per_device_train_batch_size must be at least 1, got {batch_size}")
     checkpointing_steps = arguments.checkpointing_steps
     if checkpointing_steps is None:
         checkpointing_steps = training.eval_steps or math.ceil(training.max_train_steps / 10)
@@ -140,10 +149,7 @@ def _trackers(names: list[str] | None) -> list[str]:
     """The trackers asked for; TensorBoard where nothing is said and it is installed."""
     installed = [str(tracker) for tracker in get_available_trackers()]
     if names is None:
-        if "tensorboard" in installed:
-            return ["tensorboard"]
-        print("no tracker: TensorBoard is not installed (pip install tensorboard)", file=sys.stderr)
-        return []
+        return ["tensorboard"] if "tensorboard" in installed else []
     if names == ["none"]:
         return []
     known = [str(tracker) for tracker in LOGGER_TYPE_TO_CLASS]
@@ -161,13 +167,10 @@ def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticS
     if source and arguments.backbone_checkpoint:
         raise ValueError("--model_name_or_path brings its own backbone, --backbone_checkpoint is for a new model")
     changes = {name: getattr(arguments, name) for name in MODEL_FIELDS if getattr(arguments, name) is not None}
-    if source:
-        config = load_config(source).to_dict()
-        if num_labels is not None and num_labels != len(config["id2label"]):
-            config = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
-            config["num_labels"] = num_labels
-    else:
-        config = recipe.config(**{} if num_labels is None else {"num_labels": num_labels}).to_dict()
+    config = (load_config(source) if source else recipe.config()).to_dict()
+    if num_labels is not None:
+        config = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
+        config["num_labels"] = num_labels
     if arguments.output_stride is not None:
         if arguments.output_stride not in (8, 16, 32):  # timm takes other numbers for one of these
             raise ValueError(f"--output_stride is 8, 16 or 32, got {arguments.output_stride}")
@@ -212,16 +215,15 @@ def _build_image_processor(arguments: TrainArguments, recipe: Recipe, training: 
     else:
         image_processor = recipe.image_processor()
     image_processor.size = {"shortest_edge": min(training.scale), "longest_edge": max(training.scale)}
+    if arguments.num_labels is not None:  # classes of the dataset's own
+        image_processor.palette, image_processor.do_reduce_labels = None, False
     if arguments.do_reduce_labels is not None:
         image_processor.do_reduce_labels = arguments.do_reduce_labels
-    if arguments.num_labels is not None:
-        image_processor.palette = None
     return image_processor
 
 
 def _build_datasets(
     arguments: TrainArguments,
-    recipe: Recipe,
     training: TrainingRecipe,
     config: CCNetConfig,
     image_processor: CCNetImageProcessor,
@@ -229,34 +231,35 @@ def _build_datasets(
     """What is trained on, augmented, and what is evaluated on, or `None` where nothing is."""
     if not arguments.label_column_name:
         raise ValueError("--label_column_name '' leaves nothing to learn from")
-    benchmark = get_benchmark(recipe.benchmark)
     transform = training_transforms(
         training,
         image_processor.image_mean,
         image_processor.image_std,
         config.semantic_loss_ignore_index,
-        benchmark.flip_label_pairs if config.num_labels == benchmark.num_labels else (),
+        flip_label_pairs(config.id2label),
     )
-    build = partial(
-        SegmentationDataset,
-        num_labels=config.num_labels,
-        ignore_index=config.semantic_loss_ignore_index,
-        reduce_labels=image_processor.do_reduce_labels,
-        seed=arguments.seed,
-        skip_corrupt=arguments.skip_corrupt,
-    )
-    dataset = build(arguments.load_split(arguments.train_split), transform=transform)
-    return dataset, build(arguments.load_split(arguments.validation_split)) if training.eval_steps else None
+
+    def load(split: str, transform: v2.Transform | None = None) -> SegmentationDataset:
+        examples = arguments.load_split(split)
+        return SegmentationDataset(
+            examples,
+            num_labels=config.num_labels,
+            ignore_index=config.semantic_loss_ignore_index,
+            reduce_labels=arguments.reduces_labels(examples, image_processor.do_reduce_labels),
+            transform=transform,
+            seed=arguments.seed,
+            skip_corrupt=arguments.skip_corrupt,
+        )
+
+    dataset = load(arguments.train_split, transform)
+    return dataset, load(arguments.validation_split) if training.eval_steps else None
 
 
 def _upload(output_dir: Path, repo_id: str) -> None:
-    """Put what stands in `output_dir` on the Hub, without the checkpoints and with the model's code."""
-    files = {
-        path.relative_to(output_dir).as_posix(): path
-        for path in sorted(output_dir.rglob("*"))
-        if path.is_file()
-        and not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(output_dir).parts)
-    }
+    """Put the model, its code, its card and what its training logged on the Hub."""
+    # Not the trackers' files, which name local folders, nor the predictions, which show the dataset's images.
+    patterns = (CONFIG_FILE, "model*.safetensors*", PROCESSOR_FILE, CARD_FILE, CURVES_FILE, LOG_FILE)
+    files = {path.name: path for pattern in patterns for path in sorted(output_dir.glob(pattern))}
     config, processor = (json.loads(files[name].read_text()) for name in (CONFIG_FILE, PROCESSOR_FILE))
     repository = HubRepository(repo_id, "model", files | published_files(config, processor))
     try:
