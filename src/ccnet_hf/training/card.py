@@ -13,12 +13,12 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.evaluation.report import MEANS
 from ccnet_hf.hub import CARD_FILE
 
 
 # What says where a training ran and what became of it, rather than what was trained.
 _NOT_SHOWN = ("output_dir", "config", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id")
-_SCORES = {"eval_mean_iou": "mIoU", "eval_mean_accuracy": "mean accuracy", "eval_overall_accuracy": "pixel accuracy"}
 _PACKAGES = ("ccnet-hf", "torch", "transformers", "accelerate", "datasets", "timm")
 
 _TEMPLATE = Template("""\
@@ -118,14 +118,15 @@ def write_card(
         model_name=name if results else None,
         eval_results=results or None,
     )
-    shown = ", ".join(f"{text} {100 * scores[key]:.2f} %" for key, text in _SCORES.items() if key in scores)
+    percent = {short: 100 * scores[f"eval_{name}"] for name, short in MEANS.items() if f"eval_{name}" in scores}
+    shown = ", ".join(f"{short} {value:.2f}" for short, value in percent.items())
     card = _TEMPLATE.substitute(
         metadata=metadata.to_yaml().strip(),
         name=name,
         repo_id=repo_id,
         num_labels=config.num_labels,
         variant=arguments.variant,
-        scores=f"On the split `{split}` of `{given['dataset_name']}`, one confusion matrix over it: {shown}."
+        scores=f"In percent, from one confusion matrix over the split `{split}` of `{given['dataset_name']}`: {shown}."
         if shown
         else "None were measured in the training.",
         num_processes="one process" if num_processes == 1 else f"{num_processes} processes",

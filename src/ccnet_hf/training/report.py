@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ccnet_hf.data.loading import SegmentationDataset
+from ccnet_hf.evaluation.report import MEANS
 from ccnet_hf.inference import Predictor
 from ccnet_hf.training.progress import LOG_FILE, read_log
 from ccnet_hf.visualization import Color, class_shares, colorize, draw_legend, format_share
@@ -21,7 +22,7 @@ CURVES_FILE, PREDICTIONS_FILE = "training_curves.png", "predictions.png"
 # title of a panel: {name in the log: name in the image}
 _PANELS = {
     "losses": {"loss": "loss", "decode_loss": "decode", "auxiliary_loss": "auxiliary", "category_loss": "category"},
-    "scores": {"eval_mean_iou": "mIoU", "eval_mean_accuracy": "mAcc", "eval_overall_accuracy": "aAcc"},
+    "scores": {f"eval_{name}": short for name, short in MEANS.items()},
     "learning rate": {"lr": "learning rate"},
     "gamma": {"gamma": "gamma"},
 }
