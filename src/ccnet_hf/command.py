@@ -43,7 +43,11 @@ class _OneLineParser(HfArgumentParser):
 
 
 def run_command(
-    arguments_class: type, command: Callable[[Any], None], argv: Sequence[str] | None = None, prog: str | None = None
+    arguments_class: type,
+    command: Callable[[Any], None],
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+    epilog: str | None = None,
 ) -> int:
     """Parse `argv` into `arguments_class` and run `command` on it.
 
@@ -52,11 +56,12 @@ def run_command(
         command: the function that does the work. What the user can mend it raises as `ValueError` or `OSError`.
         argv: command line without the program's name; `None` takes `sys.argv[1:]`.
         prog: program name shown by `--help`.
+        epilog: what `--help` says after the options.
 
     Returns:
         Exit status: 0, or 1 after one line on stderr when the input was bad. A wrong argument exits with status 2.
     """
-    parser = _OneLineParser(arguments_class, prog=prog, description=command.__doc__)
+    parser = _OneLineParser(arguments_class, prog=prog, description=command.__doc__, epilog=epilog)
     try:
         (arguments,) = parser.parse_args_into_dataclasses(args=argv)
     except ValueError as error:

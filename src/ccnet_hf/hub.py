@@ -28,6 +28,7 @@ ATTEMPTS = 5
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds
 _TRANSIENT_STATUSES = (408, 412, 429, 500, 502, 503, 504)  # 412: somebody else has committed in between
 _MODEL_CODE = "modeling_ccnet.py"  # a model repository without it is not one of ours
+_TRAINING_LOG = "training_log.jsonl"  # beside a model that train.py has pushed
 _FILES_OF_AN_EMPTY_REPOSITORY = {".gitattributes", CARD_FILE}
 
 T = TypeVar("T")
@@ -146,7 +147,7 @@ def _publish(api: HfApi, repository: HubRepository, private: bool, overwrite: bo
 def _check_name(repository: HubRepository, present: Set[str]) -> None:
     """Refuse to write over something else. A file that does not belong to a dataset would even become part of it."""
     foreign = present - repository.files.keys()
-    if repository.repo_type == "model" and _MODEL_CODE in present:
+    if repository.repo_type == "model" and _MODEL_CODE in present and _TRAINING_LOG not in foreign:
         return
     if foreign or (present and repository.repo_type == "model"):
         raise ValueError(

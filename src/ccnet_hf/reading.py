@@ -58,7 +58,10 @@ def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
     for key, value in state_dict.items():
         if not isinstance(key, str) or not _is_plain_tensor(value):
             raise ValueError(f"{checkpoint} holds no state dict: entry {key!r} is no plain tensor")
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+    bare = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    if len(bare) < len(state_dict):
+        raise ValueError(f"{checkpoint} holds entries that differ in nothing but a leading 'module.'")
+    return bare
 
 
 def check_hash(file: Path, name: str) -> None:
@@ -70,7 +73,8 @@ def check_hash(file: Path, name: str) -> None:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if not digest.startswith(stated[1]):
         raise ValueError(
-            f"{file} is not the file its name promises: its SHA-256 starts with {digest[:8]}, not {stated[1]}"
+            f"{file} is not the file its name promises: its SHA-256 starts with {digest[:8]}, not {stated[1]}; "
+            "rename it if that is no hash"
         )
 
 

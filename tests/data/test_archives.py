@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 
@@ -106,3 +107,25 @@ def test_names_a_damaged_member_and_what_is_no_archive(tmp_path, folder):
     (tmp_path / "z.tgz").write_bytes(gzip.compress(b"no tar file" * 100))
     with pytest.raises(ValueError, match="is not a whole tar archive"):
         list_files([tmp_path / "z.tgz"], tmp_path / "scratch")
+
+
+def test_links_in_a_tar_archive_are_read(tmp_path):
+    """GNU tar writes a second name of one file as a link."""
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "one.png").write_bytes(b"content")
+    os.link(source / "one.png", source / "two.png")
+    (source / "deep" / "three.png").symlink_to("../one.png")
+    with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        archive.add(source, arcname=".")
+    found = read_all([tmp_path / "data.tar"], tmp_path / "scratch")
+    assert found == dict.fromkeys(("./one.png", "./two.png", "./deep/three.png"), b"content")
+
+
+def test_a_folder_may_have_two_names(tmp_path):
+    (tmp_path / "source" / "leftImg8bit").mkdir(parents=True)
+    (tmp_path / "source" / "leftImg8bit" / "one.png").write_bytes(b"content")
+    (tmp_path / "source" / "images").symlink_to("leftImg8bit")
+    (tmp_path / "source" / "leftImg8bit" / "again").symlink_to("..")  # without an end
+    paths = {file.path for file in list_files([tmp_path / "source"], tmp_path / "scratch")}
+    assert paths == {"leftImg8bit/one.png", "images/one.png"}

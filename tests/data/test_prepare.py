@@ -393,8 +393,35 @@ def test_finished_shards_are_kept_and_the_result_is_the_same(tmp_path, monkeypat
     assert read_rows(tmp_path / "out")["train"][EXAMPLES["cityscapes"]["train"][0][0]]["image"]["bytes"] == (
         changed.read_bytes()
     )
-    with pytest.raises(ValueError, match=r"test-00000-of-00002\.parquet is not part of this dataset"):
+    with pytest.raises(ValueError, match=r"not part of this dataset: test-00000-of-00002\.parquet"):
         prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out")
+
+    # A dataset that is made anew in part is no dataset until all of it is.
+    changed.write_bytes(encode(np.ones((12, 20, 3), np.uint8)))
+    (tmp_path / "raw" / EXAMPLES["cityscapes"]["validation"][0][1]).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="cannot be read"):
+        prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".data"]
+
+
+def test_a_damaged_shard_is_made_again(tmp_path):
+    write_distribution(tmp_path / "raw", "camvid")
+    prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out")
+    shard = tmp_path / "out" / "data" / "train-00000-of-00001.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-200] + bytes(192) + whole[-8:])
+    assert prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out").num_kept_shards == 2
+    assert shard.read_bytes() == whole
+
+
+def test_a_push_takes_the_dataset_and_nothing_else(tmp_path):
+    write_distribution(tmp_path / "both", "camvid")
+    prepare_dataset("camvid", tmp_path / "both", tmp_path / "both")
+    files = ccnet_hf.data.card.dataset_repository(tmp_path / "both", "me/camvid").files
+    assert sorted(files) == [
+        "README.md",
+        *(f"data/{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")),
+    ]
 
 
 KILLED = """
@@ -449,7 +476,7 @@ def test_a_killed_worker_is_named(tmp_path):
     write(tmp_path, "1.png", b"label")
     image, label = (RawFile(name, tmp_path / name, (tmp_path / name).stat().st_size) for name in ("1.jpg", "1.png"))
     example = RawExample("1", (image,), (label,), LabelFormat("", {}, decode=die))
-    with pytest.raises(OSError, match="a worker was killed"), row_maker(ccnet_hf.data.LIP, 2) as make_rows:
+    with pytest.raises(OSError, match="a worker died: killed"), row_maker(ccnet_hf.data.LIP, 2) as make_rows:
         list(make_rows([example]))
 
 

@@ -18,7 +18,7 @@ from reference_weights import key_shapes, mmsegmentation_state_dict
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ccnet_hf import CCNetImageProcessor
-from ccnet_hf.recipes import RECIPES
+from ccnet_hf.recipes import RECIPES, get_recipe
 from ccnet_hf.zoo import convert_checkpoint, mmsegmentation_key
 from ccnet_hf.zoo.convert import main
 
@@ -95,6 +95,23 @@ def test_other_classes(small_variant, small_checkpoint, tmp_path, capsys):
     assert model.config.num_labels == len(model.config.id2label) == 5
     assert model.config.align_corners
     assert AutoImageProcessor.from_pretrained(output).palette is None
+
+
+def test_other_classes_are_not_reduced(converted_folder, tmp_path, monkeypatch):
+    """As the variant's own are, whose benchmark counts from 1."""
+    written = []
+    monkeypatch.setattr("ccnet_hf.zoo.conversion._write_whole", lambda folder, parts: written.append(parts[1]))
+    torch.save(mmsegmentation_state_dict(50, 19), tmp_path / "checkpoint.pth")
+    convert_checkpoint("ccnet-r50-ade20k", tmp_path / "checkpoint.pth", tmp_path / "folder", num_labels=19)
+    assert get_recipe("ccnet-r50-ade20k").image_processor().do_reduce_labels
+    assert not written[0].do_reduce_labels and written[0].palette is None
+
+
+def test_two_entries_are_not_merged(small_variant, small_checkpoint, tmp_path):
+    key = "decode_head.convs.0.conv.weight"
+    torch.save(small_checkpoint | {f"module.{key}": torch.zeros_like(small_checkpoint[key])}, tmp_path / "double.pth")
+    with pytest.raises(ValueError, match="differ in nothing but a leading 'module"):
+        convert_checkpoint(small_variant, tmp_path / "double.pth", tmp_path / "folder")
 
 
 class Malicious:

@@ -74,6 +74,18 @@ def test_an_exported_file_converts_again(small_variant, small_checkpoint, tmp_pa
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_the_category_consistent_projection_stays_behind(tmp_path):
+    """It takes part in training alone."""
+    model = tiny_model(num_labels=19, category_consistent_loss_weight=0.5)
+    plain = tiny_model(num_labels=19)
+    for name, folder in ((model, "with"), (plain, "without")):
+        name.save_pretrained(tmp_path / folder)
+        CCNetImageProcessor().save_pretrained(tmp_path / folder)
+        export_checkpoint(tmp_path / folder, tmp_path / f"{folder}.pth")
+    files = [torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("with", "without")]
+    assert files[0]["state_dict"].keys() == files[1]["state_dict"].keys()
+
+
 def test_classes_without_a_palette(small_variant, small_checkpoint, tmp_path):
     """mmsegmentation asks for the palette wherever there are classes, so it gets colours that differ."""
     folder = converted(small_variant, small_checkpoint, tmp_path)

@@ -244,7 +244,12 @@ def test_organisation_and_private(hub, checkpoints):
 
 
 @pytest.mark.parametrize(
-    "files", [{"config.json": b"{}"}, {"pytorch_model.bin": b"0", "README.md": b"---\nlicense: mit\n---\n"}]
+    "files",
+    [
+        {"config.json": b"{}"},
+        {"pytorch_model.bin": b"0", "README.md": b"---\nlicense: mit\n---\n"},
+        {"training_log.jsonl": b"{}", "modeling_ccnet.py": b"# of a model that train.py has pushed"},
+    ],
 )
 def test_name_is_taken(files, hub, checkpoints, capsys):
     repository = hub.create(REPO_IDS[0], files=files)

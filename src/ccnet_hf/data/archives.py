@@ -8,13 +8,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import posixpath
+import re
 import shutil
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO
@@ -104,12 +106,11 @@ def _is_hidden(path: PurePath) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[RawFile]:
-    seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link back to a folder above
+        real = os.path.realpath(parent)
+        if any(os.path.realpath(above) == real for above in Path(parent).parents):  # a link back to a folder above
             folders.clear()
             continue
-        seen.add(real)
         folders.sort()
         for name in sorted(names):
             file = Path(parent, name)
@@ -131,7 +132,9 @@ def _list_archive(archive: Path, scratch: Path) -> list[RawFile]:
     for member in members:
         # Members are never written under their own names, but an archive that tries this is not the official one.
         parts = PurePosixPath(member.path.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        if not parts.parts:  # the folder itself
+            continue
+        if parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", parts.parts[0]):
             raise ValueError(f"{archive} is refused: its member {member.path!r} points outside the archive")
         if _is_hidden(parts):
             continue
@@ -152,12 +155,21 @@ def _zip_members(archive: Path) -> Iterator[RawFile]:
 
 def _tar_members(archive: Path) -> Iterator[RawFile]:
     length = archive.stat().st_size
+    files, links = {}, {}
     with tarfile.open(archive, "r:") as tar:
         for info in tar:
             if info.isfile():
                 if info.offset_data + info.size > length:
                     raise tarfile.ReadError(f"it ends within {info.name}")
-                yield RawFile(info.name, archive, info.size, offset=info.offset_data)
+                files[posixpath.normpath(info.name)] = file = RawFile(info.name, archive, info.size, info.offset_data)
+                yield file
+            elif info.islnk():
+                links[info.name] = info.linkname
+            elif info.issym():
+                links[info.name] = posixpath.join(posixpath.dirname(info.name), info.linkname)
+    for name, target in links.items():
+        if file := files.get(posixpath.normpath(target)):
+            yield replace(file, path=name)
 
 
 @contextmanager

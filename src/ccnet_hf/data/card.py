@@ -29,7 +29,7 @@ official distribution by `ccnet_hf` (`prepare_dataset.py {name}`).
 |---|---|
 | `image` | the image, the very bytes of the distribution's file |
 | `label` | single-channel PNG of the same size: training ids 0..{last}, {ignore_index} is ignored |
-| `name` | the file's stem in the distribution |
+| `name` | what the files of image and label are called in the distribution, without what tells them apart |
 | `classes` | the classes that occur in `label`; carries the names of the classes |
 
 ## From the distribution's labels to training ids
@@ -120,13 +120,9 @@ def dataset_repository(folder: Path, repo_id: str) -> HubRepository:
     Raises:
         ValueError: the folder has no parquet file or no card.
     """
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
-    has_data = any(name.endswith(".parquet") for name in files)
-    if not has_data or CARD_FILE not in files:
-        missing = CARD_FILE if has_data else "parquet file"
+    files = {f"data/{path.name}": path for path in sorted(folder.glob("data/[!.]*.parquet"))}
+    card = folder / CARD_FILE
+    if not files or not card.is_file():
+        missing = CARD_FILE if files else "parquet file in data/"
         raise ValueError(f"{folder} holds no {missing}; prepare_dataset.py writes such a folder")
-    return HubRepository(repo_id, "dataset", files)
+    return HubRepository(repo_id, "dataset", files | {CARD_FILE: card})

@@ -33,6 +33,11 @@ class LabelFormat:
     colours: Mapping[tuple[int, int, int], int] | None = None
     decode: Callable[[bytes], np.ndarray] | None = None
 
+    @property
+    def meaning(self) -> str:
+        """What values and colours stand for, in a form that can be compared with an earlier one."""
+        return repr((sorted(self.training_ids.items()), sorted((self.colours or {}).items())))
+
     def read(self, encoded: bytes) -> np.ndarray:
         """Decode a label file into training ids, (H, W) uint8.
 

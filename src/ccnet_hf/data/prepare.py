@@ -16,8 +16,8 @@ from ccnet_hf.data import BENCHMARKS, Benchmark, get_benchmark
 from ccnet_hf.data.archives import close_archives, list_files
 from ccnet_hf.data.card import dataset_repository, write_card
 from ccnet_hf.data.layout import RawExample, find_examples
-from ccnet_hf.data.shards import dataset_features, plan_shards, row_maker, write_shard
-from ccnet_hf.hub import check_token, publish
+from ccnet_hf.data.shards import Shard, dataset_features, plan_shards, row_maker, write_shard
+from ccnet_hf.hub import CARD_FILE, check_token, publish
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def prepare_dataset(
         name: of the benchmark, e.g. `"cityscapes"`.
         source: the distribution as downloaded: a folder, an archive, or several of them.
         output_dir: folder to write.
-        num_proc: workers that read, check and encode.
+        num_proc: workers that read, check and encode. A script that asks for more than one makes this call under
+            `if __name__ == "__main__":`, for every worker imports it.
         allow_incomplete: take fewer images than the benchmark has.
         skip_corrupt: leave out examples with a missing or damaged file instead of ending there.
         max_shard_size: most bytes of images in one parquet file.
@@ -154,28 +155,40 @@ def _write(
     max_shard_size: int,
 ) -> PreparedDataset:
     features = dataset_features(benchmark)
-    data = output_dir / "data"
-    folder = data if data.exists() else output_dir / ".data"  # nobody shall load a part of a dataset unawares
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = {split: plan_shards(folder, split, found, max_shard_size) for split, found in examples.items()}
+    data, unfinished = output_dir / "data", output_dir / ".data"
+    folder = data if data.exists() else unfinished
+
+    def plan() -> dict[str, list[Shard]]:
+        return {split: plan_shards(folder, split, found, max_shard_size) for split, found in examples.items()}
+
+    shards = plan()
     planned = {shard.path for group in shards.values() for shard in group}
-    foreign = sorted(path for path in folder.glob("[!.]*") if path not in planned)
+    foreign = [path.name for path in sorted(folder.glob("[!.]*")) if path not in planned]
     if foreign:
-        raise ValueError(f"{foreign[0]} is not part of this dataset; remove it or choose another --output_dir")
+        raise ValueError(
+            f"not part of this dataset: {_first(foreign)} in {folder}; remove or choose another --output_dir"
+        )
+    if not all(shard.is_finished() for group in shards.values() for shard in group):
+        # Nobody shall load a part of a dataset, or parts of two, unawares.
+        (output_dir / CARD_FILE).unlink(missing_ok=True)
+        if folder == data:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            data.rename(unfinished)
+        folder = unfinished
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = plan()
 
     skipped, num_kept = [], 0
     total = sum(map(len, examples.values()))
     with row_maker(benchmark, num_proc) as make_rows, tqdm(total=total, unit="image", disable=None) as bar:
         for shard in (shard for group in shards.values() for shard in group):
             bar.set_description(shard.path.stem)
-            reasons = shard.skipped()
-            if reasons is None or (reasons and not skip_corrupt):
-                rows = (_count(row, bar) for row in make_rows(shard.examples))
-                reasons = write_shard(shard, rows, features, skip_corrupt)
-            else:
+            if shard.is_finished():
                 num_kept += 1
                 bar.update(len(shard.examples))
-            skipped += reasons
+            else:
+                rows = (_count(row, bar) for row in make_rows(shard.examples))
+                skipped += write_shard(shard, rows, features, skip_corrupt)
     rows = {split: sum(shard.num_rows for shard in group) for split, group in shards.items()}
     num_examples = {split: number for split, number in rows.items() if number}
     if not num_examples:
@@ -248,4 +261,5 @@ def prepare(arguments: PrepareArguments) -> None:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "prepare_dataset.py") -> int:
-    return run_command(PrepareArguments, prepare, argv, prog)
+    archives = (f"{benchmark.name}: {benchmark.raw.description}" for benchmark in BENCHMARKS.values())
+    return run_command(PrepareArguments, prepare, argv, prog, epilog=f"What is looked for. {'; '.join(archives)}.")

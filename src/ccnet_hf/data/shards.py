@@ -25,8 +25,7 @@ from ccnet_hf.data.benchmark import Benchmark
 from ccnet_hf.data.layout import RawExample, open_image, read_same
 
 
-# The shard's key-value metadata: what it was made from, and what was left out of it.
-_SOURCE_KEY, _SKIPPED_KEY = b"ccnet_hf.source", b"ccnet_hf.skipped"
+_SOURCE_KEY = b"ccnet_hf.source"  # in a shard's metadata: what it was made from, if nothing was left out
 _ROW_GROUP_BYTES = 32 << 20  # what a reader of a stream holds at once
 
 
@@ -100,7 +99,10 @@ def row_maker(benchmark: Benchmark, num_proc: int) -> Iterator[Callable[[Sequenc
         try:
             yield partial(pool.map, make, chunksize=4)
         except BrokenProcessPool as error:
-            raise OSError("a worker was killed, most often for want of memory; try a smaller --num_proc") from error
+            raise OSError(
+                "a worker died: killed for want of memory (try a smaller --num_proc), or because the script that made "
+                'this call has no `if __name__ == "__main__":`'
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -114,30 +116,29 @@ class Shard:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when other files, or files of other sizes, are to go into the shard."""
+        """Changes when other files, or files of other sizes, or labels of another meaning are to go into the shard."""
         members = [
             [example.name, *([(PurePosixPath(file.path).name, file.size) for file in group])]
             for example in self.examples
             for group in (example.image, example.label)
         ]
-        return hashlib.sha256(json.dumps(members).encode()).hexdigest()
+        formats = {example.label_format.meaning for example in self.examples if example.label_format}
+        return hashlib.sha256(json.dumps([members, sorted(formats)]).encode()).hexdigest()
 
     @property
     def num_rows(self) -> int:
         """Rows of the written file."""
         return pq.read_metadata(self.path).num_rows
 
-    def skipped(self) -> list[str] | None:
-        """What was left out when the shard was made; `None` if it is not there or was made from other files."""
+    def is_finished(self) -> bool:
+        """Whether the file is there with all examples, made from these files."""
         if not self.path.is_file():
-            return None
+            return False
         try:
             metadata = pq.read_metadata(self.path).metadata or {}
-        except pa.ArrowInvalid:
-            return None
-        if metadata.get(_SOURCE_KEY) != self.fingerprint.encode():
-            return None
-        return json.loads(metadata[_SKIPPED_KEY])
+        except (pa.ArrowInvalid, OSError):  # damaged
+            return False
+        return metadata.get(_SOURCE_KEY) == self.fingerprint.encode()
 
 
 def plan_shards(folder: Path, split: str, examples: Sequence[RawExample], max_shard_size: int) -> list[Shard]:
@@ -193,7 +194,8 @@ def write_shard(
                     group, size = [], 0
             if group:
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
-            writer.add_key_value_metadata({_SOURCE_KEY: shard.fingerprint, _SKIPPED_KEY: json.dumps(skipped)})
+            if not skipped:
+                writer.add_key_value_metadata({_SOURCE_KEY: shard.fingerprint})
         unfinished.replace(shard.path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,8 +31,8 @@ def sources() -> list[Path]:
 
 
 def sources_hash() -> str:
-    """What a library was compiled from: changes with every source, flag and target."""
-    digest = hashlib.sha256(" ".join((TORCH_TARGET, *NVCC_FLAGS)).encode())
+    """What a library was compiled from: changes with every source, flag, target and kind of processor."""
+    digest = hashlib.sha256(" ".join((TORCH_TARGET, platform.machine(), *NVCC_FLAGS)).encode())
     for path in sources():
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

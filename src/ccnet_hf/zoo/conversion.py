@@ -139,7 +139,7 @@ def convert_checkpoint(
 
     image_processor = recipe.image_processor()
     if num_labels is not None:
-        image_processor.palette = None
+        image_processor.palette, image_processor.do_reduce_labels = None, False
     _write_whole(output_dir, (model.eval(), image_processor))
 
 

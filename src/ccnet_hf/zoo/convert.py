@@ -9,6 +9,7 @@ import transformers
 
 from ccnet_hf.command import run_command
 from ccnet_hf.recipes import Recipe, get_recipe, zoo_recipes
+from ccnet_hf.zoo.authors import is_authors_recipe
 from ccnet_hf.zoo.conversion import convert_checkpoint
 from ccnet_hf.zoo.download import download_checkpoint
 
@@ -86,7 +87,8 @@ def _convert_all(checkpoints: Path, output: Path) -> None:
 def _published(recipe: Recipe, checkpoints: Path) -> Path:
     """The zoo's file for this variant, downloaded if the folder does not hold it."""
     if recipe.checkpoint_file is None:
-        raise ValueError(f"no checkpoint of {recipe.name} is published for download: give its file with --checkpoint")
+        other = "give its file with --checkpoint" if is_authors_recipe(recipe) else "and there is no other to convert"
+        raise ValueError(f"no checkpoint of {recipe.name} is published for download: {other}")
     file = checkpoints / recipe.checkpoint_file
     return file if file.is_file() else download_checkpoint(recipe.checkpoint_url, checkpoints)
 

@@ -54,7 +54,10 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
     if loading["missing_keys"]:
         raise ValueError(f"cannot load {folder}: its weights lack {sorted(loading['missing_keys'])[0]}")
 
-    state_dict = {mmsegmentation_key(key): tensor for key, tensor in model.state_dict().items()}
+    tensors = model.state_dict()
+    # The projection of the category-consistent loss takes part in training alone, and mmsegmentation has none.
+    kept = [key for key in tensors if not key.startswith("category_projection.")]
+    state_dict = {mmsegmentation_key(key): tensors[key] for key in kept}
     gamma = "decode_head.cca.gamma.scale"
     state_dict[gamma] = state_dict[gamma].reshape(())
     output.parent.mkdir(parents=True, exist_ok=True)
