@@ -64,6 +64,7 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("category_consistent_loss_weight", -1.0),
         ("category_consistent_loss_weight", float("inf")),
         ("category_consistent_channels", 0),
+        ("semantic_loss_ignore_index", 0),
         ("backbone_config", {"model_type": "no such backbone"}),
         ("inference", {"mode": "crop"}),
         ("inference", {"mode": "slide"}),

@@ -486,3 +486,19 @@ def test_layer_without_the_operator_differs(monkeypatch):
     modeling = importlib.import_module(type(layer).__module__)
     monkeypatch.setattr(modeling, "criss_cross_attention", lambda query, key, value: value)
     assert (layer(hidden_state)[0] - output).abs().max() > 0.1
+
+
+def test_higher_derivatives_are_refused():
+    query, key, value = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(3))
+    loss = criss_cross_attention(query, key, value).square().sum()
+    with pytest.raises(NotImplementedError, match="differentiated once; .* take criss_cross_attention_with_weights"):
+        torch.autograd.grad(loss, query, create_graph=True)
+
+
+def test_large_scores_in_half_precision():
+    query, key, value = (100 * torch.randn(1, 64, 5, 6, generator=torch.Generator().manual_seed(0)) for _ in range(3))
+    query, key, value = query.half(), key.half(), (value / 100).half()
+    assert (query * key).sum(1).abs().max() == torch.inf  # beyond what fp16 holds
+    output, weights = criss_cross_attention_with_weights(query, key, value)
+    assert output.isfinite().all() and weights.isfinite().all()
+    torch.testing.assert_close(output, criss_cross_attention(query, key, value), rtol=2e-3, atol=2e-3)

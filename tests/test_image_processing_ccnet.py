@@ -60,6 +60,7 @@ def test_sizes_of_the_scale_factor_rule(golden):
 
 def test_a_side_never_vanishes():
     assert resize_output_size(1, 5000, longest=1000, shortest=500) == (1, 1000)
+    assert rescale_output_size(1, 60, 0.25) == (1, 15)
 
 
 def test_output_size_takes_both_forms():
@@ -182,7 +183,28 @@ def test_images_of_any_mode(processor_class, mode):
     assert batch["pixel_values"].shape == (1, 3, 4, 6) and batch["pixel_values"].isfinite().all()
 
 
+def test_files_come_in_as_they_are(processor_class, tmp_path):
+    """Of 16-bit images the upper byte, as of those that are opened; segmentation maps with their class ids."""
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (5, 7)).astype(np.uint16))
+    ids = Image.fromarray(np.random.default_rng(1).integers(0, 3, (5, 7)).astype(np.uint8))
+    grey.save(tmp_path / "grey.png")
+    ids.save(tmp_path / "ids.png")
+    processor = processor_class(do_resize=False)
+    opened = processor([grey], segmentation_maps=[ids], return_tensors="pt")
+    read = processor([str(tmp_path / "grey.png")], segmentation_maps=[str(tmp_path / "ids.png")], return_tensors="pt")
+    assert torch.equal(opened["pixel_values"], read["pixel_values"]) and torch.equal(opened["labels"], read["labels"])
+    assert len(opened["labels"].unique()) == 3 and opened["pixel_values"].std() > 0.1
+
+
+def test_pixel_values_are_always_float32(processor_class):
+    processor = processor_class(do_rescale=False, do_normalize=False, do_resize=False)
+    pixel_values = processor(noise(5, 7, 3), return_tensors="pt")["pixel_values"]
+    assert pixel_values.dtype == torch.float32 and pixel_values.max() > 200
+
+
 def test_colours_of_other_modes():
+    small = Image.fromarray(np.array([[0, 7, 255]], dtype=np.int32))
+    assert np.asarray(convert_to_rgb(small))[0].tolist() == [[0] * 3, [7] * 3, [255] * 3]
     sixteen_bits = Image.fromarray(np.array([[0, 255, 256, 65535]], dtype=np.uint16))
     assert np.asarray(convert_to_rgb(sixteen_bits))[0].tolist() == [[0] * 3, [0] * 3, [1] * 3, [255] * 3]
     transparent = Image.fromarray(np.array([[[10, 20, 30, 0], [40, 50, 60, 255]]], dtype=np.uint8))

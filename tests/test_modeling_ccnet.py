@@ -112,6 +112,14 @@ def test_category_consistent_loss_without_attention_and_its_weights_in_the_base_
     assert not [name for name, _ in tiny_model().named_parameters() if "category" in name]
 
 
+def test_category_consistent_loss_can_be_switched_off(pixel_values, labels):
+    model = tiny_model(category_consistent_loss_weight=0.5)
+    assert model(pixel_values, labels=labels).category_embeddings is not None
+    model.config.category_consistent_loss_weight = 0.0
+    outputs = model(pixel_values, labels=labels)
+    assert outputs.category_embeddings is None and outputs.loss.isfinite()
+
+
 def test_last_hidden_state_is_what_the_classifier_sees(pixel_values):
     model = tiny_model()
     hidden_state = model.model(pixel_values).last_hidden_state
@@ -447,6 +455,17 @@ BACKBONES = {
         backbone="mobilenetv2_050", use_pretrained_backbone=False, out_indices=[3, 4], output_stride=8
     ),
 }
+
+
+@pytest.mark.parametrize("name", ["timm resnet18", "timm mobilenetv2_050"])
+def test_hidden_states_of_timms_backbones_are_their_feature_maps(name, pixel_values):
+    pytest.importorskip("timm")
+    config = CCNetConfig(backbone_config=BACKBONES[name](), hidden_size=16, auxiliary_channels=8, num_labels=3)
+    model = CCNetModel(config).eval()
+    outputs = model(pixel_values, output_hidden_states=True)
+    assert len(outputs.hidden_states) == 2
+    assert all(map(torch.equal, outputs.hidden_states, outputs.feature_maps))
+    assert model(pixel_values).hidden_states is None
 
 
 @pytest.mark.parametrize("name", BACKBONES)

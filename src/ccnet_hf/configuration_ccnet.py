@@ -63,7 +63,8 @@ class CCNetConfig(PreTrainedConfig):
             Standard deviation of the classifiers' initial weights.
 
     Raises:
-        ValueError: for a value outside what is allowed; the message names the field.
+        ValueError: for a value outside what is allowed; the message names the field. (For one of another type,
+            transformers raises `huggingface_hub.errors.StrictDataclassFieldValidationError`.)
 
     Example:
 
@@ -109,6 +110,11 @@ class CCNetConfig(PreTrainedConfig):
         }
         self._check_values()
         super().__post_init__(**kwargs)
+        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
+            ignored = self.semantic_loss_ignore_index
+            raise ValueError(
+                f"semantic_loss_ignore_index must be no class, got {ignored} of {self.num_labels} classes"
+            )
 
     def _check_values(self) -> None:
         smallest = {

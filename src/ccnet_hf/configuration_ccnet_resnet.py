@@ -21,7 +21,7 @@ class CCNetResNetConfig(BackboneConfigMixin, PreTrainedConfig):
         depths (`list[int]`, defaults to `[3, 4, 23, 3]`):
             Bottleneck blocks of each stage; `[3, 4, 6, 3]` is ResNet-50.
         output_stride (`int`, defaults to 8):
-            Input pixels per pixel of the last feature map, along each side: 8, 16 or 32.
+            Input pixels per pixel of the fourth stage's feature map, along each side: 8, 16 or 32.
         contract_dilation (`bool`, defaults to `True`):
             Whether the first block of a dilated stage uses half its dilation, as mmsegmentation's and timm's networks
             do. The authors' network does not.

@@ -43,7 +43,7 @@ def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.T
     Returns:
         (B, C, *spatial) in the dtype of `value`, with the channels innermost in memory. The softmax is computed in
         fp32 (float64 for float64 inputs), and the backward pass keeps only query, key, value, the result and one
-        number per position.
+        number per position. It can be differentiated once, in reverse mode.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not go together; the message shows what was given.
@@ -154,7 +154,9 @@ def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 def _joint_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One softmax over the concatenated scores of all axes, written in plain operations."""
     axes = range(1, query.dim() - 1)
-    query, key, value = (tensor.movedim(1, -1) for tensor in (query, key, value))
+    statistics = _statistics_dtype(query.dtype)
+    # Scores may exceed what half precision holds.
+    query, key, value = (tensor.movedim(1, -1) for tensor in (query.to(statistics), key.to(statistics), value))
     sizes = query.shape[1:-1]
     scores = []
     for axis in axes:
@@ -165,7 +167,7 @@ def _joint_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
             lines = lines.masked_fill(places[:, None] == places, -math.inf)
         scores.append(lines.movedim(-2, axis))
     scores = torch.cat(scores, dim=-1)
-    weights = scores.softmax(dim=-1, dtype=_statistics_dtype(scores.dtype)).to(value.dtype)
+    weights = scores.softmax(dim=-1).to(value.dtype)
     output = None
     for axis, part in zip(axes, weights.split(list(sizes), dim=-1), strict=True):
         gathered = (part.movedim(axis, -2) @ value.movedim(axis, -2)).movedim(-2, axis)
@@ -378,6 +380,11 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _autograd_backward(ctx, grad_output: torch.Tensor | None, grad_logsumexp: None):
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "criss_cross_attention can be differentiated once; for higher derivatives take "
+            "criss_cross_attention_with_weights"
+        )
     if grad_output is None:
         return None, None, None
     return torch.ops.ccnet_hf.criss_cross_attention_backward(grad_output, *ctx.saved_tensors)

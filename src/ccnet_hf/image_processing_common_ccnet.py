@@ -1,12 +1,14 @@
 """What the two CCNet image processors share: everything but the backend, with the way from logits to segmentation
 maps."""
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
@@ -75,8 +77,15 @@ class CCNetImageProcessorMixin:
     align_corners = False
     palette = None
 
-    # Images given as paths or addresses come in through Pillow in both backends.
-    fetch_images = ImageProcessingMixin.fetch_images
+    def fetch_images(self, images: Any) -> Any:
+        """Images for the paths and addresses among `images`, by Pillow in both backends. Files come in as they are,
+        upright, where transformers would make 8-bit RGB of 16-bit images and of segmentation maps."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, (str, os.PathLike)) and os.path.isfile(images):
+            with PIL.Image.open(images) as image:
+                return PIL.ImageOps.exif_transpose(image)
+        return ImageProcessingMixin.fetch_images(self, images)
 
     def preprocess(
         self,
@@ -163,6 +172,7 @@ class CCNetImageProcessorMixin:
             labels = self._prepare_labels(segmentation_maps, images, device, **kwargs)
 
         images = self._preprocess(images, **kwargs)
+        images = [image.float() if isinstance(image, torch.Tensor) else image.astype(np.float32) for image in images]
         sizes = [tuple(image.shape[-2:]) for image in images]
         if do_pad:
             height, width = (pad_size.height, pad_size.width) if pad_size else np.max(sizes, axis=0).tolist()

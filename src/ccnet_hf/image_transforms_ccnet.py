@@ -31,7 +31,7 @@ def rescale_output_size(height: int, width: int, ratio: float) -> tuple[int, int
     Returns:
         `(height, width)` after resizing.
     """
-    scale = (int(height * ratio + 0.5), int(width * ratio + 0.5))
+    scale = (max(1, int(height * ratio + 0.5)), max(1, int(width * ratio + 0.5)))
     return resize_output_size(height, width, longest=max(scale), shortest=min(scale))
 
 
@@ -108,10 +108,12 @@ def _is_floating(array: Array) -> bool:
 
 
 def convert_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """An image of any mode as 8-bit RGB, as OpenCV reads it: of 16-bit images the upper byte, without
-    transparency."""
+    """An image of any mode as 8-bit RGB, as OpenCV reads it: of 16-bit images the upper byte, without transparency.
+    Floating point and 32-bit integers are taken to lie in 0..255, the latter in 16 bits if they do not."""
     if image.mode.startswith("I"):
-        image = PIL.Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        values = np.asarray(image)
+        values = values if image.mode == "I" and values.max(initial=0) < 256 else values >> 8
+        image = PIL.Image.fromarray(values.clip(0, 255).astype(np.uint8))
     elif image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about palettes with transparent entries
     return image.convert("RGB")

@@ -35,7 +35,7 @@ class CCNetModelOutput(BaseModelOutput):
         last_hidden_state (`torch.Tensor` of shape `(batch_size, hidden_size, height / stride, width / stride)`):
             What the classifier sees, before dropout; stride is the backbone's output stride.
         hidden_states (`tuple[torch.Tensor]`, *optional*, returned when `output_hidden_states=True`):
-            The backbone's hidden states: its stem or embedding, then every stage.
+            The backbone's hidden states: its stem or embedding, then every stage; of timm's, its feature maps.
         attentions (`tuple[torch.Tensor]`, *optional*, returned when `output_attentions=True`):
             The weights of every round, as in [`CCNetSemanticSegmenterOutput`].
         feature_maps (`tuple[torch.Tensor]`):
@@ -60,13 +60,13 @@ class CCNetSemanticSegmenterOutput(SemanticSegmenterOutput):
         logits (`torch.Tensor` of shape `(batch_size, num_labels, height / stride, width / stride)`):
             Scores at the backbone's output stride.
         hidden_states (`tuple[torch.Tensor]`, *optional*, returned when `output_hidden_states=True`):
-            The backbone's hidden states: its stem or embedding, then every stage.
+            The backbone's hidden states: its stem or embedding, then every stage; of timm's, its feature maps.
         attentions (`tuple[torch.Tensor]`, *optional*, returned when `output_attentions=True`):
             For each round of attention a `(batch_size, h, w, h + w)` tensor, `h` and `w` the height and width of the
             logits: every pixel's weights over its column, then over its row. They sum to 1; the pixel's own weight
             stands in the row, in the column it is 0.
         auxiliary_logits (`torch.Tensor`, *optional*, returned when `labels` is given or in training):
-            `(batch_size, num_labels, height / stride, width / stride)` scores of the auxiliary head.
+            `(batch_size, num_labels, h, w)` scores of the auxiliary head, of the second to last feature map's size.
         category_embeddings (`torch.Tensor`, *optional*, returned when `labels` is given or in training):
             `(batch_size, category_consistent_channels, height / stride, width / stride)`, what the category-consistent
             loss looks at.
@@ -205,7 +205,11 @@ class CCNetAuxiliaryHead(nn.Module):
 
 
 class CCNetPreTrainedModel(PreTrainedModel):
-    """What all CCNet models share: configuration, initialisation, and how they are split and checkpointed."""
+    """
+    What all CCNet models share: configuration, initialisation, and how they are split and checkpointed.
+
+    Gradient checkpointing runs layers twice, and so their batch norms update the running statistics twice a step.
+    """
 
     config: CCNetConfig
     config_class = CCNetConfig
@@ -279,13 +283,18 @@ class CCNetModel(CCNetPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         # Convolutions hand the layout on, and the attention reads it without a copy.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        # The hidden states of transformers' wrapper of timm are its feature maps at best, and at worst an error.
+        is_timm = self.config.backbone_config.model_type == "timm_backbone"
         features = self.backbone.forward_with_filtered_kwargs(
-            pixel_values, output_hidden_states=output_hidden_states, return_dict=True
+            pixel_values, output_hidden_states=output_hidden_states and not is_timm, return_dict=True
         )
+        hidden_states = None
+        if output_hidden_states:
+            hidden_states = tuple(features.feature_maps) if is_timm else features.hidden_states
         last_hidden_state, attended, attentions = self.head(features.feature_maps[-1], output_attentions)
         return CCNetModelOutput(
             last_hidden_state=last_hidden_state,
-            hidden_states=features.hidden_states if output_hidden_states else None,
+            hidden_states=hidden_states,
             attentions=attentions,
             feature_maps=tuple(features.feature_maps),
             attended_hidden_state=attended if self.config.category_consistent_loss_weight > 0 else None,
@@ -377,12 +386,17 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         if self.training or labels is not None:
             if self.auxiliary_head is not None:
                 auxiliary_logits = self.auxiliary_head(outputs.feature_maps[-2])
-            if self.category_projection is not None:
+            if self.category_projection is not None and outputs.attended_hidden_state is not None:
                 category_embeddings = self.category_projection(outputs.attended_hidden_state)
 
         loss = None
         if labels is not None:
-            loss = sum(ccnet_losses(self.config, labels, logits, auxiliary_logits, category_embeddings).values())
+            # With a device map the parts may lie on several devices.
+            others = (
+                None if tensor is None else tensor.to(logits.device)
+                for tensor in (auxiliary_logits, category_embeddings)
+            )
+            loss = sum(ccnet_losses(self.config, labels.to(logits.device), logits, *others).values())
         return CCNetSemanticSegmenterOutput(
             loss=loss,
             logits=logits,

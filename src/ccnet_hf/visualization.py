@@ -27,6 +27,11 @@ def generate_palette(num_labels: int) -> list[Color]:
     return colors
 
 
+def complete_palette(palette: Sequence[Color] | None, num_labels: int) -> Sequence[Color]:
+    """The palette, or a generated one where there is none or one of too few colours."""
+    return generate_palette(num_labels) if palette is None or len(palette) < num_labels else palette
+
+
 def colorize(label_map: LabelMap, palette: Sequence[Color]) -> Image.Image:
     """A label map (H, W) as a palette image (PIL mode P): pixel values are the labels, colours come from `palette`.
 
@@ -132,8 +137,8 @@ def attention_map(attentions: Sequence[torch.Tensor], position: tuple[int, int])
     to the whole image (paper, section 3.3). What counts is attention only, neither gamma nor what a position keeps.
 
     Args:
-        attentions: (H, W, H + W) for each round, in order: weights over the column, then over the row, as a CCNet
-            returns them for one image with `output_attentions=True`.
+        attentions: (H, W, H + W) for each round, in order: one image's weights over the column, then over the row, as
+            in `[weights[0] for weights in outputs.attentions]` of a CCNet with `output_attentions=True`.
         position: (row, column) on the feature map.
 
     Returns:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import tiny_model
 
+from ccnet_hf import CCNetForSemanticSegmentation
 from ccnet_hf.data import get_benchmark
 from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.inference import Predictor, predict_logits
@@ -319,3 +321,23 @@ def test_images_of_equal_input_size_share_a_forward_pass(tiny_network, image_pro
 def test_arrays_are_taken_as_pil_images_are(tiny_network, image_processor, make_image):
     predictor, image = Predictor(tiny_network(), image_processor, scales=(0.5, 1.0)), make_image(45, 67)
     torch.testing.assert_close(predictor.scores(np.asarray(image)), predictor.scores(image))
+
+
+def test_offloaded_weights(tmp_path):
+    """Part of the model waits on the disk; the input goes where the rest is."""
+    tiny_model(num_labels=3).save_pretrained(tmp_path / "model")
+    whole = CCNetForSemanticSegmentation.from_pretrained(tmp_path / "model").eval()
+    device_map = {
+        "model.backbone": "disk",
+        "model.head": "cpu",
+        "classifier": "cpu",
+        "auxiliary_head": "cpu",
+        "dropout": "cpu",
+    }
+    offloaded = CCNetForSemanticSegmentation.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=str(tmp_path / "offload")
+    ).eval()
+    assert any(parameter.is_meta for parameter in offloaded.parameters())
+    pixel_values = noise(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(predict_logits(offloaded, pixel_values), predict_logits(whole, pixel_values))

@@ -143,6 +143,22 @@ def test_without_a_palette_colours_are_made_up(checkpoint, here):
     assert run(folder, "street.png") == 0
     palette = Image.open("out/street_labels.png").getpalette()[:12]
     assert len({tuple(palette[index : index + 3]) for index in range(0, 12, 3)}) == 4
+    CCNetImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}, palette=PALETTE[:1]).save_pretrained(folder)
+    assert run(folder, "street.png") == 0  # of the classes before a fine-tuning
+    assert Image.open("out/street_labels.png").getpalette()[:12] == palette
+
+
+def test_label_maps_of_eight_bits_are_promised_beforehand(checkpoint, here, capsys):
+    names = {str(label): f"class {label}" for label in range(300)}
+    model = CCNetForSemanticSegmentation.from_pretrained(
+        checkpoint, id2label=names, semantic_loss_ignore_index=-100, ignore_mismatched_sizes=True
+    )
+    model.save_pretrained(here / "model")
+    shutil.copy(checkpoint / "preprocessor_config.json", here / "model")
+    capsys.readouterr()
+    assert run(here / "model", "street.png") == 1
+    assert "8-bit images, which hold 256 classes; the model has 300" in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def fails(capsys, message: str) -> None:
@@ -226,6 +242,7 @@ def drop_tensor(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text('{"model_type": "ccn'), "cannot load model: .*config"),
         (lambda folder: break_config(folder, model_type="segformer"), "'segformer', not 'ccnet'"),
         (lambda folder: break_config(folder, recurrence=-1), "cannot load model: .*recurrence"),
+        (lambda folder: break_config(folder, recurrence="two"), "cannot load model: .*recurrence"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot load model: .*safetensors"),
         (lambda folder: truncate(str(folder / "model.safetensors")), "cannot load model: "),
         (drop_tensor, "weights are missing, classifier.weight"),

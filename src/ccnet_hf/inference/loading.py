@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -49,7 +50,7 @@ def load_checkpoint(
         model, loading_info = AutoModelForSemanticSegmentation.from_pretrained(
             name_or_path, dtype=dtype, output_loading_info=True
         )
-    except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"cannot load {name_or_path}: {error}") from error
     if loading_info["missing_keys"]:
         missing = sorted(loading_info["missing_keys"])
@@ -71,7 +72,7 @@ def load_config(name_or_path: str) -> CCNetConfig:
         config = AutoConfig.from_pretrained(name_or_path)
         if config.model_type != CCNetConfig.model_type:
             raise ValueError(f"its model type is {config.model_type!r}, not {CCNetConfig.model_type!r}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         raise ValueError(f"cannot load {name_or_path}: {error}") from error
     return config
 

@@ -152,5 +152,7 @@ def _to_model(pixel_values: torch.Tensor, model: nn.Module) -> torch.Tensor:
     if pixel_values.dim() != 4:
         shape = tuple(pixel_values.shape)
         raise ValueError(f"pixel_values must be (batch, channels, height, width), got shape {shape}")
-    parameter = next(model.parameters())
-    return pixel_values.to(parameter.device, parameter.dtype)
+    parameters = list(model.parameters())
+    # Weights that are offloaded have no device; Accelerate moves the input to where they will be.
+    devices = [parameter.device for parameter in parameters if not parameter.is_meta]
+    return pixel_values.to(devices[0] if devices else pixel_values.device, parameters[0].dtype)

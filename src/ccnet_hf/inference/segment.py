@@ -17,7 +17,7 @@ from ccnet_hf.command import run_command
 from ccnet_hf.inference.arguments import PredictorArguments
 from ccnet_hf.inference.images import find_images, read_image, unique_stems
 from ccnet_hf.inference.predictor import Predictor
-from ccnet_hf.visualization import class_shares, colorize, format_share, generate_palette, overlay
+from ccnet_hf.visualization import class_shares, colorize, complete_palette, format_share, overlay
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,11 @@ def segment(arguments: SegmentArguments) -> None:
     if arguments.compile:
         model.compile()
     class_names = [model.config.id2label[label] for label in range(model.config.num_labels)]
-    palette = predictor.image_processor.palette or generate_palette(len(class_names))
+    if len(class_names) > 256:
+        raise ValueError(
+            f"label maps are written as 8-bit images, which hold 256 classes; the model has {len(class_names)}"
+        )
+    palette = complete_palette(predictor.image_processor.palette, len(class_names))
     output_dir.mkdir(parents=True, exist_ok=True)
 
     seconds, pixels, shares, skipped = [], [], [], []

@@ -41,7 +41,7 @@ from ccnet_hf.training.loop import Trainer, TrainingSettings, check_settings
 from ccnet_hf.training.optimization import class_weights_from_counts
 from ccnet_hf.training.progress import LOG_FILE
 from ccnet_hf.training.report import CURVES_FILE, save_report
-from ccnet_hf.visualization import generate_palette
+from ccnet_hf.visualization import complete_palette
 
 
 # What a model may get when it is trained on: attention where it had none, heads of losses it was not trained with.
@@ -108,7 +108,7 @@ def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, 
             print(f"{len(messages)} corrupt examples were {fate}:", *sorted(messages), sep="\n  ")
     # As it was saved: a sharded model does not run on one process alone.
     predictor = Predictor(*load_checkpoint(str(settings.output_dir), "float32", str(accelerator.device)))
-    palette = image_processor.palette or generate_palette(model.config.num_labels)
+    palette = complete_palette(image_processor.palette, model.config.num_labels)
     save_report(settings.output_dir, predictor, dataset if validation is None else validation, palette)
     precision = accelerator.mixed_precision
     write_card(settings.output_dir, repo_id, model.config, arguments, scores, accelerator.num_processes, precision)
