@@ -491,7 +491,7 @@ def test_layer_without_the_operator_differs(monkeypatch):
 def test_higher_derivatives_are_refused():
     query, key, value = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(3))
     loss = criss_cross_attention(query, key, value).square().sum()
-    with pytest.raises(NotImplementedError, match="differentiated once; .* take criss_cross_attention_with_weights"):
+    with pytest.raises(NotImplementedError, match="can be differentiated once"):
         torch.autograd.grad(loss, query, create_graph=True)
 
 

@@ -54,7 +54,7 @@ class OpArguments:
         metadata={
             "metavar": "FORM",
             "help": "einsum: the plain form; compiled: the same by torch.compile; sdpa: two calls of PyTorch's "
-            "attention, merged (CUDA); nonlocal: attention to all positions; triton: a Triton kernel (CUDA)",
+            "attention, merged (CUDA); nonlocal: attention to all positions; triton: a Triton kernel (CUDA, scripts/)",
         },
     )
     threads: int | None = field(default=None, metadata={"help": "CPU threads; default: as many as PyTorch takes"})
