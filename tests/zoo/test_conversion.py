@@ -97,7 +97,7 @@ def test_other_classes(small_variant, small_checkpoint, tmp_path, capsys):
     assert AutoImageProcessor.from_pretrained(output).palette is None
 
 
-def test_other_classes_are_not_reduced(converted_folder, tmp_path, monkeypatch):
+def test_other_classes_are_not_reduced(tmp_path, monkeypatch):
     """As the variant's own are, whose benchmark counts from 1."""
     written = []
     monkeypatch.setattr("ccnet_hf.zoo.conversion._write_whole", lambda folder, parts: written.append(parts[1]))
