@@ -10,6 +10,7 @@ from . import kernels
 from .configuration_ccnet import CCNetConfig
 from .configuration_ccnet_resnet import CCNetResNetConfig
 from .criss_cross_attention import criss_cross_attention
+from .errors import InputError
 from .image_processing_ccnet import CCNetImageProcessor
 from .image_processing_pil_ccnet import CCNetImageProcessorPil
 from .modeling_ccnet import (
@@ -49,6 +50,7 @@ __all__ = [
     "CCNetResNetConfig",
     "CCNetSemanticSegmenterOutput",
     "CrissCrossAttention",
+    "InputError",
     "RecurrentCrissCrossAttention",
     "criss_cross_attention",
 ]

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from ccnet_hf.errors import InputError
+
 
 Main = Callable[[Sequence[str], str], int]  # arguments, program's name -> exit status
 
@@ -53,13 +55,14 @@ def run_command(
 
     Args:
         arguments_class: dataclass with one field per option, as `HfArgumentParser` reads them.
-        command: the function that does the work. What the user can mend it raises as `ValueError` or `OSError`.
+        command: the function that does the work. What the user can mend it raises as `InputError`.
         argv: command line without the program's name; `None` takes `sys.argv[1:]`.
         prog: program name shown by `--help`.
         epilog: what `--help` says after the options.
 
     Returns:
-        Exit status: 0, or 1 after one line on stderr when the input was bad. A wrong argument exits with status 2.
+        Exit status: 0, or 1 after one line on stderr when the input was bad or a file or the network failed. A wrong
+        argument exits with status 2. Anything else is a mistake of the package's and keeps its traceback.
     """
     parser = _OneLineParser(arguments_class, prog=prog, description=command.__doc__, epilog=epilog)
     try:
@@ -68,7 +71,7 @@ def run_command(
         parser.error(str(error))
     try:
         command(arguments)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0

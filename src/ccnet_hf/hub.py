@@ -22,6 +22,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from ccnet_hf.errors import InputError
+
 
 CARD_FILE = "README.md"
 ATTEMPTS = 5
@@ -59,20 +61,20 @@ def check_license(repository: HubRepository, private: bool) -> None:
     """Refuse a repository whose card does not state the terms, and to publish data that has its own ones.
 
     Raises:
-        ValueError: as above, or the card's metadata cannot be read.
+        InputError: as above, or the card's metadata cannot be read.
     """
     try:
         metadata = repository.card.data
     except Exception as error:  # whatever YAML and the card classes raise
-        raise ValueError(f"{repository.repo_id}: the metadata of {CARD_FILE} cannot be read ({error})") from error
+        raise InputError(f"{repository.repo_id}: the metadata of {CARD_FILE} cannot be read ({error})") from error
     if not metadata.get("license"):
-        raise ValueError(f"{repository.repo_id}: {CARD_FILE} states no license in its metadata")
+        raise InputError(f"{repository.repo_id}: {CARD_FILE} states no license in its metadata")
     if metadata.license == "other" and not (metadata.get("license_name") and metadata.get("license_link")):
-        raise ValueError(
+        raise InputError(
             f"{repository.repo_id}: the license 'other' in {CARD_FILE} needs license_name and license_link too"
         )
     if repository.repo_type == "dataset" and metadata.license in ("other", "unknown") and not private:
-        raise ValueError(
+        raise InputError(
             f"{repository.repo_id}: the data is under terms of its own ({metadata.get('license_name', 'unknown')}); "
             "it is pushed with --private only"
         )
@@ -82,25 +84,25 @@ def check_token(api: HfApi, repo_id: str) -> None:
     """Make sure, before anything is sent, that the token is valid and may write to the namespace of `repo_id`.
 
     Raises:
-        ValueError: that is not namespace/name, the token may only read, or its owner neither is the namespace nor may
-            write to it.
-        OSError: there is no token, or the Hub does not accept or answer it.
+        InputError: that is not namespace/name, there is no token, it may only read, or its owner neither is the
+            namespace nor may write to it.
+        OSError: the Hub does not accept the token, or does not answer.
     """
     validate_repo_id(repo_id)
     namespace, _, name = repo_id.rpartition("/")
     if not namespace:
-        raise ValueError(f"a repository on the Hub is namespace/name, got {name!r}")
+        raise InputError(f"a repository on the Hub is namespace/name, got {name!r}")
     try:
         user = retry(api.whoami, "signing in")
     except LocalTokenNotFoundError as error:
-        raise OSError("no token for the Hub: run `hf auth login` or set HF_TOKEN") from error
+        raise InputError("no token for the Hub: run `hf auth login` or set HF_TOKEN") from error
     token = user.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
-        raise ValueError(f"the token of {user['name']} may only read; pushing needs one that may write")
+        raise InputError(f"the token of {user['name']} may only read; pushing needs one that may write")
     readers = ("read", "no_access")
     allowed = [user["name"], *(org["name"] for org in user.get("orgs", []) if org.get("roleInOrg") not in readers)]
     if namespace not in allowed:
-        raise ValueError(f"{user['name']}'s token may not write to {namespace!r}, only to {', '.join(allowed)}")
+        raise InputError(f"{user['name']}'s token may not write to {namespace!r}, only to {', '.join(allowed)}")
 
 
 def publish(api: HfApi, repository: HubRepository, private: bool, overwrite: bool = False) -> list[str]:
@@ -116,7 +118,7 @@ def publish(api: HfApi, repository: HubRepository, private: bool, overwrite: boo
         Paths of the files that were sent; empty if the repository was up to date.
 
     Raises:
-        ValueError: the name is taken by something else, or by a public repository where a private one was asked for.
+        InputError: the name is taken by something else, or by a public repository where a private one was asked for.
         OSError: the Hub refused, or could not be reached in several attempts.
     """
     return retry(lambda: _publish(api, repository, private, overwrite), repository.repo_id)
@@ -127,7 +129,7 @@ def _publish(api: HfApi, repository: HubRepository, private: bool, overwrite: bo
     api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     info = api.repo_info(repo_id, repo_type=repo_type)
     if private and not info.private:
-        raise ValueError(f"{repo_id} exists and is public; make it private or choose another name")
+        raise InputError(f"{repo_id} exists and is public; make it private or choose another name")
     entries = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type)
     present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     if not overwrite:
@@ -150,7 +152,7 @@ def _check_name(repository: HubRepository, present: Set[str]) -> None:
     if repository.repo_type == "model" and _MODEL_CODE in present and _TRAINING_LOG not in foreign:
         return
     if foreign or (present and repository.repo_type == "model"):
-        raise ValueError(
+        raise InputError(
             f"the name {repository.repo_id} is taken: it holds {', '.join(sorted(foreign or present)[:5])}, which are "
             "not part of what is pushed; remove them or choose another name"
         )

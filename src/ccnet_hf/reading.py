@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ccnet_hf.errors import InputError
+
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 # What mmengine's trainings leave beside the weights: curves of the log, in NumPy's arrays.
@@ -39,7 +41,7 @@ def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Read the state dict of a `.pth` file, wrapped or bare, without the prefix of `DistributedDataParallel`.
 
     Raises:
-        ValueError: the file is damaged, is no checkpoint, does not match the hash in its name, or its pickle asks for
+        InputError: the file is damaged, is no checkpoint, does not match the hash in its name, or its pickle asks for
             anything but tensors, plain containers and mmengine's log, which is left out. No code of the file is run.
         OSError: the file cannot be opened.
     """
@@ -49,30 +51,30 @@ def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
             with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_CLASSES]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise any
-            raise ValueError(f"{checkpoint} was refused: {_reason(error)}") from error
+            raise InputError(f"{checkpoint} was refused: {_reason(error)}") from error
     state_dict = content
     if isinstance(content, dict):  # mmsegmentation wraps it as "state_dict", the authors' loader knows "model" too
         state_dict = next((content[key] for key in ("state_dict", "model") if key in content), content)
     if not isinstance(state_dict, dict) or not state_dict:
-        raise ValueError(f"{checkpoint} holds no state dict")
+        raise InputError(f"{checkpoint} holds no state dict")
     for key, value in state_dict.items():
         if not isinstance(key, str) or not _is_plain_tensor(value):
-            raise ValueError(f"{checkpoint} holds no state dict: entry {key!r} is no plain tensor")
+            raise InputError(f"{checkpoint} holds no state dict: entry {key!r} is no plain tensor")
     bare = {key.removeprefix("module."): value for key, value in state_dict.items()}
     if len(bare) < len(state_dict):
-        raise ValueError(f"{checkpoint} holds entries that differ in nothing but a leading 'module.'")
+        raise InputError(f"{checkpoint} holds entries that differ in nothing but a leading 'module.'")
     return bare
 
 
 def check_hash(file: Path, name: str) -> None:
-    """Raise `ValueError` if `name` ends with eight hexadecimal digits that `file`'s SHA-256 does not start with."""
+    """Raise `InputError` if `name` ends with eight hexadecimal digits that `file`'s SHA-256 does not start with."""
     stated = re.search(r"-([0-9a-f]{8})\.pth$", name)
     if stated is None:
         return
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if not digest.startswith(stated[1]):
-        raise ValueError(
+        raise InputError(
             f"{file} is not the file its name promises: its SHA-256 starts with {digest[:8]}, not {stated[1]}; "
             "rename it if that is no hash"
         )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.data import Benchmark, get_benchmark
+from ccnet_hf.errors import InputError
 from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
 
 
@@ -44,7 +45,7 @@ class TrainingRecipe:
         backbone_learning_rate_factor: the backbone learns at `learning_rate` times this.
 
     Raises:
-        ValueError: for a value outside what is allowed; the message names the field.
+        InputError: for a value outside what is allowed; the message names the field.
     """
 
     crop_size: tuple[int, int]
@@ -71,7 +72,7 @@ class TrainingRecipe:
         for name, (is_allowed, description) in _ALLOWED.items():
             value = getattr(self, name)
             if not is_allowed(value):
-                raise ValueError(f"{name} must be {description}, got {value!r}")
+                raise InputError(f"{name} must be {description}, got {value!r}")
 
 
 def _is_number(value: Any) -> bool:
@@ -121,12 +122,12 @@ def override_training(recipe: TrainingRecipe, values: Mapping[str, Any]) -> Trai
         values: by field; lists stand for tuples, and `None` for what is not given.
 
     Raises:
-        ValueError: there is no such field, or its value is not allowed; the message names the field.
+        InputError: there is no such field, or its value is not allowed; the message names the field.
     """
     known = [field.name for field in fields(TrainingRecipe)]
     for name in values:
         if name not in known:
-            raise ValueError(f"a training recipe has no {name!r}; it has {', '.join(known)}")
+            raise InputError(f"a training recipe has no {name!r}; it has {', '.join(known)}")
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
@@ -420,8 +421,8 @@ def zoo_recipes() -> list[Recipe]:
 
 
 def get_recipe(name: str) -> Recipe:
-    """Return the recipe with this name or short name; `ValueError` with the known names if there is none."""
+    """Return the recipe with this name or short name; `InputError` with the known names if there is none."""
     full_name = SHORT_NAMES.get(name, name)
     if full_name not in RECIPES:
-        raise ValueError(f"unknown variant {name!r}; known are {', '.join([*RECIPES, *SHORT_NAMES])}")
+        raise InputError(f"unknown variant {name!r}; known are {', '.join([*RECIPES, *SHORT_NAMES])}")
     return RECIPES[full_name]

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ccnet_hf.errors import InputError
+
 
 Color = tuple[int, int, int]
 LabelMap = np.ndarray | torch.Tensor
@@ -39,7 +41,7 @@ def colorize(label_map: LabelMap, palette: Sequence[Color]) -> Image.Image:
     """
     labels = _to_numpy(label_map)
     if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
-        raise ValueError(f"a palette image holds labels 0..255, got {labels.min()}..{labels.max()}")
+        raise InputError(f"a palette image holds labels 0..255, got {labels.min()}..{labels.max()}")
     image = Image.fromarray(labels.astype(np.uint8)).convert("P")
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(palette)] = np.asarray(palette[:256], dtype=np.uint8).reshape(-1, 3)
@@ -64,11 +66,11 @@ def blend(image: Image.Image, label_map: LabelMap, palette: Sequence[Color], alp
         alpha: strength of the colour, 0 (none) to 1 (nothing but colour).
 
     Raises:
-        ValueError: image and label map differ in size.
+        InputError: image and label map differ in size.
     """
     labels = _to_numpy(label_map)
     if labels.shape != (image.height, image.width):
-        raise ValueError(f"image is {image.height}x{image.width}, label map {'x'.join(map(str, labels.shape))}")
+        raise InputError(f"image is {image.height}x{image.width}, label map {'x'.join(map(str, labels.shape))}")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     colors = np.asarray(palette, dtype=np.float32).reshape(-1, 3)
     known = (labels >= 0) & (labels < len(colors))
@@ -250,5 +252,5 @@ def draw_legend(
 def _to_numpy(label_map: LabelMap) -> np.ndarray:
     labels = label_map.cpu().numpy() if isinstance(label_map, torch.Tensor) else np.asarray(label_map)
     if labels.ndim != 2:
-        raise ValueError(f"a label map has two axes (height, width), got shape {labels.shape}")
+        raise InputError(f"a label map has two axes (height, width), got shape {labels.shape}")
     return labels.astype(np.int64)

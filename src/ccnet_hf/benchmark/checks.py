@@ -14,6 +14,7 @@ from ccnet_hf.criss_cross_attention import (
     criss_cross_attention_residual,
     criss_cross_attention_with_weights,
 )
+from ccnet_hf.errors import InputError
 
 
 # Batch, query and key channels, value channels, height, width: lines of one position, tails of every tile, both of the
@@ -65,7 +66,7 @@ def check_operator(device: torch.device, yardsticks: Mapping[str, Attention]) ->
         yardsticks: name -> what else computes criss-cross attention and is to be compared with.
 
     Raises:
-        ValueError: some checks failed; the message says how many.
+        InputError: some checks failed; the message says how many.
     """
     launches = kernels.launches()
     checks = []
@@ -78,7 +79,7 @@ def check_operator(device: torch.device, yardsticks: Mapping[str, Attention]) ->
     )
     failed = sum(not check.passed for check in checks)
     if failed:
-        raise ValueError(f"{failed} of {len(checks)} checks of the operator failed on {device}")
+        raise InputError(f"{failed} of {len(checks)} checks of the operator failed on {device}")
 
 
 def _relative_error(actual: torch.Tensor, exact: torch.Tensor) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ccnet_hf import __version__, kernels
+from ccnet_hf.errors import InputError
 
 
 # Calls measured as one where launching and measuring would be a large part of a single call.
@@ -22,30 +23,30 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--device takes cpu, cuda, cuda:1, ..., got {name!r}") from error
+        raise InputError(f"--device takes cpu, cuda, cuda:1, ..., got {name!r}") from error
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"cannot measure on {name}: this machine has no such device, or PyTorch no use of it")
+        raise InputError(f"cannot measure on {name}: this machine has no such device, or PyTorch no use of it")
     if device.type == "cuda":
         index = device.index or 0
         if index >= torch.cuda.device_count():
-            raise ValueError(f"cannot measure on {name}: PyTorch finds {torch.cuda.device_count()} CUDA device(s)")
+            raise InputError(f"cannot measure on {name}: PyTorch finds {torch.cuda.device_count()} CUDA device(s)")
         # CUDA graphs capture on the current device, and Triton launches there, wherever the tensors are.
         torch.cuda.set_device(index)
     return device
 
 
 def check_at_least_one(**numbers: int | None) -> None:
-    """`ValueError` naming the option whose number is less than 1."""
+    """`InputError` naming the option whose number is less than 1."""
     for name, number in numbers.items():
         if number is not None and number < 1:
-            raise ValueError(f"--{name} must be at least 1, got {number}")
+            raise InputError(f"--{name} must be at least 1, got {number}")
 
 
 def parse_size(size: str, option: str) -> tuple[int, int]:
     """Height and width of `"97x97"`."""
     numbers = size.split("x")
     if len(numbers) != 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
-        raise ValueError(f"--{option} takes heights and widths like 97x97, got {size!r}")
+        raise InputError(f"--{option} takes heights and widths like 97x97, got {size!r}")
     return int(numbers[0]), int(numbers[1])
 
 

@@ -13,6 +13,7 @@ from ccnet_hf import criss_cross_attention
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.checks import check_operator
 from ccnet_hf.benchmark.forms import Attention, einsum_attention, non_local_attention, sdpa_attention
+from ccnet_hf.errors import InputError
 
 
 QUERY_KEY_SIZE, HIDDEN_SIZE = 64, 512
@@ -125,7 +126,7 @@ def benchmark_op(arguments: OpArguments) -> None:
     sizes = [measuring.parse_size(size, "sizes") for size in arguments.sizes]
     forms = _choose_forms(arguments.against, device)
     if arguments.cuda_graphs and device.type != "cuda":
-        raise ValueError("--cuda_graphs needs --device cuda")
+        raise InputError("--cuda_graphs needs --device cuda")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     environment = measuring.environment(device)
@@ -150,7 +151,7 @@ def benchmark_op(arguments: OpArguments) -> None:
         except RuntimeError as error:
             if "out of memory" not in str(error):
                 raise
-            raise ValueError(f"{case} with {', '.join(forms)} takes more memory than there is: {error}") from error
+            raise InputError(f"{case} with {', '.join(forms)} takes more memory than there is: {error}") from error
         if arguments.json:  # after every case, so that a run that ends early leaves what it has
             results = {"environment": environment, "repeats": arguments.repeats}
             results["rows"] = [asdict(row) for row in rows]
@@ -161,9 +162,9 @@ def benchmark_op(arguments: OpArguments) -> None:
 def _choose_forms(names: Sequence[str], device: torch.device) -> dict[str, Form]:
     for name in names:
         if name not in FORMS:
-            raise ValueError(f"--against takes {', '.join(FORMS)}, got {name!r}")
+            raise InputError(f"--against takes {', '.join(FORMS)}, got {name!r}")
         if FORMS[name].cuda_only and device.type != "cuda":
-            raise ValueError(f"--against {name} needs --device cuda")
+            raise InputError(f"--against {name} needs --device cuda")
     return {name: FORMS[name] for name in names}
 
 

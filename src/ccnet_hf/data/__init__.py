@@ -8,6 +8,7 @@ from ccnet_hf.data.camvid import CAMVID
 from ccnet_hf.data.cityscapes import CITYSCAPES
 from ccnet_hf.data.lip import LIP
 from ccnet_hf.data.voc12aug import VOC12AUG
+from ccnet_hf.errors import InputError
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -16,9 +17,9 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """Return the benchmark called `name`; `ValueError` with the known names if there is none."""
+    """Return the benchmark called `name`; `InputError` with the known names if there is none."""
     if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}")
+        raise InputError(f"unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
 

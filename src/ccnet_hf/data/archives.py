@@ -21,6 +21,8 @@ from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO
 
+from ccnet_hf.errors import InputError
+
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
@@ -42,7 +44,7 @@ class RawFile:
     offset: int | None = None
 
     def read(self) -> bytes:
-        """Read the bytes; `ValueError` naming the file if the archive is damaged there."""
+        """Read the bytes; `InputError` naming the file if the archive is damaged there."""
         if self.offset is not None:
             with open(self.container, "rb") as archive:
                 archive.seek(self.offset)
@@ -52,7 +54,7 @@ class RawFile:
         try:
             return _open_zip(self.container).read(self.path)
         except Exception as error:  # zipfile and its decompressors raise a dozen kinds for damage and encryption
-            raise ValueError(f"{self}: cannot be read ({error})") from error
+            raise InputError(f"{self}: cannot be read ({error})") from error
 
     def __str__(self) -> str:
         return f"{self.container}:{self.path}" if _is_archive(self.container) else str(self.container)
@@ -81,7 +83,7 @@ def list_files(sources: Sequence[str | Path], scratch: Path) -> list[RawFile]:
         scratch: folder for copies of what cannot be read at a place; it must live as long as the files are read.
 
     Raises:
-        ValueError: a source is missing or is no archive, or an archive is damaged or points out of itself.
+        InputError: a source is missing or is no archive, or an archive is damaged or points out of itself.
     """
     files: list[RawFile] = []
     for source in map(Path, sources):
@@ -94,9 +96,9 @@ def list_files(sources: Sequence[str | Path], scratch: Path) -> list[RawFile]:
         elif source.is_file() and _is_archive(source):
             files += _list_archive(source, scratch)
         elif source.exists():
-            raise ValueError(f"{source} is neither a folder nor an archive ({', '.join(_ARCHIVES)})")
+            raise InputError(f"{source} is neither a folder nor an archive ({', '.join(_ARCHIVES)})")
         else:
-            raise ValueError(f"{source} does not exist")
+            raise InputError(f"{source} does not exist")
     return files
 
 
@@ -127,7 +129,7 @@ def _list_archive(archive: Path, scratch: Path) -> list[RawFile]:
     try:
         members = list(_zip_members(archive) if name.endswith(".zip") else _tar_members(archive))
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{archive} is not a whole {archive.suffix[1:]} archive ({error})") from error
+        raise InputError(f"{archive} is not a whole {archive.suffix[1:]} archive ({error})") from error
     files = []
     for member in members:
         # Members are never written under their own names, but an archive that tries this is not the official one.
@@ -135,7 +137,7 @@ def _list_archive(archive: Path, scratch: Path) -> list[RawFile]:
         if not parts.parts:  # the folder itself
             continue
         if parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", parts.parts[0]):
-            raise ValueError(f"{archive} is refused: its member {member.path!r} points outside the archive")
+            raise InputError(f"{archive} is refused: its member {member.path!r} points outside the archive")
         if _is_hidden(parts):
             continue
         if _is_archive(parts):
@@ -194,6 +196,6 @@ def _copy_once(stream: BinaryIO, archive: Path, source: str, scratch: Path, suff
             with open(unfinished, "wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
         except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-            raise ValueError(f"{source} is not a whole archive ({error})") from error
+            raise InputError(f"{source} is not a whole archive ({error})") from error
         unfinished.replace(copy)
     return copy

@@ -11,6 +11,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ccnet_hf.data.benchmark import Benchmark
+from ccnet_hf.errors import InputError
 from ccnet_hf.hub import CARD_FILE, HubRepository
 
 
@@ -118,11 +119,11 @@ def dataset_repository(folder: Path, repo_id: str) -> HubRepository:
     """The repository of a folder that `prepare_dataset.py` wrote: parquet files and a card.
 
     Raises:
-        ValueError: the folder has no parquet file or no card.
+        InputError: the folder has no parquet file or no card.
     """
     files = {f"data/{path.name}": path for path in sorted(folder.glob("data/[!.]*.parquet"))}
     card = folder / CARD_FILE
     if not files or not card.is_file():
         missing = CARD_FILE if files else "parquet file in data/"
-        raise ValueError(f"{folder} holds no {missing}; prepare_dataset.py writes such a folder")
+        raise InputError(f"{folder} holds no {missing}; prepare_dataset.py writes such a folder")
     return HubRepository(repo_id, "dataset", files | {CARD_FILE: card})

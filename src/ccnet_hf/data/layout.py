@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 
 from ccnet_hf.data.archives import RawFile
+from ccnet_hf.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class LabelFormat:
         """Decode a label file into training ids, (H, W) uint8.
 
         Raises:
-            ValueError: it is damaged, has several channels, or holds a value or colour that means nothing.
+            InputError: it is damaged, has several channels, or holds a value or colour that means nothing.
         """
         if self.decode is not None:
             return self._map_values(self.decode(encoded))
@@ -53,13 +54,13 @@ class LabelFormat:
 
     def _map_values(self, label: np.ndarray, mode: str = "") -> np.ndarray:
         if label.ndim != 2:
-            raise ValueError(f"a label map has one channel of ids, this one has mode {mode or label.shape}")
+            raise InputError(f"a label map has one channel of ids, this one has mode {mode or label.shape}")
         is_uint8 = label.dtype == np.uint8
         values = np.flatnonzero(np.bincount(label.ravel(), minlength=256)) if is_uint8 else np.unique(label)
         unknown = [value for value in values.tolist() if value not in self.training_ids]
         if unknown:
             allowed = ", ".join(_ranges(sorted(self.training_ids)))
-            raise ValueError(f"label id {unknown[0]} is none of {allowed}")
+            raise InputError(f"label id {unknown[0]} is none of {allowed}")
         table = np.zeros(256, dtype=np.uint8)
         for value, training_id in self.training_ids.items():
             table[value] = training_id
@@ -73,7 +74,7 @@ class LabelFormat:
             if int(value) not in ids:
                 row, column = divmod(int(place), packed.shape[1])
                 colour = (int(value) >> 16, int(value) >> 8 & 255, int(value) & 255)
-                raise ValueError(f"colour {colour} at row {row}, column {column} is no class's colour")
+                raise InputError(f"colour {colour} at row {row}, column {column} is no class's colour")
         return np.array([ids[int(value)] for value in values], dtype=np.uint8)[np.searchsorted(values, packed)]
 
 
@@ -85,12 +86,12 @@ def _ranges(values: Sequence[int]) -> list[str]:
 
 
 def open_image(encoded: bytes) -> PIL.Image.Image:
-    """Decode a whole image, so that damage anywhere in it shows; `ValueError` if there is any."""
+    """Decode a whole image, so that damage anywhere in it shows; `InputError` if there is any."""
     try:
         image = PIL.Image.open(io.BytesIO(encoded))
         image.load()
     except Exception as error:  # Pillow's decoders raise a dozen kinds for damaged files
-        raise ValueError(f"cannot be read ({error})") from error
+        raise InputError(f"cannot be read ({error})") from error
     return image
 
 
@@ -180,7 +181,7 @@ def read_names(files: Sequence[RawFile], pattern: str) -> list[str] | None:
     """Read a list of names: the stem of the first word of every line; `None` if there is no such file.
 
     Raises:
-        ValueError: there are several, and they differ.
+        InputError: there are several, and they differ.
     """
     lists = [file for _, file in _match(files, pattern)]
     if not lists:
@@ -190,9 +191,9 @@ def read_names(files: Sequence[RawFile], pattern: str) -> list[str] | None:
 
 
 def read_same(files: Sequence[RawFile]) -> bytes:
-    """Read a file of which there may be several copies; `ValueError` naming them if two differ."""
+    """Read a file of which there may be several copies; `InputError` naming them if two differ."""
     content = files[0].read()
     for file in files[1:]:
         if file.read() != content:
-            raise ValueError(f"{files[0]} and {file} should be copies of one file and differ; remove the wrong one")
+            raise InputError(f"{files[0]} and {file} should be copies of one file and differ; remove the wrong one")
     return content

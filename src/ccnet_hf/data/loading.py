@@ -14,6 +14,7 @@ import PIL.Image
 import torch
 from torchvision import tv_tensors
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.image_transforms_ccnet import convert_to_rgb
 
 
@@ -43,12 +44,12 @@ def load_split(
         revision: of the dataset on the Hub.
 
     Raises:
-        ValueError: the folder, the split or a column is not there, the message names what is; a column holds no
+        InputError: the folder, the split or a column is not there, the message names what is; a column holds no
             images; or a file of the dataset is damaged.
     """
     folder = Path(dataset_name)
     if folder.is_file():
-        raise ValueError(f"{dataset_name} is a file; name its folder")
+        raise InputError(f"{dataset_name} is a file; name its folder")
     if (folder / "dataset_dict.json").is_file():
         splits = datasets.load_from_disk(dataset_name)
     elif (folder / "state.json").is_file():
@@ -58,11 +59,11 @@ def load_split(
         try:
             splits = datasets.load_dataset(dataset_name, config_name, revision=revision, streaming=streaming)
         except (datasets.exceptions.DatasetGenerationError, ValueError) as error:  # the latter from pyarrow
-            raise ValueError(f"{dataset_name} cannot be read ({error.__cause__ or error})") from error
+            raise InputError(f"{dataset_name} cannot be read ({error.__cause__ or error})") from error
     parts = split.split("+")
     for part in parts:
         if part not in splits:
-            raise ValueError(f"{dataset_name} has no split {part!r}; it has {', '.join(splits)}")
+            raise InputError(f"{dataset_name} has no split {part!r}; it has {', '.join(splits)}")
     columns = {image_column_name: "image"}
     if label_column_name is not None:
         columns[label_column_name] = "label"
@@ -76,7 +77,7 @@ def _pick_columns(
     """The named columns of images, under their new names and still encoded, and `name` and `classes`, if any."""
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{dataset_name} has no column {missing[0]!r}; it has {', '.join(dataset.column_names)} "
             "(see --image_column_name and --label_column_name)"
         )
@@ -86,7 +87,7 @@ def _pick_columns(
         if isinstance(kind, datasets.ClassLabel) or (
             isinstance(kind, datasets.Value) and kind.dtype not in ("string", "large_string")
         ):
-            raise ValueError(
+            raise InputError(
                 f"{dataset_name}: the column {column!r} holds {kind.dtype} numbers, not images "
                 "(see --image_column_name and --label_column_name)"
             )
@@ -104,7 +105,7 @@ def _as_stream(dataset: datasets.Dataset | datasets.IterableDataset) -> datasets
     return dataset.to_iterable_dataset(num_shards=max(1, len(dataset.cache_files)))
 
 
-class CorruptExample(ValueError):
+class CorruptExample(InputError):
     """An image or label map that is missing, cannot be decoded, or does not have the other's size."""
 
 
@@ -151,7 +152,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
     example); the same key gives the same tensors in every process, in every order and after every restart.
 
     Raises:
-        ValueError: the labels do not fit into a byte, as label maps are held.
+        InputError: the labels do not fit into a byte, as label maps are held.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         skip_corrupt: bool = False,
     ):
         if not num_labels <= ignore_index <= 255:
-            raise ValueError(
+            raise InputError(
                 f"label maps are held in bytes, so {num_labels} classes and the ignored id {ignore_index} must be "
                 "different numbers from 0 to 255, the ignored one the largest"
             )
@@ -219,7 +220,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
         Raises:
             CorruptExample: a file is missing or unreadable, or the two differ in size.
-            ValueError: the label map has colours instead of ids, or an id that is neither a class nor ignored.
+            InputError: the label map has colours instead of ids, or an id that is neither a class nor ignored.
         """
         name = _name(example, index)
         label = self.decode_label(example, index) if "label" in example else None
@@ -238,14 +239,14 @@ class SegmentationDataset(torch.utils.data.Dataset):
         image = _open(example["label"], f"{name} (label)")
         label = np.asarray(image)
         if label.ndim != 2:
-            raise ValueError(f"{name}: a label map has one channel of ids, this one has mode {image.mode}")
+            raise InputError(f"{name}: a label map has one channel of ids, this one has mode {image.mode}")
         label = label.astype(np.int64)
         if self.reduce_labels:
             label = np.where(label == self.ignore_index, self.ignore_index, label - 1)
             label[label == -1] = self.ignore_index
         wrong = label[((label < 0) | (label >= self.num_labels)) & (label != self.ignore_index)]
         if wrong.size:
-            raise ValueError(
+            raise InputError(
                 f"{name}: label id {int(wrong[0]) + self.reduce_labels} is outside "
                 f"{int(self.reduce_labels)}..{self.num_labels - 1 + self.reduce_labels} and is not {self.ignore_index}"
             )
@@ -263,7 +264,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
                     raise
                 corrupt.append(str(error))
         else:
-            raise ValueError(f"no example is readable; the first: {corrupt[0]}")
+            raise InputError(f"no example is readable; the first: {corrupt[0]}")
         image = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
         label = tv_tensors.Mask(torch.from_numpy(label))
         if self.transform is not None:

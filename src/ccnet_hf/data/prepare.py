@@ -17,6 +17,7 @@ from ccnet_hf.data.archives import close_archives, list_files
 from ccnet_hf.data.card import dataset_repository, write_card
 from ccnet_hf.data.layout import RawExample, find_examples
 from ccnet_hf.data.shards import Shard, dataset_features, plan_shards, row_maker, write_shard
+from ccnet_hf.errors import InputError
 from ccnet_hf.hub import CARD_FILE, check_token, publish
 
 
@@ -60,23 +61,23 @@ def prepare_dataset(
         max_shard_size: most bytes of images in one parquet file.
 
     Raises:
-        ValueError: files are missing, damaged or of another kind; the message names them.
+        InputError: files are missing, damaged or of another kind; the message names them.
         OSError: the disk is full, or a worker died.
     """
     benchmark = get_benchmark(name)
     if num_proc < 1:
-        raise ValueError(f"num_proc must be at least 1, it is {num_proc}")
+        raise InputError(f"num_proc must be at least 1, it is {num_proc}")
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     output_dir = Path(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"{output_dir} is a file; --output_dir must be a folder")
+        raise InputError(f"{output_dir} is a file; --output_dir must be a folder")
     scratch = output_dir / ".unpacked"
     try:
         found = find_examples(list_files(sources, scratch), benchmark.raw)
         examples = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt)
         prepared = _write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size)
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"{benchmark.title} needs {error.name.partition('.')[0]}, of the `train` extra of ccnet_hf"
         ) from error
     finally:
@@ -112,11 +113,11 @@ def _verify(
         The examples of which there is at least a file, without the splits that have none.
 
     Raises:
-        ValueError: something is missing and is not allowed to be.
+        InputError: something is missing and is not allowed to be.
     """
     if not any(example.image and example.label for found in examples.values() for example in found):
         where = ", ".join(map(str, sources))
-        raise ValueError(
+        raise InputError(
             f"no image of {benchmark.title} with its label is in {where}; looked for {benchmark.raw.description}"
         )
     present = {split: [example for example in found if not example.is_absent] for split, found in examples.items()}
@@ -124,7 +125,7 @@ def _verify(
     for split, found in present.items():
         expected = benchmark.num_examples[split]
         if len(found) > expected:
-            raise ValueError(f"split {split} has {len(found):,} examples, {benchmark.title} has {expected:,}")
+            raise InputError(f"split {split} has {len(found):,} examples, {benchmark.title} has {expected:,}")
         if len(found) < expected:
             missing = [example.name for example in examples[split] if example.is_absent] or [
                 f"{prefix} {number} of {wanted}"
@@ -142,7 +143,7 @@ def _verify(
         problems = problems + broken
         hints.append("--skip_corrupt leaves out examples that lack a file")
     if problems:
-        raise ValueError(f"{benchmark.title} is incomplete: {'; '.join(problems)}. {'; '.join(hints)}")
+        raise InputError(f"{benchmark.title} is incomplete: {'; '.join(problems)}. {'; '.join(hints)}")
     return {split: found for split, found in present.items() if found}
 
 
@@ -165,7 +166,7 @@ def _write(
     planned = {shard.path for group in shards.values() for shard in group}
     foreign = [path.name for path in sorted(folder.glob("[!.]*")) if path not in planned]
     if foreign:
-        raise ValueError(
+        raise InputError(
             f"not part of this dataset: {_first(foreign)} in {folder}; remove or choose another --output_dir"
         )
     if not all(shard.is_finished() for group in shards.values() for shard in group):
@@ -192,7 +193,7 @@ def _write(
     rows = {split: sum(shard.num_rows for shard in group) for split, group in shards.items()}
     num_examples = {split: number for split, number in rows.items() if number}
     if not num_examples:
-        raise ValueError(f"every example was left out, the first because of: {skipped[0]}")
+        raise InputError(f"every example was left out, the first because of: {skipped[0]}")
     num_bytes = {split: sum(shard.path.stat().st_size for shard in shards[split]) for split in num_examples}
     folder.rename(data)
     write_card(output_dir, benchmark, features, num_examples, num_bytes, skipped)
@@ -211,7 +212,7 @@ def push_dataset(output_dir: str | Path, hub_dataset_id: str) -> list[str]:
         Paths of the files that were sent; empty if the repository was up to date.
 
     Raises:
-        ValueError: the folder is no prepared dataset, or the repository is public or holds other files.
+        InputError: the folder is no prepared dataset, or the repository is public or holds other files.
         OSError: the Hub cannot be reached or refuses.
     """
     return publish(HfApi(), dataset_repository(Path(output_dir), hub_dataset_id), private=True)

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from ccnet_hf.data.benchmark import Benchmark
 from ccnet_hf.data.layout import RawExample, open_image, read_same
+from ccnet_hf.errors import InputError
 
 
 _SOURCE_KEY = b"ccnet_hf.source"  # in a shard's metadata: what it was made from, if nothing was left out
@@ -45,22 +46,22 @@ def make_row(example: RawExample, ignore_index: int = 255) -> dict[str, Any]:
     """Read one example and check it: the image's bytes as they are, the label map as PNG of training ids.
 
     Raises:
-        ValueError: a file is missing, damaged or does not fit the other; the message names it.
+        InputError: a file is missing, damaged or does not fit the other; the message names it.
     """
     for kind, files in (("image", example.image), ("label", example.label)):
         if not files:
-            raise ValueError(f"{example.name}: has no {kind}")
+            raise InputError(f"{example.name}: has no {kind}")
     encoded = read_same(example.image)
     try:
         image = open_image(encoded)
     except ValueError as error:
-        raise ValueError(f"{example.image[0]}: {error}") from error
+        raise InputError(f"{example.image[0]}: {error}") from error
     try:
         label = example.label_format.read(read_same(example.label))
     except ValueError as error:
-        raise ValueError(f"{example.label[0]}: {error}") from error
+        raise InputError(f"{example.label[0]}: {error}") from error
     if label.shape != (image.height, image.width):
-        raise ValueError(
+        raise InputError(
             f"{example.label[0]}: the label map is {label.shape[0]}x{label.shape[1]}, "
             f"its image {image.height}x{image.width}"
         )
@@ -88,7 +89,7 @@ def row_maker(benchmark: Benchmark, num_proc: int) -> Iterator[Callable[[Sequenc
     """Yield a function that makes the rows (or error messages) of many examples in their order, in `num_proc` workers.
 
     Raises:
-        OSError: a worker died.
+        InputError: a worker died.
     """
     make = partial(_row_or_error, ignore_index=benchmark.ignore_index)
     if num_proc == 1:
@@ -99,7 +100,7 @@ def row_maker(benchmark: Benchmark, num_proc: int) -> Iterator[Callable[[Sequenc
         try:
             yield partial(pool.map, make, chunksize=4)
         except BrokenProcessPool as error:
-            raise OSError(
+            raise InputError(
                 "a worker died: killed for want of memory (try a smaller --num_proc), or because the script that made "
                 'this call has no `if __name__ == "__main__":`'
             ) from error
@@ -172,7 +173,7 @@ def write_shard(
         Why examples were left out.
 
     Raises:
-        ValueError: an example has no row and must not be left out.
+        InputError: an example has no row and must not be left out.
     """
     schema = features.arrow_schema
     unfinished = shard.path.with_name(f".{shard.path.name}.unfinished")
@@ -184,7 +185,7 @@ def write_shard(
             for row in rows:
                 if isinstance(row, str):
                     if not skip_corrupt:
-                        raise ValueError(row)
+                        raise InputError(row)
                     skipped.append(row)
                     continue
                 group.append(row)

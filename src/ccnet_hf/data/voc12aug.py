@@ -8,6 +8,7 @@ import numpy as np
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmark import Benchmark
 from ccnet_hf.data.layout import LabelFormat, RawLayout, read_names
+from ccnet_hf.errors import InputError
 
 
 # Name and RGB colour, by training id.
@@ -54,7 +55,7 @@ def _names(files: Sequence[RawFile], split: str) -> list[str]:
     for key, (pattern, path) in _LISTS.items():
         names = read_names(files, pattern)
         if names is None:
-            raise ValueError(f"the list {path} is missing")
+            raise InputError(f"the list {path} is missing")
         lists[key] = set(names)
     if split == "validation":
         return sorted(lists["VOC val"])
@@ -68,7 +69,7 @@ def _decode_sbd(encoded: bytes) -> np.ndarray:
     try:
         label = scipy.io.loadmat(io.BytesIO(encoded), variable_names="GTcls")["GTcls"][0]["Segmentation"][0]
     except Exception as error:  # a damaged file makes SciPy raise a dozen kinds
-        raise ValueError(f"is not a whole SBD file ({type(error).__name__}: {error})") from error
+        raise InputError(f"is not a whole SBD file ({type(error).__name__}: {error})") from error
     return label
 
 

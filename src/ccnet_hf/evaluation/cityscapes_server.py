@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ccnet_hf.data.cityscapes import LABEL_IDS
+from ccnet_hf.errors import InputError
 
 
 def save_label_ids(name: str, label_map: torch.Tensor, folder: Path) -> Path:
@@ -19,11 +20,11 @@ def save_label_ids(name: str, label_map: torch.Tensor, folder: Path) -> Path:
         folder: where `<city>_<sequence>_<frame>_labelIds.png` is written.
 
     Raises:
-        ValueError: the name begins otherwise.
+        InputError: the name begins otherwise.
     """
     frame = re.match(r"[a-z-]+_\d{6}_\d{6}", Path(name).name)
     if frame is None:
-        raise ValueError(f"{name} does not begin with <city>_<sequence>_<frame>, as the Cityscapes server needs it")
+        raise InputError(f"{name} does not begin with <city>_<sequence>_<frame>, as the Cityscapes server needs it")
     path = folder / f"{frame[0]}_labelIds.png"
     Image.fromarray(np.array(LABEL_IDS, dtype=np.uint8)[label_map.cpu().numpy()]).save(path)
     return path

@@ -17,6 +17,7 @@ from ccnet_hf.command import run_command
 from ccnet_hf.data import CITYSCAPES
 from ccnet_hf.data.arguments import DatasetArguments
 from ccnet_hf.data.loading import SegmentationDataset
+from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation.cityscapes_server import save_label_ids
 from ccnet_hf.evaluation.loop import evaluate_dataset
 from ccnet_hf.evaluation.report import class_table, summary, to_json
@@ -42,9 +43,9 @@ class EvalArguments(DatasetArguments, PredictorArguments):
 def evaluate(arguments: EvalArguments) -> None:
     """Score a CCNet on a split: mIoU and accuracies from one confusion matrix, at every image's own size."""
     if arguments.batch_size < 1:
-        raise ValueError(f"--batch_size must be at least 1, got {arguments.batch_size}")
+        raise InputError(f"--batch_size must be at least 1, got {arguments.batch_size}")
     if not arguments.label_column_name and arguments.export_dir is None:
-        raise ValueError("without a column of label maps there is nothing to score; --export_dir exports predictions")
+        raise InputError("without a column of label maps there is nothing to score; --export_dir exports predictions")
     # Left alone, processes without a GPU would not know of each other.
     on_cpu = (
         arguments.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
@@ -66,7 +67,7 @@ def _evaluate(arguments: EvalArguments, process: PartialState) -> None:
     export = None
     if arguments.export_dir is not None:
         if tuple(class_names) != CITYSCAPES.class_names:
-            raise ValueError(f"--export_dir is for models with the {CITYSCAPES.num_labels} classes of Cityscapes")
+            raise InputError(f"--export_dir is for models with the {CITYSCAPES.num_labels} classes of Cityscapes")
         export = partial(save_label_ids, folder=Path(arguments.export_dir))
         Path(arguments.export_dir).mkdir(parents=True, exist_ok=True)
     files = [Path(name) for name in (arguments.output_json, arguments.output_markdown) if name is not None]
@@ -92,7 +93,7 @@ def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableData
     if not prefix:
         return split
     if "name" not in split.column_names:
-        raise ValueError(f"{arguments.dataset_name} has no column 'name' for --name_prefix")
+        raise InputError(f"{arguments.dataset_name} has no column 'name' for --name_prefix")
     if arguments.streaming:
         return split.filter(lambda name: name.startswith(prefix), input_columns="name")
     return split.select([index for index, name in enumerate(split["name"]) if name.startswith(prefix)])

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object, reduce
 from tqdm.auto import tqdm
 
 from ccnet_hf.data.loading import SegmentationDataset
+from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation.metric import MeanIoU
 from ccnet_hf.inference import Predictor
 
@@ -40,7 +41,7 @@ def evaluate_dataset(
         `ccnet_hf.evaluation.metric.scores`. The last two are missing where `export` is given and no pixel is labelled.
 
     Raises:
-        ValueError: no example, or no labelled pixel and no `export`.
+        InputError: no example, or no labelled pixel and no `export`.
     """
     process = PartialState()
     metric = MeanIoU(num_labels=dataset.num_labels, ignore_index=dataset.ignore_index)
@@ -67,7 +68,7 @@ def evaluate_dataset(
         "skipped": sorted(gather_object(corrupt)),
     }
     if not result["num_examples"]:
-        raise ValueError(f"no example to score; {len(result['skipped'])} could not be read")
+        raise InputError(f"no example to score; {len(result['skipped'])} could not be read")
     if export is not None and not metric.confusion_matrix.any():
         return result
     return result | {"confusion_matrix": metric.confusion_matrix.tolist()} | metric.compute()

@@ -10,6 +10,8 @@ import evaluate
 import numpy as np
 import torch
 
+from ccnet_hf.errors import InputError
+
 
 _DESCRIPTION = "Mean IoU of label maps, from one confusion matrix over all pixels of all images."
 _INPUTS = """
@@ -35,10 +37,10 @@ def confusion_matrix(
         outside the classes.
 
     Raises:
-        ValueError: the shapes differ, or a true id is neither a class nor ignored.
+        InputError: the shapes differ, or a true id is neither a class nor ignored.
     """
     if prediction.shape != reference.shape:
-        raise ValueError(
+        raise InputError(
             f"prediction {tuple(prediction.shape)} and reference {tuple(reference.shape)} differ in shape"
         )
     # int64 first: uint8 would overflow in the product below.
@@ -47,7 +49,7 @@ def confusion_matrix(
     prediction, reference = prediction[counted], reference[counted]
     wrong = reference[(reference < 0) | (reference >= num_labels)]
     if wrong.numel():
-        raise ValueError(f"true label id {int(wrong[0])} is outside 0..{num_labels - 1} and is not {ignore_index}")
+        raise InputError(f"true label id {int(wrong[0])} is outside 0..{num_labels - 1} and is not {ignore_index}")
     prediction = torch.where((prediction >= 0) & (prediction < num_labels), prediction, num_labels)
     cells = reference * (num_labels + 1) + prediction
     return torch.bincount(cells, minlength=num_labels * (num_labels + 1)).view(num_labels, num_labels + 1)
@@ -129,7 +131,7 @@ class MeanIoU(evaluate.Metric):
     ) -> None:
         """Count several images, each with its own size."""
         if len(predictions) != len(references):
-            raise ValueError(f"got {len(predictions)} predictions for {len(references)} references")
+            raise InputError(f"got {len(predictions)} predictions for {len(references)} references")
         for prediction, reference in zip(predictions, references, strict=True):
             self.add(prediction=prediction, reference=reference)
 
@@ -140,7 +142,7 @@ class MeanIoU(evaluate.Metric):
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         if not int(self.confusion_matrix.sum()):
-            raise ValueError("no labelled pixel was added")
+            raise InputError("no labelled pixel was added")
         result = scores(self.confusion_matrix)
         self.reset()
         return result

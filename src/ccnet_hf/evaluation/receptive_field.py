@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data.loading import SegmentationDataset, load_split
+from ccnet_hf.errors import InputError
 from ccnet_hf.inference.loading import load_checkpoint
 
 
@@ -61,7 +62,7 @@ def gradient_by_distance(model: torch.nn.Module, pixel_values: torch.Tensor, row
 def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
     """Print within how many pixels of a place the gradient of its class lies, averaged over random places."""
     if arguments.num_examples < 1:
-        raise ValueError(f"--num_examples must be at least 1, got {arguments.num_examples}")
+        raise InputError(f"--num_examples must be at least 1, got {arguments.num_examples}")
     datasets.disable_progress_bars()
     model, image_processor = load_checkpoint(arguments.model_name_or_path)
     if arguments.without_attention and model.model.head.attention is not None:

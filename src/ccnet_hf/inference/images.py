@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.image_transforms_ccnet import convert_to_rgb
 
 
@@ -19,15 +20,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any PIL mode as 8-bit RGB, turned upright as its EXIF orientation says.
 
     Raises:
-        ValueError: for modes whose range is not known (floating point, 32-bit integers above 65535).
+        InputError: for modes whose range is not known (floating point, 32-bit integers above 65535).
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("floating point pixels have no known range; save the image with 8 or 16 bits per channel")
+        raise InputError("floating point pixels have no known range; save the image with 8 or 16 bits per channel")
     if image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.int64)
         if pixels.size and not 0 <= pixels.min() <= pixels.max() < 2**16:
-            raise ValueError(f"grey values {pixels.min()}..{pixels.max()} exceed 16 bits")
+            raise InputError(f"grey values {pixels.min()}..{pixels.max()} exceed 16 bits")
     return convert_to_rgb(image)
 
 
@@ -35,7 +36,7 @@ def read_image(path: str | Path) -> Image.Image:
     """Read an image of any kind (palette, grey, 16-bit, RGBA, CMYK, rotated by EXIF) as upright 8-bit RGB.
 
     Raises:
-        ValueError: the file is missing, is not an image, is truncated or has too many pixels; the message names it.
+        InputError: the file is missing, is not an image, is truncated or has too many pixels; the message names it.
     """
     try:
         with warnings.catch_warnings():
@@ -43,10 +44,10 @@ def read_image(path: str | Path) -> Image.Image:
             with Image.open(path) as image:
                 return to_rgb(image)
     except FileNotFoundError:
-        raise ValueError(f"no such image: {path}") from None
+        raise InputError(f"no such image: {path}") from None
     except Exception as error:  # Pillow's readers raise whatever the broken bytes led to, struct.error included
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise ValueError(f"cannot read {path}: {reason}") from error
+        raise InputError(f"cannot read {path}: {reason}") from error
 
 
 def find_images(inputs: Sequence[str], exclude: Path | None = None) -> list[Path]:
@@ -57,25 +58,25 @@ def find_images(inputs: Sequence[str], exclude: Path | None = None) -> list[Path
         exclude: a folder that must not be among `inputs`, because results are written to it.
 
     Raises:
-        ValueError: an input does not exist, or a folder or pattern has no image; the message names it.
+        InputError: an input does not exist, or a folder or pattern has no image; the message names it.
     """
     found: dict[Path, Path] = {}
     for name in inputs:
         path = Path(name)
         if path.is_dir():
             if exclude is not None and path.resolve() == exclude.resolve():
-                raise ValueError(f"{name} is both input and output folder: a second run would read its own results")
+                raise InputError(f"{name} is both input and output folder: a second run would read its own results")
             paths = sorted(p for p in path.iterdir() if _is_image(p))
             if not paths:
-                raise ValueError(f"no images in folder {name}")
+                raise InputError(f"no images in folder {name}")
         elif path.exists():
             paths = [path]
         elif any(character in name for character in "*?["):
             paths = sorted(p for p in map(Path, glob(name, recursive=True)) if p.is_file())
             if not paths:
-                raise ValueError(f"no file matches {name}")
+                raise InputError(f"no file matches {name}")
         else:
-            raise ValueError(f"no such file or folder: {name}")
+            raise InputError(f"no such file or folder: {name}")
         for path in paths:
             found.setdefault(path.resolve(), path)
     return list(found.values())

@@ -17,6 +17,7 @@ from transformers import (
 
 import ccnet_hf  # noqa: F401, registers CCNet with the Auto classes
 from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.errors import InputError
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -37,11 +38,11 @@ def load_checkpoint(
         The model, in eval mode and channels_last, and its image processor.
 
     Raises:
-        ValueError: there is no such folder, it holds no complete CCNet, or the device is not there.
+        InputError: there is no such folder, it holds no complete CCNet, or the device is not there.
     """
     device = _device(device)
     if dtype not in get_args(Dtype):
-        raise ValueError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
+        raise InputError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     load_config(name_or_path)
@@ -51,29 +52,29 @@ def load_checkpoint(
             name_or_path, dtype=dtype, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(f"cannot load {name_or_path}: {error}") from error
+        raise InputError(f"cannot load {name_or_path}: {error}") from error
     if loading_info["missing_keys"]:
         missing = sorted(loading_info["missing_keys"])
-        raise ValueError(f"cannot load {name_or_path}: {len(missing)} weights are missing, {missing[0]} among them")
+        raise InputError(f"cannot load {name_or_path}: {len(missing)} weights are missing, {missing[0]} among them")
     try:
         return model.to(device=device, memory_format=torch.channels_last).eval(), image_processor
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"cannot use device {device}: {error}") from error
+        raise InputError(f"cannot use device {device}: {error}") from error
 
 
 def load_config(name_or_path: str) -> CCNetConfig:
     """Load the configuration of a CCNet checkpoint.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is another kind of model.
+        InputError: there is no such checkpoint, or it is another kind of model.
     """
     _check_name(name_or_path)
     try:
         config = AutoConfig.from_pretrained(name_or_path)
         if config.model_type != CCNetConfig.model_type:
-            raise ValueError(f"its model type is {config.model_type!r}, not {CCNetConfig.model_type!r}")
+            raise InputError(f"its model type is {config.model_type!r}, not {CCNetConfig.model_type!r}")
     except (ValueError, OSError, StrictDataclassError) as error:
-        raise ValueError(f"cannot load {name_or_path}: {error}") from error
+        raise InputError(f"cannot load {name_or_path}: {error}") from error
     return config
 
 
@@ -83,7 +84,7 @@ def _check_name(name_or_path: str) -> None:
     if path.is_dir():
         return
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) or path.parent.exists():
-        raise ValueError(f"no such model folder: {name_or_path} (on the Hub, models are named namespace/name)")
+        raise InputError(f"no such model folder: {name_or_path} (on the Hub, models are named namespace/name)")
 
 
 def _device(name: str) -> torch.device:
@@ -92,4 +93,4 @@ def _device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}") from error
+        raise InputError(f"unknown device {name!r}") from error

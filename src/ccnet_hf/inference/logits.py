@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ccnet_hf.errors import InputError
+
 
 Size = Sequence[int]
 Window = tuple[int, int, int, int]
@@ -40,7 +42,7 @@ def predict_logits(
         (B, num_labels, H, W) logits, float32 also where the model computes in half precision.
 
     Raises:
-        ValueError: unknown mode, missing or impossible crop size or stride, wrong shape of `pixel_values`.
+        InputError: unknown mode, missing or impossible crop size or stride, wrong shape of `pixel_values`.
     """
     crop_size, stride = sliding_window(model.config, mode, crop_size, stride)
     positive("crop_batch_size", crop_batch_size)
@@ -112,27 +114,27 @@ def sliding_window(
     model's `config`. Raises ValueError as `predict_logits` does."""
     mode = config.inference["mode"] if mode is None else mode
     if mode not in ("whole", "slide"):
-        raise ValueError(f"mode must be 'whole' or 'slide', got {mode!r}")
+        raise InputError(f"mode must be 'whole' or 'slide', got {mode!r}")
     if mode == "whole":
         if crop_size is not None or stride is not None:
-            raise ValueError(f"crop_size {crop_size} and stride {stride} belong to mode 'slide', the mode is 'whole'")
+            raise InputError(f"crop_size {crop_size} and stride {stride} belong to mode 'slide', the mode is 'whole'")
         return None, None
     crop_size = config.inference.get("crop_size") if crop_size is None else crop_size
     stride = config.inference.get("stride") if stride is None else stride
     if crop_size is None or stride is None:
-        raise ValueError(f"mode 'slide' needs crop_size and stride, got {crop_size} and {stride}")
+        raise InputError(f"mode 'slide' needs crop_size and stride, got {crop_size} and {stride}")
     crop_size, stride = tuple(crop_size), tuple(stride)
     if len(crop_size) != 2 or len(stride) != 2 or min(*crop_size, *stride) < 1:
-        raise ValueError(f"crop_size and stride must be two positive numbers each, got {crop_size} and {stride}")
+        raise InputError(f"crop_size and stride must be two positive numbers each, got {crop_size} and {stride}")
     if stride[0] > crop_size[0] or stride[1] > crop_size[1]:
-        raise ValueError(f"stride {stride} is larger than crop_size {crop_size}: pixels between would be missed")
+        raise InputError(f"stride {stride} is larger than crop_size {crop_size}: pixels between would be missed")
     return crop_size, stride
 
 
 def positive(name: str, value: int) -> int:
-    """`value`, or ValueError if it is below 1."""
+    """`value`, or InputError if it is below 1."""
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise InputError(f"{name} must be at least 1, got {value}")
     return value
 
 
@@ -151,7 +153,7 @@ def _inside(array: torch.Tensor, window: Window) -> torch.Tensor:
 def _to_model(pixel_values: torch.Tensor, model: nn.Module) -> torch.Tensor:
     if pixel_values.dim() != 4:
         shape = tuple(pixel_values.shape)
-        raise ValueError(f"pixel_values must be (batch, channels, height, width), got shape {shape}")
+        raise InputError(f"pixel_values must be (batch, channels, height, width), got shape {shape}")
     parameters = list(model.parameters())
     # Weights that are offloaded have no device; Accelerate moves the input to where they will be.
     devices = [parameter.device for parameter in parameters if not parameter.is_meta]

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import BaseImageProcessor
 
 from ccnet_hf import data
+from ccnet_hf.errors import InputError
 from ccnet_hf.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
 from ccnet_hf.image_transforms_ccnet import image_to_array, rescale_output_size
 from ccnet_hf.inference.logits import Size, low_resolution_logits, positive, slide_logits, sliding_window
@@ -36,7 +37,7 @@ class Predictor:
             the benchmark whose classes the model has, if there is one.
 
     Raises:
-        ValueError: no scale, a scale that is not positive, impossible windows or label pairs.
+        InputError: no scale, a scale that is not positive, impossible windows or label pairs.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Predictor:
         self.crop_batch_size = positive("crop_batch_size", crop_batch_size)
         self.scales = tuple(scales)
         if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
-            raise ValueError(f"scales must be positive numbers, at least one, got {self.scales}")
+            raise InputError(f"scales must be positive numbers, at least one, got {self.scales}")
         self.flip = flip
         if flip_label_pairs is None:
             flip_label_pairs = data.flip_label_pairs(model.config.id2label)
@@ -149,9 +150,9 @@ def _exchange(num_labels: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
     exchanged = list(range(num_labels))
     for first, second in pairs:
         if not (0 <= first < num_labels and 0 <= second < num_labels):
-            raise ValueError(f"flip_label_pairs has ({first}, {second}), labels are 0..{num_labels - 1}")
+            raise InputError(f"flip_label_pairs has ({first}, {second}), labels are 0..{num_labels - 1}")
         if exchanged[first] != first or exchanged[second] != second:
-            raise ValueError(f"flip_label_pairs names label {first} or {second} twice: {tuple(pairs)}")
+            raise InputError(f"flip_label_pairs names label {first} or {second} twice: {tuple(pairs)}")
         exchanged[first], exchanged[second] = second, first
     return exchanged
 

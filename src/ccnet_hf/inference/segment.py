@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ccnet_hf.command import run_command
+from ccnet_hf.errors import InputError
 from ccnet_hf.inference.arguments import PredictorArguments
 from ccnet_hf.inference.images import find_images, read_image, unique_stems
 from ccnet_hf.inference.predictor import Predictor
@@ -48,7 +49,7 @@ def segment(arguments: SegmentArguments) -> None:
         model.compile()
     class_names = [model.config.id2label[label] for label in range(model.config.num_labels)]
     if len(class_names) > 256:
-        raise ValueError(
+        raise InputError(
             f"label maps are written as 8-bit images, which hold 256 classes; the model has {len(class_names)}"
         )
     palette = complete_palette(predictor.image_processor.palette, len(class_names))
@@ -81,7 +82,7 @@ def segment(arguments: SegmentArguments) -> None:
     if skipped:
         print(f"{_counted(len(skipped))} skipped:", *skipped, sep="\n  ")
     if not seconds:
-        raise ValueError("no image could be read")
+        raise InputError("no image could be read")
 
 
 def share_table(class_names: Sequence[str], shares: Sequence[float]) -> str:
@@ -99,7 +100,7 @@ def _label_map(predictor: Predictor, image: Image.Image, path: Path) -> np.ndarr
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        raise ValueError(
+        raise InputError(
             f"{path} ({image.width}x{image.height} pixels) needs more memory than there is; --mode slide needs less"
         ) from error
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from ccnet_hf.errors import InputError
+
 from .libraries import NVCC_FLAGS, SOURCES, TORCH_TARGET, cache_folder, code_targets, library_name, sources
 
 
@@ -36,8 +38,8 @@ def build(architectures: Sequence[str] | None = None, output: str | os.PathLike 
         The library. It appears whole or not at all, under a name that says what it holds.
 
     Raises:
-        ValueError: an architecture that is none, or too old.
-        OSError: no nvcc, no C++ compiler, a PyTorch without CUDA, or sources that do not compile.
+        InputError: an architecture that is none, or too old.
+        InputError: no nvcc, no C++ compiler, a PyTorch without CUDA, or sources that do not compile.
     """
     architectures = architectures or default_architectures()
     library = Path(output or cache_folder()) / library_name(architectures, _toolkit_version())
@@ -54,7 +56,7 @@ def build(architectures: Sequence[str] | None = None, output: str | os.PathLike 
 def _nvcc_command(targets: list[str], library: Path) -> list[str]:
     root = Path(torch.__file__).parent
     if not any((root / "lib").glob("libtorch_cuda.*")):
-        raise OSError(f"PyTorch {torch.__version__} is built without CUDA, and the library needs one that has it")
+        raise InputError(f"PyTorch {torch.__version__} is built without CUDA, and the library needs one that has it")
     code = []
     for target in targets:
         code += ["-gencode", f"arch=compute_{target.split('_')[1]},code={target}"]
@@ -78,7 +80,7 @@ def _compile(command: list[str]) -> None:
     if result.returncode != 0:
         lines = [line.strip() for line in (result.stderr + result.stdout).splitlines() if line.strip()]
         told = [line for line in lines if "error" in line.lower()] or lines[-1:]
-        raise OSError(f"nvcc failed with status {result.returncode}: {told[0] if told else 'it said nothing'}")
+        raise InputError(f"nvcc failed with status {result.returncode}: {told[0] if told else 'it said nothing'}")
 
 
 def _version_number(version: str) -> str:
@@ -93,7 +95,7 @@ def _find_nvcc() -> str:
             return nvcc
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc is None:
-        raise OSError(
+        raise InputError(
             "no nvcc was found in CUDA_HOME, on PATH or in /usr/local/cuda: install the CUDA toolkit, or use a wheel "
             "that `python -m ccnet_hf.kernels build --wheel` has made elsewhere"
         )
@@ -105,7 +107,7 @@ def _toolkit_version() -> str:
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     match = re.search(r"release (\d+\.\d+)", said)
     if match is None:
-        raise OSError(f"{nvcc} --version does not say which CUDA it belongs to")
+        raise InputError(f"{nvcc} --version does not say which CUDA it belongs to")
     return match[1]
 
 
@@ -114,11 +116,11 @@ def _find_compiler() -> str:
     for name in wanted:
         if compiler := shutil.which(name):
             return compiler
-    raise OSError(f"no C++ compiler was found (looked for {', '.join(wanted)}): install one, or name it in CXX")
+    raise InputError(f"no C++ compiler was found (looked for {', '.join(wanted)}): install one, or name it in CXX")
 
 
 def platform_tag() -> str:
     """The platform part of a wheel's name, e.g. `linux_x86_64`."""
     if sys.platform != "linux":
-        raise OSError(f"the library is built on Linux, not on {sys.platform}")
+        raise InputError(f"the library is built on Linux, not on {sys.platform}")
     return sysconfig.get_platform().replace("-", "_").replace(".", "_")

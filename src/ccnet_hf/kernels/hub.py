@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from string import Template
 
+from ccnet_hf.errors import InputError
+
 from .libraries import TORCH_TARGET, sources
 
 
@@ -33,12 +35,12 @@ def write_project(output: str | os.PathLike, repo_id: str | None = None) -> Path
         The folder.
 
     Raises:
-        ValueError: a repository without a namespace.
+        InputError: a repository without a namespace.
         OSError: the folder holds something already.
     """
     output = Path(output)
     if repo_id is not None and repo_id.count("/") != 1:
-        raise ValueError(f"a Hub repository is written <namespace>/<name>, got {repo_id!r}")
+        raise InputError(f"a Hub repository is written <namespace>/<name>, got {repo_id!r}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty folder")
     shutil.copytree(_PROJECT, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -67,6 +69,6 @@ def write_project(output: str | os.PathLike, repo_id: str | None = None) -> Path
 def _with_namespace_of_a_build(text: str) -> str:
     for old, new in _NAMESPACE_OF_A_BUILD.items():
         if old not in text:
-            raise ValueError(f"{_NAME}.py no longer contains {old.strip()!r}, which a build's namespace replaces")
+            raise InputError(f"{_NAME}.py no longer contains {old.strip()!r}, which a build's namespace replaces")
         text = text.replace(old, new, 1 if "\n" in old else -1)
     return text

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ccnet_hf.errors import InputError
+
 
 SOURCES = Path(__file__).parent / "csrc"
 # The oldest PyTorch a library runs with: what it may use of the stable ABI.
@@ -55,16 +57,16 @@ def code_targets(architectures: Sequence[str]) -> list[str]:
         Sorted nvcc code names without duplicates.
 
     Raises:
-        ValueError: a name of another form, or a capability below 8.0.
+        InputError: a name of another form, or a capability below 8.0.
     """
     targets = set()
     for architecture in architectures:
         match = _ARCHITECTURE.fullmatch(architecture)
         if match is None:
-            raise ValueError(f"an architecture is written like 8.0, 9.0a or 9.0+PTX, got {architecture!r}")
+            raise InputError(f"an architecture is written like 8.0, 9.0a or 9.0+PTX, got {architecture!r}")
         major, minor, features, with_ptx = match.groups()
         if (int(major), int(minor)) < _OLDEST:
-            raise ValueError(f"the kernels need compute capability 8.0 or newer, got {architecture}")
+            raise InputError(f"the kernels need compute capability 8.0 or newer, got {architecture}")
         targets.add(f"sm_{major}{minor}{features}")
         if with_ptx:
             targets.add(f"compute_{major}{minor}{features}")

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
+from ccnet_hf.errors import InputError
+
 from .fallback import keep_pytorch_form
 from .libraries import choose_library, find_libraries, library_targets, library_toolkit
 
@@ -74,7 +76,7 @@ def info() -> KernelInfo:
     """Say what runs the operator on CUDA tensors in this process, and if it is not the compiled library, why.
 
     Raises:
-        ValueError: `CCNET_HF_KERNELS` has a value that is not allowed.
+        InputError: `CCNET_HF_KERNELS` has a value that is not allowed.
     """
     library, reason = (_loaded, _refused) if _loaded or _refused else _find_library()
     return KernelInfo(
@@ -105,7 +107,7 @@ def _defined_operators() -> list[str]:
 def _mode() -> str:
     mode = os.environ.get(_MODE_VARIABLE) or "auto"
     if mode not in _MODES:
-        raise ValueError(f"{_MODE_VARIABLE} is one of {', '.join(_MODES)}, got {mode!r}")
+        raise InputError(f"{_MODE_VARIABLE} is one of {', '.join(_MODES)}, got {mode!r}")
     return mode
 
 
@@ -168,7 +170,7 @@ def _choose() -> None:
             library, reason = None, f"{library} cannot be loaded ({error})"
     if mode == "cuda" and library is None:
         attach()
-        raise OSError(f"{_MODE_VARIABLE}=cuda, but criss-cross attention is not compiled for this GPU: {reason}")
+        raise InputError(f"{_MODE_VARIABLE}=cuda, but criss-cross attention is not compiled for this GPU: {reason}")
     _refused = reason
     if mode == "auto" and library is None:
         logger.warning(f"Criss-cross attention runs in PyTorch instead of its faster compiled form: {reason}.")

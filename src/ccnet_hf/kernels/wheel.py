@@ -9,6 +9,8 @@ import os
 import zipfile
 from pathlib import Path
 
+from ccnet_hf.errors import InputError
+
 from .build import platform_tag
 
 
@@ -31,12 +33,12 @@ def build_wheel(library: Path, output: str | os.PathLike) -> Path:
         The wheel. It appears whole or not at all.
 
     Raises:
-        OSError: the package is not installed, so that its metadata is unknown, or this is no Linux.
+        InputError: the package is not installed, so that its metadata is unknown, or this is no Linux.
     """
     try:
         distribution = importlib.metadata.distribution(_DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        raise OSError(f"{_DISTRIBUTION} is not installed here, and a wheel takes its metadata from that") from None
+        raise InputError(f"{_DISTRIBUTION} is not installed here, and a wheel takes its metadata from that") from None
     tag = f"py3-none-{platform_tag()}"
     name = f"{_PACKAGE.name}-{distribution.version}"
     files = {

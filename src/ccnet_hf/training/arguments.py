@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from ccnet_hf.data.arguments import DatasetArguments
+from ccnet_hf.errors import InputError
 from ccnet_hf.recipes import TrainingRecipe
 
 
@@ -137,7 +138,7 @@ def with_config_file(argv: Sequence[str]) -> list[str]:
     """A command line with the fields of the YAML file that its `--config` names put in front, so that it wins.
 
     Raises:
-        ValueError: the file cannot be read, is no mapping, or has a key that is no field.
+        InputError: the file cannot be read, is no mapping, or has a key that is no field.
     """
     argv = list(argv)
     files = [value for name, value in pairwise(argv) if name == "--config"]
@@ -148,18 +149,18 @@ def with_config_file(argv: Sequence[str]) -> list[str]:
     try:
         content = yaml.safe_load(Path(file).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} cannot be read ({' '.join(str(error).split())})") from error
+        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} does not map fields to values")
+        raise InputError(f"{file} does not map fields to values")
     switches = {f.name for f in fields(TrainArguments) if f.default is False}
     known = {f.name for f in fields(TrainArguments)} - {"config"}
     words: list[str] = []
     for name, value in content.items():
         if name not in known:
-            raise ValueError(f"{file}: there is no field {name!r}")
+            raise InputError(f"{file}: there is no field {name!r}")
         if name in switches:
             if not isinstance(value, bool):
-                raise ValueError(f"{file}: {name} is true or false, got {value!r}")
+                raise InputError(f"{file}: {name} is true or false, got {value!r}")
             words += [f"--{name}"] * value
         elif value is not None and value != []:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

@@ -12,6 +12,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 
 from ccnet_hf.data.loading import SegmentationDataset
+from ccnet_hf.errors import InputError
 
 
 class _Batches(torch.utils.data.Sampler):
@@ -140,7 +141,7 @@ class StreamedBatches(_Batches):
                 if number >= taken:
                     yield epoch, number, example
             if number is None:
-                raise ValueError(f"the stream has no example for process {self.process_index}")
+                raise InputError(f"the stream has no example for process {self.process_index}")
             epoch, taken = epoch + 1, 0
 
 
@@ -160,12 +161,12 @@ def batch_loader(
     """Load the batches of the steps that `SeededBatches` or `StreamedBatches` describe by `position` and `steps`.
 
     Raises:
-        ValueError: there is no example.
+        InputError: there is no example.
     """
     if dataset.streamed:
         sampler = StreamedBatches(dataset.dataset, buffer_size, position, **steps)
     elif not len(dataset):
-        raise ValueError("the split to train on is empty")
+        raise InputError("the split to train on is empty")
     else:
         sampler = SeededBatches(len(dataset), **steps)
     return torch.utils.data.DataLoader(
@@ -187,7 +188,7 @@ def read_batches(loader: torch.utils.data.DataLoader) -> Iterator[dict[str, Any]
         if "in DataLoader worker process" not in str(error):
             raise
         # torch puts the worker's traceback into the message; its last line is `Class: message`.
-        raise ValueError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+        raise InputError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:

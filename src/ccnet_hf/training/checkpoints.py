@@ -12,6 +12,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from ccnet_hf.errors import InputError
+
 
 BEST_CHECKPOINT, SCORES_FILE = "checkpoint-best", "scores.json"
 
@@ -86,17 +88,17 @@ def find_checkpoint(output_dir: Path, which: str | None) -> Path | None:
     """The folder to resume from: `"last"` is the one with most steps in `output_dir`, anything else is a path.
 
     Raises:
-        ValueError: it is not there; or checkpoints of another training, or later ones, would be mixed with this one's.
+        InputError: it is not there; or checkpoints of another training, or later ones, would be mixed with this one's.
     """
     found = list_checkpoints(output_dir)
     if which == "last":
         if not found:
-            raise ValueError(f"{output_dir} holds no checkpoint to resume from")
+            raise InputError(f"{output_dir} holds no checkpoint to resume from")
         return found[-1]
     if which is not None and not (Path(which) / "state").is_dir():
-        raise ValueError(f"{which} is not a checkpoint of a training")
+        raise InputError(f"{which} is not a checkpoint of a training")
     if found and (which is None or not found[-1].samefile(which)):
-        raise ValueError(
+        raise InputError(
             f"{output_dir} holds {found[-1].name} of an earlier training: resume that with --resume_from_checkpoint "
             "last, or name another --output_dir"
         )

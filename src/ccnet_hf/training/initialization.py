@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.reading import read_state_dict
 
 
@@ -41,7 +42,7 @@ def load_backbone_checkpoint(backbone: nn.Module, checkpoint: str | Path) -> Non
             `"timm/resnet101c.gluon_in1k"`.
 
     Raises:
-        ValueError: the file is not readable, or the two do not fit; the message names the first layer that does not.
+        InputError: the file is not readable, or the two do not fit; the message names the first layer that does not.
         OSError: there is neither such a file nor such a model on the Hub, or no way to the Hub.
     """
     tensors = _read_tensors(_local_file(checkpoint))
@@ -81,7 +82,7 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(str(file))
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a readable safetensors file ({error})") from error
+        raise InputError(f"{file} is not a readable safetensors file ({error})") from error
 
 
 def _namings(state: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:
@@ -112,7 +113,7 @@ def _check_fit(
 ) -> None:
     for theirs, ours in names.items():
         if tensors[theirs].shape != state[ours].shape:
-            raise ValueError(
+            raise InputError(
                 f"{checkpoint} does not fit the backbone: its {theirs} has the shape {tuple(tensors[theirs].shape)}, "
                 f"the backbone's {ours} {tuple(state[ours].shape)}"
             )
@@ -120,7 +121,7 @@ def _check_fit(
     stages = {stage for name in names for stage in _stages(name)}
     for key in tensors:
         if key not in names and not key.endswith("num_batches_tracked") and stages.intersection(_stages(key)):
-            raise ValueError(f"{checkpoint} does not fit the backbone, which is less deep and has no {key}")
+            raise InputError(f"{checkpoint} does not fit the backbone, which is less deep and has no {key}")
 
 
 def _stages(key: str) -> set[str]:
@@ -147,7 +148,7 @@ def _names_by_place(
             best_start, best_length = start, length
     if best_length < len(wanted):
         first = next(iter(wanted[best_length].values()))
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} does not fit the backbone: no layer of the file has the place and the shape of {first} "
             f"{tuple(state[first].shape)} (layer {best_length + 1} of {len(wanted)})"
         )
@@ -188,12 +189,12 @@ def freeze(model: nn.Module, names: list[str]) -> list[nn.Module]:
         The modules; `train()` puts them into training mode like all others, so call `eval()` on them after it.
 
     Raises:
-        ValueError: there is no such module.
+        InputError: there is no such module.
     """
     modules = dict(model.named_modules())
     unknown = [name for name in names if name not in modules]
     if unknown:
-        raise ValueError(f"the model has no module {unknown[0]!r} to freeze")
+        raise InputError(f"the model has no module {unknown[0]!r} to freeze")
     frozen = [modules[name] for name in names]
     for module in frozen:
         module.requires_grad_(False)

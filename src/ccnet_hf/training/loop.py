@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ccnet_hf.data.loading import SegmentationDataset
+from ccnet_hf.errors import InputError
 from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training.batches import batch_loader, read_batches
 from ccnet_hf.training.checkpoints import (
@@ -56,7 +57,7 @@ class TrainingSettings:
         dataloader_num_workers: processes that prepare batches.
 
     Raises:
-        ValueError: for a value outside what is allowed; the message names the field.
+        InputError: for a value outside what is allowed; the message names the field.
     """
 
     output_dir: Path
@@ -77,11 +78,11 @@ class TrainingSettings:
         for name in ("checkpointing_steps", "checkpoints_total_limit", "logging_steps", "shuffle_buffer_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise InputError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+            raise InputError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if self.dataloader_num_workers < 0:
-            raise ValueError(f"dataloader_num_workers must be at least 0, got {self.dataloader_num_workers}")
+            raise InputError(f"dataloader_num_workers must be at least 0, got {self.dataloader_num_workers}")
 
 
 def check_settings(
@@ -93,29 +94,29 @@ def check_settings(
         evaluates: whether there is something to evaluate on.
 
     Raises:
-        ValueError: the batch sizes do not go into each other, there is no such checkpoint, or an older training's are
+        InputError: the batch sizes do not go into each other, there is no such checkpoint, or an older training's are
             in the way; or what Accelerate was told excludes something else.
     """
     per_pass = settings.per_device_batch_size * accelerator.num_processes
     if per_pass < 1:
-        raise ValueError(
+        raise InputError(
             f"a batch of {recipe.batch_size} is too small for {accelerator.num_processes} processes (--batch_size)"
         )
     if recipe.batch_size % per_pass:
-        raise ValueError(
+        raise InputError(
             f"a batch of {recipe.batch_size} does not come in passes of {per_pass} (--per_device_train_batch_size "
             f"{settings.per_device_batch_size} on {accelerator.num_processes} processes)"
         )
     evaluates = evaluates and recipe.eval_steps > 0
     if settings.load_best_model_at_end and not evaluates:
-        raise ValueError("load_best_model_at_end needs evaluations during the training (--eval_steps)")
+        raise InputError("load_best_model_at_end needs evaluations during the training (--eval_steps)")
     if _is_sharded(accelerator) and (settings.ema_decay > 0 or evaluates):
-        raise ValueError(
+        raise InputError(
             f"{accelerator.distributed_type.value} shards the model, which --ema_decay and evaluation during the "
             "training (--eval_steps, 0 for none) need whole"
         )
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
-        raise ValueError("torch dynamo is chosen here by --compile, not in the configuration of accelerate")
+        raise InputError("torch dynamo is chosen here by --compile, not in the configuration of accelerate")
     if accelerator.is_main_process:
         tidy(settings.output_dir)
     accelerator.wait_for_everyone()
@@ -148,7 +149,7 @@ class Trainer:
         corrupt: messages about the examples this process had to replace.
 
     Raises:
-        ValueError: as for `check_settings`, or a module to freeze is not there.
+        InputError: as for `check_settings`, or a module to freeze is not there.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class Trainer:
             The numbers of the saved model's evaluation, empty without one.
 
         Raises:
-            ValueError: the loss is not finite; the message names the step and the batch's examples.
+            InputError: the loss is not finite; the message names the step and the batch's examples.
         """
         if self.settings.resume_from_checkpoint:
             self._resume()
@@ -302,7 +303,7 @@ class Trainer:
             loss = dict(zip(losses, values, strict=True))["loss"]
             if not math.isfinite(loss):
                 names = ", ".join(batch["names"])
-                raise ValueError(f"the loss is {loss} at step {self.step + 1}; its batch: {names}")
+                raise InputError(f"the loss is {loss} at step {self.step + 1}; its batch: {names}")
         if self.recipe.max_grad_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
@@ -406,7 +407,7 @@ class Trainer:
         progress = json.loads((folder / "progress.json").read_text())
         kept, ours = progress["kept"], self._kept()
         if changed := [name for name in sorted(kept | ours) if kept.get(name) != ours.get(name)]:
-            raise ValueError(
+            raise InputError(
                 f"{folder.parent} was trained with {', '.join(f'{name} {kept.get(name)}' for name in changed)}, this "
                 f"run has {', '.join(f'{name} {ours.get(name)}' for name in changed)}: resume with the same, or start "
                 "anew from that model (--model_name_or_path)"
@@ -414,7 +415,7 @@ class Trainer:
         try:
             self.accelerator.load_state(str(folder))
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{folder.parent} is of another model or other settings ({error})") from error
+            raise InputError(f"{folder.parent} is of another model or other settings ({error})") from error
         self.step = progress["step"]
         # Of a checkpoint from elsewhere the best model is not at hand, and another one becomes it.
         if (self.settings.output_dir / BEST_CHECKPOINT).is_dir():

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.errors import InputError
 from ccnet_hf.loss_ccnet import ccnet_losses
 from ccnet_hf.modeling_ccnet import CCNetSemanticSegmenterOutput
 from ccnet_hf.recipes import TrainingRecipe
@@ -53,10 +54,10 @@ def class_weights_from_counts(counts: torch.Tensor, power: float) -> torch.Tenso
         (num_labels,) float32.
 
     Raises:
-        ValueError: there is no pixel.
+        InputError: there is no pixel.
     """
     if not counts.any():
-        raise ValueError("no pixel of the training split is labelled")
+        raise InputError("no pixel of the training split is labelled")
     frequencies = counts.double() / counts.sum()
     present = frequencies > 0
     weights = frequencies.clamp(min=frequencies[present].min()) ** -power

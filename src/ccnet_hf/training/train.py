@@ -25,6 +25,7 @@ from ccnet_hf.command import run_command
 from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.data import flip_label_pairs
 from ccnet_hf.data.loading import SegmentationDataset, class_counts
+from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation import evaluate_dataset
 from ccnet_hf.hub import CARD_FILE, HubRepository, publish, retry
 from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
@@ -121,7 +122,7 @@ def _settings(arguments: TrainArguments, training: TrainingRecipe, accelerator: 
     if batch_size is None:
         batch_size = training.batch_size // accelerator.num_processes
     elif batch_size < 1:
-        raise ValueError(f"per_device_train_batch_size must be at least 1, got {batch_size}")
+        raise InputError(f"per_device_train_batch_size must be at least 1, got {batch_size}")
     checkpointing_steps = arguments.checkpointing_steps
     if checkpointing_steps is None:
         checkpointing_steps = training.eval_steps or math.ceil(training.max_train_steps / 10)
@@ -141,7 +142,7 @@ def _create_repository(name: str, private: bool) -> str:
     api = HfApi()
     repo_id = retry(lambda: api.create_repo(name, private=private or None, exist_ok=True), name).repo_id
     if private and not retry(lambda: api.repo_info(repo_id), repo_id).private:
-        raise ValueError(f"{repo_id} exists and is public, and --hub_private_repo asks for a private one")
+        raise InputError(f"{repo_id} exists and is public, and --hub_private_repo asks for a private one")
     return repo_id
 
 
@@ -155,9 +156,9 @@ def _trackers(names: list[str] | None) -> list[str]:
     known = [str(tracker) for tracker in LOGGER_TYPE_TO_CLASS]
     for name in names:
         if name not in known:
-            raise ValueError(f"--report_to takes none or some of {', '.join(known)}, got {name!r}")
+            raise InputError(f"--report_to takes none or some of {', '.join(known)}, got {name!r}")
         if name not in installed:
-            raise ValueError(f"--report_to {name}: it is not installed")
+            raise InputError(f"--report_to {name}: it is not installed")
     return names
 
 
@@ -165,7 +166,7 @@ def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticS
     """The recipe's model, new or with the given backbone, or the model that is trained on."""
     source, num_labels = arguments.model_name_or_path, arguments.num_labels
     if source and arguments.backbone_checkpoint:
-        raise ValueError("--model_name_or_path brings its own backbone, --backbone_checkpoint is for a new model")
+        raise InputError("--model_name_or_path brings its own backbone, --backbone_checkpoint is for a new model")
     changes = {name: getattr(arguments, name) for name in MODEL_FIELDS if getattr(arguments, name) is not None}
     config = (load_config(source) if source else recipe.config()).to_dict()
     if num_labels is not None:
@@ -173,10 +174,10 @@ def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticS
         config["num_labels"] = num_labels
     if arguments.output_stride is not None:
         if arguments.output_stride not in (8, 16, 32):  # timm takes other numbers for one of these
-            raise ValueError(f"--output_stride is 8, 16 or 32, got {arguments.output_stride}")
+            raise InputError(f"--output_stride is 8, 16 or 32, got {arguments.output_stride}")
         backbone = config["backbone_config"]
         if "output_stride" not in backbone:
-            raise ValueError(f"--output_stride: a backbone of type {backbone['model_type']!r} has none to choose")
+            raise InputError(f"--output_stride: a backbone of type {backbone['model_type']!r} has none to choose")
         changes["backbone_config"] = backbone | {"output_stride": arguments.output_stride}
     config = CCNetConfig.from_dict(config | changes)  # checks the values
     if source:
@@ -200,11 +201,11 @@ def _load_model(source: str, config: CCNetConfig) -> CCNetForSemanticSegmentatio
             source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot load {source}: {error}") from error
+        raise InputError(f"cannot load {source}: {error}") from error
     missing = [key for key in found["missing_keys"] if not key.startswith(_ADDED_PARTS)]
     mismatched = [key for key, *_ in found["mismatched_keys"] if "classifier." not in key]
     if missing or mismatched:
-        raise ValueError(f"cannot load {source}: it has no fitting {sorted(missing + mismatched)[0]}")
+        raise InputError(f"cannot load {source}: it has no fitting {sorted(missing + mismatched)[0]}")
     return model
 
 
@@ -230,7 +231,7 @@ def _build_datasets(
 ) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """What is trained on, augmented, and what is evaluated on, or `None` where nothing is."""
     if not arguments.label_column_name:
-        raise ValueError("--label_column_name '' leaves nothing to learn from")
+        raise InputError("--label_column_name '' leaves nothing to learn from")
     transform = training_transforms(
         training,
         image_processor.image_mean,

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.recipes import Recipe, get_recipe
 
 
@@ -65,11 +66,11 @@ def authors_recipe(recipe: Recipe) -> Recipe:
         recipe: one for their network, or one of the zoo with the same depth and classes.
 
     Raises:
-        ValueError: it is another one.
+        InputError: it is another one.
     """
     if not is_authors_recipe(recipe):
         if not recipe.name.startswith("ccnet-r101-cityscapes"):
-            raise ValueError(f"the authors' checkpoints are of {AUTHORS_VARIANT}, not of {recipe.name}")
+            raise InputError(f"the authors' checkpoints are of {AUTHORS_VARIANT}, not of {recipe.name}")
         recipe = get_recipe(AUTHORS_VARIANT)
     red, green, blue = (mean / 255 for mean in reversed(MEAN_BGR))
     # 0..1 divided by 1/255: the network sees 0..255 minus the mean

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.reading import read_state_dict
 from ccnet_hf.recipes import get_recipe
@@ -95,23 +96,23 @@ def convert_checkpoint(
         recurrence: rounds of attention the checkpoint was trained with, which no file states; 2 if `None`.
 
     Raises:
-        ValueError: wrong variant, class count or recurrence, a checkpoint that is damaged, foreign, or holds more than
+        InputError: wrong variant, class count or recurrence, a checkpoint that is damaged, foreign, or holds more than
             data, entries that are missing, left over, of the wrong shape or not finite, or an output folder in use.
         OSError: a file that cannot be read or written.
     """
     recipe = get_recipe(variant)
     if recipe.checkpoint_file is None and not is_authors_recipe(recipe):
-        raise ValueError(f"{recipe.name} is a variant of neither mmsegmentation's zoo nor the authors")
+        raise InputError(f"{recipe.name} is a variant of neither mmsegmentation's zoo nor the authors")
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise ValueError(f"{output_dir} exists; name a new folder")
+        raise InputError(f"{output_dir} exists; name a new folder")
 
     state_dict = read_state_dict(checkpoint)
     by_authors = is_authors_layout(state_dict)
     if by_authors:
         recipe = authors_recipe(recipe)
     elif is_authors_recipe(recipe):
-        raise ValueError(f"{checkpoint} is not laid out as the authors' checkpoints, which {recipe.name} is for")
+        raise InputError(f"{checkpoint} is not laid out as the authors' checkpoints, which {recipe.name} is for")
     changes = {"num_labels": num_labels, "recurrence": recurrence}
     config = recipe.config(**{name: value for name, value in changes.items() if value is not None})
     with torch.device("meta"):  # shapes only; every number comes from the checkpoint
@@ -150,13 +151,13 @@ def _check_keys(checkpoint: Path, expected: set[str], found: set[str]) -> None:
     if found - expected:
         complaints.append(f"left over: {_enumerate(found - expected)}")
     if complaints:
-        raise ValueError(f"{checkpoint} does not fit the variant; {'; '.join(complaints)}")
+        raise InputError(f"{checkpoint} does not fit the variant; {'; '.join(complaints)}")
 
 
 def _check_num_labels(checkpoint: Path, classifier_weight: torch.Tensor, num_labels: int, variant: str) -> None:
     found = classifier_weight.shape[0] if classifier_weight.ndim else 0
     if found != num_labels:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} has {found} classes where {num_labels} were expected; "
             f"to convert it with {variant}'s protocol but its own classes, pass num_labels={found}"
         )
@@ -172,11 +173,11 @@ def _check_tensors(
         if name.endswith("cca.gamma.scale") and tensor.ndim == 0:  # a scalar there, one element here
             tensor = tensor.reshape(1)
         if tensor.shape != shape:
-            raise ValueError(f"{checkpoint}: {name} has shape {tuple(tensor.shape)}, the variant {tuple(shape)}")
+            raise InputError(f"{checkpoint}: {name} has shape {tuple(tensor.shape)}, the variant {tuple(shape)}")
         if tensor.is_floating_point() == is_counter:
-            raise ValueError(f"{checkpoint}: {name} holds {tensor.dtype}")
+            raise InputError(f"{checkpoint}: {name} holds {tensor.dtype}")
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{checkpoint}: {name} holds NaN or infinity")
+            raise InputError(f"{checkpoint}: {name} holds NaN or infinity")
         tensors[name] = tensor
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     dtype = reduce(torch.promote_types, dtypes)

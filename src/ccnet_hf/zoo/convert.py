@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from ccnet_hf.command import run_command
+from ccnet_hf.errors import InputError
 from ccnet_hf.recipes import Recipe, get_recipe, zoo_recipes
 from ccnet_hf.zoo.authors import is_authors_recipe
 from ccnet_hf.zoo.conversion import convert_checkpoint
@@ -46,11 +47,11 @@ class ConvertArguments:
 
     def __post_init__(self):
         if self.all == (self.variant is not None):
-            raise ValueError("give either --variant or --all")
+            raise InputError("give either --variant or --all")
         if self.checkpoint is not None and (self.all or self.checkpoints is not None):
-            raise ValueError("--checkpoint goes neither with --all nor with --checkpoints")
+            raise InputError("--checkpoint goes neither with --all nor with --checkpoints")
         if self.all and (self.num_labels is not None or self.recurrence is not None):
-            raise ValueError("--num_labels and --recurrence are for one --variant, not for --all")
+            raise InputError("--num_labels and --recurrence are for one --variant, not for --all")
 
 
 def convert(arguments: ConvertArguments) -> None:
@@ -81,14 +82,14 @@ def _convert_all(checkpoints: Path, output: Path) -> None:
         else:
             print(f"{recipe.name} written to {folder}")
     if bad:
-        raise ValueError(f"{len(bad)} of {len(zoo_recipes())} variants were not converted: {'; '.join(bad)}")
+        raise InputError(f"{len(bad)} of {len(zoo_recipes())} variants were not converted: {'; '.join(bad)}")
 
 
 def _published(recipe: Recipe, checkpoints: Path) -> Path:
     """The zoo's file for this variant, downloaded if the folder does not hold it."""
     if recipe.checkpoint_file is None:
         other = "give its file with --checkpoint" if is_authors_recipe(recipe) else "and there is no other to convert"
-        raise ValueError(f"no checkpoint of {recipe.name} is published for download: {other}")
+        raise InputError(f"no checkpoint of {recipe.name} is published for download: {other}")
     file = checkpoints / recipe.checkpoint_file
     return file if file.is_file() else download_checkpoint(recipe.checkpoint_url, checkpoints)
 

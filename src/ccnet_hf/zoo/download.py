@@ -11,6 +11,7 @@ from urllib.request import Request, urlopen
 
 from tqdm.auto import tqdm
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.reading import check_hash
 
 
@@ -33,7 +34,7 @@ def download_checkpoint(url: str, folder: str | os.PathLike) -> Path:
         folder: where the file is kept; made if it is not there.
 
     Raises:
-        ValueError: what arrived is not the file that its name promises; it is removed.
+        InputError: what arrived is not the file that its name promises; it is removed.
         OSError: the server does not give the file, cannot be reached, or the file cannot be written.
     """
     folder = Path(folder)
@@ -61,7 +62,7 @@ def download_checkpoint(url: str, folder: str | os.PathLike) -> Path:
         check_hash(partial, file.name)
     except ValueError as error:
         partial.unlink()
-        raise ValueError(f"{error}; it came from {url} and was removed") from error
+        raise InputError(f"{error}; it came from {url} and was removed") from error
     os.replace(partial, file)
     return file
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from ccnet_hf.command import run_command
 from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.errors import InputError
 from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.visualization import generate_palette
 from ccnet_hf.zoo.conversion import mmsegmentation_key
@@ -36,23 +37,23 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
         output: file to write, whole or not at all.
 
     Raises:
-        ValueError: the folder holds no complete CCNet, or one that mmsegmentation's cannot compute; the file exists.
+        InputError: the folder holds no complete CCNet, or one that mmsegmentation's cannot compute; the file exists.
         OSError: the file cannot be written.
     """
     folder, output = Path(folder), Path(output)
     if output.exists():
-        raise ValueError(f"{output} exists; name a new file")
+        raise InputError(f"{output} exists; name a new file")
     if not folder.is_dir():
-        raise ValueError(f"no such model folder: {folder}")
+        raise InputError(f"no such model folder: {folder}")
     try:
         config = AutoConfig.from_pretrained(folder)
         _check_config(folder, config)
         palette = AutoImageProcessor.from_pretrained(folder).palette
         model, loading = CCNetForSemanticSegmentation.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot load {folder}: {error}") from error
+        raise InputError(f"cannot load {folder}: {error}") from error
     if loading["missing_keys"]:
-        raise ValueError(f"cannot load {folder}: its weights lack {sorted(loading['missing_keys'])[0]}")
+        raise InputError(f"cannot load {folder}: its weights lack {sorted(loading['missing_keys'])[0]}")
 
     tensors = model.state_dict()
     # The projection of the category-consistent loss takes part in training alone, and mmsegmentation has none.
@@ -72,10 +73,10 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
 def _check_config(folder: Path, config: CCNetConfig) -> None:
     """Refuse what has no counterpart in mmsegmentation's `ResNetV1c`, `CCHead` and `FCNHead`."""
     if config.model_type != "ccnet":
-        raise ValueError(f"{folder} holds a model of type {config.model_type!r}, not 'ccnet'")
+        raise InputError(f"{folder} holds a model of type {config.model_type!r}, not 'ccnet'")
     backbone = config.backbone_config
     if backbone.model_type != "ccnet_resnet":
-        raise ValueError(f"{folder} has a backbone of type {backbone.model_type!r}; only 'ccnet_resnet' is exported")
+        raise InputError(f"{folder} has a backbone of type {backbone.model_type!r}; only 'ccnet_resnet' is exported")
     required = {
         "backbone_config.pool_ceil_mode": (backbone.pool_ceil_mode, False),
         "head_activation": (config.head_activation, "relu"),
@@ -83,9 +84,9 @@ def _check_config(folder: Path, config: CCNetConfig) -> None:
     }
     for name, (found, needed) in required.items():
         if found != needed:
-            raise ValueError(f"{folder} has {name}={found!r}; mmsegmentation's CCNet knows {needed!r} only")
+            raise InputError(f"{folder} has {name}={found!r}; mmsegmentation's CCNet knows {needed!r} only")
     if config.recurrence == 0:
-        raise ValueError(f"{folder} has recurrence=0, a head without attention; mmsegmentation's CCNet has one")
+        raise InputError(f"{folder} has recurrence=0, a head without attention; mmsegmentation's CCNet has one")
 
 
 def _meta(config: CCNetConfig, palette: list[list[int]] | None) -> dict[str, Any]:

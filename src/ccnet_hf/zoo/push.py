@@ -8,6 +8,7 @@ from huggingface_hub import HfApi
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data.card import dataset_repository
+from ccnet_hf.errors import InputError
 from ccnet_hf.hub import HubRepository, check_license, check_token, collect, publish
 from ccnet_hf.recipes import get_recipe, zoo_recipes
 from ccnet_hf.zoo.repository import model_repositories
@@ -39,13 +40,13 @@ class PushArguments:
 
     def __post_init__(self):
         if sum([bool(self.variant), self.all, bool(self.dataset)]) != 1:
-            raise ValueError("give one of --variant, --all and --dataset")
+            raise InputError("give one of --variant, --all and --dataset")
         needed = ("hub_dataset_id",) if self.dataset else ("checkpoints", "namespace")
         missing = [f"--{name}" for name in needed if not getattr(self, name)]
         if missing:
-            raise ValueError(f"{'--dataset needs' if self.dataset else 'checkpoints need'} {' and '.join(missing)}")
+            raise InputError(f"{'--dataset needs' if self.dataset else 'checkpoints need'} {' and '.join(missing)}")
         if self.dataset and self.hub_dataset_id.count("/") != 1:
-            raise ValueError(f"--hub_dataset_id must be namespace/name, got {self.hub_dataset_id!r}")
+            raise InputError(f"--hub_dataset_id must be namespace/name, got {self.hub_dataset_id!r}")
 
 
 def push(arguments: PushArguments) -> None:
@@ -72,7 +73,7 @@ def list_repositories(arguments: PushArguments) -> list[HubRepository]:
     """Everything the arguments ask to publish, read from the folders and checked.
 
     Raises:
-        ValueError: an unknown variant, or a folder that is not what it should be.
+        InputError: an unknown variant, or a folder that is not what it should be.
     """
     if arguments.dataset:
         return [dataset_repository(Path(arguments.dataset), arguments.hub_dataset_id)]
@@ -81,7 +82,7 @@ def list_repositories(arguments: PushArguments) -> list[HubRepository]:
         recipes = {recipe.name: recipe for recipe in map(get_recipe, arguments.variant)}.values()
     for recipe in recipes:
         if not recipe.checkpoint_file:
-            raise ValueError(f"{recipe.name} is not a variant of mmsegmentation's zoo")
+            raise InputError(f"{recipe.name} is not a variant of mmsegmentation's zoo")
     return [
         repository
         for recipe in recipes

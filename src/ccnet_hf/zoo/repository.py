@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ccnet_hf.configuration_ccnet import CCNetConfig
+from ccnet_hf.errors import InputError
 from ccnet_hf.hub import CARD_FILE, HubRepository
 from ccnet_hf.recipes import Recipe
 from ccnet_hf.remote_code import CONFIG_FILE, PROCESSOR_FILE, published_files
@@ -28,12 +29,12 @@ def model_repositories(recipe: Recipe, checkpoints: Path, namespace: str) -> lis
         namespace: user or organisation on the Hub.
 
     Raises:
-        ValueError: the folder is missing, incomplete, damaged, or another variant's.
+        InputError: the folder is missing, incomplete, damaged, or another variant's.
     """
     names = repository_names(recipe)
     found = [checkpoints / name for name in names if (checkpoints / name).is_dir()]
     if not found:
-        raise ValueError(f"{checkpoints} holds no folder {' or '.join(names)}; convert_checkpoint.py writes it")
+        raise InputError(f"{checkpoints} holds no folder {' or '.join(names)}; convert_checkpoint.py writes it")
     folder = found[0]
     config, processor = _read_json(folder / CONFIG_FILE), _read_json(folder / PROCESSOR_FILE)
     _check_variant(folder, config, processor, recipe)
@@ -50,7 +51,7 @@ def model_repositories(recipe: Recipe, checkpoints: Path, namespace: str) -> lis
 
 def _check_variant(folder: Path, config: dict, processor: dict, recipe: Recipe) -> None:
     if config.get("model_type") != CCNetConfig.model_type:
-        raise ValueError(f"{folder} holds a {config.get('model_type')!r} model, not a {CCNetConfig.model_type!r}")
+        raise InputError(f"{folder} holds a {config.get('model_type')!r} model, not a {CCNetConfig.model_type!r}")
     found, expected = CCNetConfig.from_dict(config), recipe.config()
     for name in _CONFIG_FIELDS:
         _check_equal(folder / CONFIG_FILE, name, getattr(found, name), getattr(expected, name), recipe)
@@ -64,27 +65,27 @@ def _check_variant(folder: Path, config: dict, processor: dict, recipe: Recipe) 
 def _check_equal(file: Path, name: str, found: Any, expected: Any, recipe: Recipe) -> None:
     if found != expected:
         found, expected = reprlib.repr(found), reprlib.repr(expected)
-        raise ValueError(f"{file} is not {recipe.name}'s: {name} is {found} there and {expected} in the variant")
+        raise InputError(f"{file} is not {recipe.name}'s: {name} is {found} there and {expected} in the variant")
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files, with the index if there are several. None of them is truncated."""
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
-        raise ValueError(f"{folder} holds no model.safetensors")
+        raise InputError(f"{folder} holds no model.safetensors")
     for file in weights:
         try:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error})") from error
+            raise InputError(f"{file} is damaged ({error})") from error
     return [*weights, *sorted(folder.glob("model*.safetensors.index.json"))]
 
 
 def _read_json(file: Path) -> dict:
     if not file.is_file():
-        raise ValueError(f"{file.parent} holds no {file.name}")
+        raise InputError(f"{file.parent} holds no {file.name}")
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error})") from error
+        raise InputError(f"{file} is no JSON ({error})") from error

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from ccnet_hf.command import run_command
+from ccnet_hf.errors import InputError
 from ccnet_hf.inference.loading import load_checkpoint
 from ccnet_hf.recipes import Recipe, get_recipe
 from ccnet_hf.zoo.authors import authors_recipe
@@ -53,7 +54,7 @@ def verify(arguments: VerifyArguments) -> None:
         recipe = authors_recipe(recipe)
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{folder}: {name} holds NaN or infinity")
+            raise InputError(f"{folder}: {name} holds NaN or infinity")
     print(f"weights: {len(model.state_dict())} tensors, all finite")
 
     # No file states the recurrence of the authors' checkpoints, so the recipe cannot either.
@@ -72,7 +73,7 @@ def _check_equal(folder: Path, what: str, found: dict, expected: dict) -> None:
     found, expected = _flat(found), _flat(expected)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
-            raise ValueError(
+            raise InputError(
                 f"{folder}: {what} has {name}={found.get(name)!r}, the recipe {expected.get(name)!r} "
                 "(another variant is named with --variant)"
             )
@@ -96,7 +97,7 @@ def _check_goldens(model: torch.nn.Module, folder: Path) -> None:
     pattern = f"r{depth}_c{config.num_labels}_*_forward.npz"
     files = sorted(folder.glob(pattern))
     if not files:
-        raise ValueError(f"{folder} holds no golden file {pattern}")
+        raise InputError(f"{folder} holds no golden file {pattern}")
     for file in files:
         with np.load(file) as golden:
             pixel_values = torch.from_numpy(golden["input"])
@@ -108,7 +109,7 @@ def _check_goldens(model: torch.nn.Module, folder: Path) -> None:
             error = np.abs(outputs[name].float().cpu().numpy() - wanted).max() / np.abs(wanted).max()
             # written so that NaN fails
             if not error <= GOLDEN_TOLERANCES[depth]:
-                raise ValueError(
+                raise InputError(
                     f"{file.name}: {name} are off by {error:.1e} of the largest magnitude, "
                     f"{GOLDEN_TOLERANCES[depth]:.0e} is allowed"
                 )
@@ -120,7 +121,7 @@ def _check_score(arguments: VerifyArguments, recipe: Recipe) -> None:
     try:  # only here, for it needs the training extra
         from ccnet_hf.evaluation.evaluate import EvalArguments, evaluate
     except ImportError as error:
-        raise ValueError(f"--dataset_name needs the `train` extra of ccnet_hf ({error})") from error
+        raise InputError(f"--dataset_name needs the `train` extra of ccnet_hf ({error})") from error
 
     with tempfile.TemporaryDirectory() as work:
         output_json = Path(work) / "scores.json"
@@ -139,7 +140,7 @@ def _check_score(arguments: VerifyArguments, recipe: Recipe) -> None:
         return
     reported = recipe.reported["mean_iou"]
     if not abs(measured - reported) <= MEAN_IOU_TOLERANCE:
-        raise ValueError(
+        raise InputError(
             f"mean_iou is {measured:.2f}, reported is {reported:.2f}: more than {MEAN_IOU_TOLERANCE} apart"
         )
     print(f"mean_iou {measured:.2f}, reported {reported:.2f}")

@@ -1,0 +1,74 @@
+"""The one door for what comes from outside: whatever a file or a value of a user's makes a reader raise becomes
+`InputError`, which every command shows in one line.
+
+Everything else that is raised is a mistake of the package's and keeps its traceback.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+_LONGEST_REASON = 400  # characters; some libraries print the whole file
+
+
+class InputError(ValueError):
+    """A file or a value that a user gave cannot be used; the message names it, says why, and what is allowed.
+
+    The files that travel with a checkpoint raise a plain `ValueError` instead.
+    """
+
+
+@contextmanager
+def reading(source: str | os.PathLike) -> Iterator[None]:
+    """Turn whatever is raised while a file or folder from outside is read into an `InputError` that names it.
+
+    Its body should read and check, and nothing else: a mistake of the package's own in it would be taken for a fault
+    of the file. An `InputError` passes as it is, and is expected to name what it is about.
+
+    Args:
+        source: what is read, as the user knows it.
+
+    Raises:
+        InputError: the body raised something; the cause is kept.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # libraries raise whatever the bytes led them to
+        raise InputError(f"{os.fspath(source)} cannot be read: {describe(error)}") from error
+
+
+@contextmanager
+def using(values: str) -> Iterator[None]:
+    """Turn the complaint of a configuration, processor or model about what a user gave it into an `InputError`.
+
+    Args:
+        values: whose or which values they are, in front of the complaint; empty where the complaint says enough.
+
+    Raises:
+        InputError: the body raised `ValueError` or `TypeError`, or transformers refused the type of a field.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{values}: {describe(error)}" if values else describe(error)) from error
+
+
+def describe(error: BaseException) -> str:
+    """What an exception says, as one clause on one line of bounded length."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    said = " ".join(str(error).split())
+    if not said:
+        return type(error).__name__
+    if isinstance(error, LookupError | AttributeError):  # whose texts are mere names
+        said = f"{type(error).__name__}: {said}"
+    return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]} ..."

@@ -1,0 +1,76 @@
+"""The door: what a reader raises is one sentence that names the file; mistakes of the package keep their traceback."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import ccnet_hf
+from ccnet_hf.command import run_command
+from ccnet_hf.errors import InputError, describe, reading, using
+
+
+@dataclass
+class NoArguments:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("size"), "file.json cannot be read: KeyError: 'size'"),
+        (AttributeError("no items"), "file.json cannot be read: AttributeError: no items"),
+        (TypeError("two\nlines"), "file.json cannot be read: two lines"),
+        (RecursionError("maximum recursion depth"), "file.json cannot be read: it is nested too deeply"),
+        (MemoryError(), "file.json cannot be read: it needs more memory than there is"),
+        (PermissionError(13, "Permission denied"), "file.json cannot be read: permission denied"),
+        (EOFError(), "file.json cannot be read: EOFError"),
+        (InputError("other: wrong"), "other: wrong"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_exception_of_a_reader_names_the_file(error, told):
+    with pytest.raises(InputError) as caught, reading("file.json"):
+        raise error
+    assert str(caught.value) == told
+    assert caught.value is error or caught.value.__cause__ is error
+
+
+def test_an_interruption_is_no_fault_of_the_file():
+    with pytest.raises(KeyboardInterrupt), reading("file"):
+        raise KeyboardInterrupt
+
+
+def test_a_text_without_end_is_cut():
+    assert len(describe(ValueError("x" * 100_000))) < 500
+
+
+def test_values_of_a_user():
+    with (
+        pytest.raises(InputError, match=r"^config\.yaml: recurrence must be at least 0, got -1$"),
+        using("config.yaml"),
+    ):
+        ccnet_hf.CCNetConfig(recurrence=-1)
+    with pytest.raises(ZeroDivisionError), using("config.yaml"):
+        1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("no\nsuch thing"), FileNotFoundError(2, "No such file"), ConnectionError("reset")]
+)
+def test_a_command_tells_what_a_user_can_mend_in_one_line(error, capsys):
+    def command(arguments):
+        raise error
+
+    assert run_command(NoArguments, command, []) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1
+
+
+def test_a_mistake_of_the_package_keeps_its_traceback():
+    with pytest.raises(ValueError, match="broadcast"):
+        run_command(NoArguments, lambda arguments: np.ones(3) + np.ones(4), [])
+
+
+def test_it_is_public():
+    assert ccnet_hf.InputError is InputError and issubclass(InputError, ValueError)

@@ -1,0 +1,186 @@
+"""Writing: complete or not at all, whoever else writes and whatever ends it."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors import SafetensorError
+
+from ccnet_hf.errors import InputError
+from ccnet_hf.files import (
+    atomic_file,
+    atomic_folder,
+    check_writable,
+    exclusive,
+    explained,
+    remove_leftovers,
+    write_text,
+)
+
+
+def names(folder):
+    """What a folder holds, but for the locks."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_a_file_keeps_its_old_content_until_the_new_one_is_complete(tmp_path):
+    file = tmp_path / "deep" / "report.json"
+    write_text(file, "old")
+    with atomic_file(file) as unfinished:
+        unfinished.write_text("new")
+        assert unfinished.suffix == ".json" and file.read_text() == "old"
+    assert file.read_text() == "new" and names(file.parent) == ["report.json"]
+
+
+def test_a_failed_file_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), atomic_file(tmp_path / "file") as unfinished:
+        unfinished.write_text("half")
+        raise KeyError("bug")
+    assert names(tmp_path) == []
+
+
+def test_two_writers_of_one_file_do_not_share_a_name(tmp_path):
+    with atomic_file(tmp_path / "file") as first, atomic_file(tmp_path / "file") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "file").read_text() == "first"
+
+
+def test_a_folder_appears_complete(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with atomic_folder(folder) as unfinished:
+        (unfinished / "weights").write_text("all")
+        (unfinished / "deep").mkdir()
+        (unfinished / "deep" / "file").write_text("too")
+        assert not any(folder.iterdir())
+    assert names(folder) == ["deep", "weights"] and names(tmp_path) == ["model"]
+
+
+def test_a_folder_with_files_is_replaced_only_if_asked_for(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "mine").touch()
+    with pytest.raises(InputError, match="model exists"), atomic_folder(folder):
+        pass
+    with atomic_folder(folder, replace=True) as unfinished:
+        (unfinished / "new").touch()
+    assert names(folder) == ["new"] and names(tmp_path) == ["model"]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(ZeroDivisionError), atomic_folder(folder, replace=True) as unfinished:
+        (unfinished / "new").touch()
+        raise ZeroDivisionError
+    assert names(folder) == ["old"] and names(tmp_path) == ["model"]
+
+
+def hold(path, held, release):
+    with exclusive(path):
+        held.set()
+        release.wait(60)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "model", held, release))
+    process.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(InputError, match=r"another process is writing .*model"), atomic_folder(tmp_path / "model"):
+            pass
+    finally:
+        release.set()
+        process.join()
+    with atomic_folder(tmp_path / "model"):
+        pass
+
+
+WRITER = """
+import sys, time
+from ccnet_hf.files import atomic_folder
+with atomic_folder(sys.argv[1], replace=True) as unfinished:
+    (unfinished / "half").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path):
+    folder = tmp_path / "model"
+    with subprocess.Popen([sys.executable, "-c", WRITER, folder], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert not folder.exists() and len(names(tmp_path)) == 1
+    with atomic_folder(folder) as unfinished:
+        (unfinished / "whole").touch()
+    assert names(tmp_path) == ["model"] and names(folder) == ["whole"]
+
+
+def test_a_folder_on_the_way_to_be_replaced_comes_back(tmp_path):
+    (tmp_path / ".model.0123abcd.replaced").mkdir()
+    (tmp_path / ".model.0123abcd.replaced" / "old").touch()
+    (tmp_path / ".other.0123abcd.unfinished").mkdir()
+    remove_leftovers(tmp_path, "model")
+    assert names(tmp_path) == [".other.0123abcd.unfinished", "model"] and names(tmp_path / "model") == ["old"]
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["os", "torch", "safetensors"],
+)
+def test_a_full_disk_is_one_sentence(error, tmp_path):
+    with pytest.raises(OSError, match=r"model cannot be written: .*\w") as caught, explained(tmp_path / "model"):
+        raise error
+    assert caught.value.errno == errno.ENOSPC and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ConnectionError("reset"), ValueError("no")])
+def test_other_faults_stay_what_they_are(error, tmp_path):
+    with pytest.raises(type(error), match=str(error)), explained(tmp_path):
+        raise error
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):
+    check_writable(tmp_path / "new")
+    assert names(tmp_path / "new") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/folder cannot be written: not a directory"):
+        check_writable(tmp_path / "file" / "folder")
+    if os.path.exists("/dev/full"):
+        with pytest.raises(OSError, match="no space left"), explained(tmp_path):
+            with open("/dev/full", "w") as full:
+                full.write("x")
+
+
+def test_the_lock_ends_with_its_process(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path / "model"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        with pytest.raises(InputError, match="another process"), exclusive(tmp_path / "model"):
+            pass
+        process.kill()
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with exclusive(tmp_path / "model"):
+                break
+        except InputError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
