@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ccnet_hf import CCNetConfig, CCNetResNetConfig
-from ccnet_hf.data import BENCHMARKS, get_benchmark
+from ccnet_hf.data.benchmarks import BENCHMARKS, get_benchmark
 from ccnet_hf.recipes import RECIPES, SHORT_NAMES, TrainingRecipe, get_recipe, override_training
 from ccnet_hf.training.augmentation import training_transforms
 from ccnet_hf.training.optimization import build_optimizer

@@ -7,13 +7,13 @@ Importing this package registers its classes with `AutoConfig`, `AutoModel`, `Au
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
 from . import kernels
-from .configuration_ccnet import CCNetConfig
-from .configuration_ccnet_resnet import CCNetResNetConfig
-from .criss_cross_attention import criss_cross_attention
 from .errors import InputError
-from .image_processing_ccnet import CCNetImageProcessor
-from .image_processing_pil_ccnet import CCNetImageProcessorPil
-from .modeling_ccnet import (
+from .models.configuration_ccnet import CCNetConfig
+from .models.configuration_ccnet_resnet import CCNetResNetConfig
+from .models.criss_cross_attention import criss_cross_attention
+from .models.image_processing_ccnet import CCNetImageProcessor
+from .models.image_processing_pil_ccnet import CCNetImageProcessorPil
+from .models.modeling_ccnet import (
     CCNetForSemanticSegmentation,
     CCNetModel,
     CCNetModelOutput,
@@ -22,7 +22,7 @@ from .modeling_ccnet import (
     CrissCrossAttention,
     RecurrentCrissCrossAttention,
 )
-from .modeling_ccnet_resnet import CCNetResNetBackbone
+from .models.modeling_ccnet_resnet import CCNetResNetBackbone
 
 
 __version__ = "0.1.0"

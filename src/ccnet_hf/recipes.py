@@ -13,10 +13,10 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from ccnet_hf.configuration_ccnet import CCNetConfig
-from ccnet_hf.data import Benchmark, get_benchmark
+from ccnet_hf.data.benchmarks import Benchmark, get_benchmark
 from ccnet_hf.errors import InputError
-from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
+from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ AUTO_MAP = {
 
 def code_files() -> list[Path]:
     """The modules a published checkpoint needs: those `AUTO_MAP` names, and all that they import of each other."""
-    package = Path(ccnet_hf.__file__).parent
+    models = Path(ccnet_hf.__file__).parent / "models"
     files = set()
     for reference in AUTO_MAP.values():
         for name in reference if isinstance(reference, list) else [reference]:
-            module = package / f"{name.partition('.')[0]}.py"
+            module = models / f"{name.partition('.')[0]}.py"
             files |= {module, *map(Path, get_relative_import_files(str(module)))}
     return sorted(files)
 

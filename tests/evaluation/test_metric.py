@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ccnet_hf.data.cityscapes import CITYSCAPES, LABEL_IDS
+from ccnet_hf.data.benchmarks.cityscapes import CITYSCAPES, LABEL_IDS
 from ccnet_hf.evaluation import MeanIoU
 from ccnet_hf.evaluation.metric import scores
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from tiny_models import tiny_model
 
 from ccnet_hf import CCNetForSemanticSegmentation
-from ccnet_hf.data import get_benchmark
-from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
+from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.inference import Predictor, predict_logits
 from ccnet_hf.inference.logits import window_positions
+from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

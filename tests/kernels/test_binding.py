@@ -14,7 +14,7 @@ import pytest
 import torch
 from simulator.runner import SIMULATOR, SOURCES, find_compiler
 
-from ccnet_hf.kernels.hub import write_project
+from ccnet_hf.kernels.kernel_builder import write_project
 
 
 NAMESPACE = "_criss_cross_attention_simulated"

@@ -82,7 +82,7 @@ def forbidden(*args, **kwargs):
 torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = forbidden
 import ccnet_hf, sys
 assert not torch.cuda.is_initialized()
-assert "ccnet_hf.kernels.build" not in sys.modules and "ccnet_hf.kernels.hub" not in sys.modules
+assert "ccnet_hf.kernels.build" not in sys.modules and "ccnet_hf.kernels.kernel_builder" not in sys.modules
 assert "criss_cross_attention-" not in open("/proc/self/maps").read()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

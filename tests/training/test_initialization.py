@@ -12,7 +12,7 @@ from torch import nn
 
 import ccnet_hf.training.initialization
 from ccnet_hf import CCNetResNetConfig
-from ccnet_hf.modeling_ccnet_resnet import CCNetResNetBackbone
+from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone
 from ccnet_hf.training.depthwise import speed_up_dilated_depthwise
 from ccnet_hf.training.initialization import freeze, load_backbone_checkpoint
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ccnet_hf import CCNetConfig
-from ccnet_hf.modeling_ccnet import CCNetSemanticSegmenterOutput
+from ccnet_hf.models.modeling_ccnet import CCNetSemanticSegmenterOutput
 from ccnet_hf.recipes import RECIPES, TrainingRecipe
 from ccnet_hf.training.optimization import (
     SegmentationLoss,

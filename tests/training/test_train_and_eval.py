@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from transformers import HfArgumentParser
 
 from ccnet_hf.data.transforms import RandomHorizontalFlip
-from ccnet_hf.evaluation.evaluate import main as evaluate
+from ccnet_hf.evaluation.eval import main as evaluate
 from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training import train as train_module
-from ccnet_hf.training.arguments import TrainArguments, with_config_file
 from ccnet_hf.training.train import main as train
+from ccnet_hf.training.training_arguments import TrainArguments, with_config_file
 
 
 pytest.importorskip("timm", reason="the demo's backbone comes from timm")

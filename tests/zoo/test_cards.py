@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny_zoo import ZOO
 
-from ccnet_hf.data import get_benchmark
+from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.zoo.__main__ import main
 from ccnet_hf.zoo.cards import render_card, repository_names

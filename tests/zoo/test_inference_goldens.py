@@ -7,8 +7,8 @@ from golden_files import assert_close, assert_same_statistics, load_golden
 from torch import nn
 from transformers import AutoImageProcessor
 
-from ccnet_hf.image_transforms_ccnet import rescale_output_size, resize_output_size
 from ccnet_hf.inference import Predictor, predict_logits
+from ccnet_hf.models.image_transforms_ccnet import rescale_output_size, resize_output_size
 
 
 FORWARD_TOLERANCE = {50: 2e-5, 101: 2e-4}

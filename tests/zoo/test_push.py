@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 from tiny_zoo import connect, quiet, write_checkpoint
 
-from ccnet_hf.data.prepare import push_dataset
+from ccnet_hf.data.preparation.prepare import push_dataset
 from ccnet_hf.hub import collect
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.zoo.push import main

@@ -102,7 +102,7 @@ class TestScore:
 
     @pytest.fixture
     def measured(self, monkeypatch) -> dict:
-        evaluation = pytest.importorskip("ccnet_hf.evaluation.evaluate", exc_type=ImportError)
+        evaluation = pytest.importorskip("ccnet_hf.evaluation.eval", exc_type=ImportError)
         scores = {}
 
         def evaluate(arguments):

@@ -9,12 +9,12 @@ import torch
 from ccnet_hf import kernels
 from ccnet_hf.benchmark.forms import Attention, einsum_attention
 from ccnet_hf.benchmark.measuring import captured
-from ccnet_hf.criss_cross_attention import (
+from ccnet_hf.errors import InputError
+from ccnet_hf.models.criss_cross_attention import (
     criss_cross_attention,
     criss_cross_attention_residual,
     criss_cross_attention_with_weights,
 )
-from ccnet_hf.errors import InputError
 
 
 # Batch, query and key channels, value channels, height, width: lines of one position, tails of every tile, both of the

@@ -11,9 +11,10 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
-from ccnet_hf import CCNetForSemanticSegmentation, modeling_ccnet
+from ccnet_hf import CCNetForSemanticSegmentation
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.forms import einsum_attention
+from ccnet_hf.models import modeling_ccnet
 from ccnet_hf.recipes import get_recipe
 
 

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torchvision import tv_tensors
 
-from ccnet_hf.data import get_benchmark
+from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.recipes import Recipe
 from ccnet_hf.training.augmentation import training_transforms

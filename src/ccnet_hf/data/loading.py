@@ -15,7 +15,7 @@ import torch
 from torchvision import tv_tensors
 
 from ccnet_hf.errors import InputError
-from ccnet_hf.image_transforms_ccnet import convert_to_rgb
+from ccnet_hf.models.image_transforms_ccnet import convert_to_rgb
 
 
 # What `prepare_dataset.py` writes beside `image`, `label` and `name`: the classes that occur.

@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ccnet_hf.image_transforms_ccnet import resize_output_size
+from ccnet_hf.models.image_transforms_ccnet import resize_output_size
 
 
 def _uniform(low: float, high: float) -> float:

@@ -1,6 +1,6 @@
 """Scores: the metric and the loop over a split."""
 
-from ccnet_hf.evaluation.loop import evaluate_dataset
+from ccnet_hf.evaluation.evaluator import evaluate_dataset
 from ccnet_hf.evaluation.metric import MeanIoU
 
 

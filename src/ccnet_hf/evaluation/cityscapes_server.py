@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ccnet_hf.data.cityscapes import LABEL_IDS
+from ccnet_hf.data.benchmarks.cityscapes import LABEL_IDS
 from ccnet_hf.errors import InputError
 
 

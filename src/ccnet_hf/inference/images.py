@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ccnet_hf.errors import InputError
-from ccnet_hf.image_transforms_ccnet import convert_to_rgb
+from ccnet_hf.models.image_transforms_ccnet import convert_to_rgb
 
 
 # What a folder is searched for. A file named by the user, or matched by a pattern, is read whatever its suffix.

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 import ccnet_hf  # noqa: F401, registers CCNet with the Auto classes
-from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.errors import InputError
+from ccnet_hf.models.configuration_ccnet import CCNetConfig
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

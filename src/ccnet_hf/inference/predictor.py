@@ -8,11 +8,11 @@ from PIL import Image
 from torch import nn
 from transformers import BaseImageProcessor
 
-from ccnet_hf import data
+from ccnet_hf.data import benchmarks
 from ccnet_hf.errors import InputError
-from ccnet_hf.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
-from ccnet_hf.image_transforms_ccnet import image_to_array, rescale_output_size
 from ccnet_hf.inference.logits import Size, low_resolution_logits, positive, slide_logits, sliding_window
+from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
+from ccnet_hf.models.image_transforms_ccnet import image_to_array, rescale_output_size
 
 
 InputImage = Image.Image | np.ndarray | torch.Tensor
@@ -61,7 +61,7 @@ class Predictor:
             raise InputError(f"scales must be positive numbers, at least one, got {self.scales}")
         self.flip = flip
         if flip_label_pairs is None:
-            flip_label_pairs = data.flip_label_pairs(model.config.id2label)
+            flip_label_pairs = benchmarks.flip_label_pairs(model.config.id2label)
         self._flipped_labels = _exchange(model.config.num_labels, flip_label_pairs)
 
     @property

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from ccnet_hf.command import run_command
 from ccnet_hf.errors import InputError
-from ccnet_hf.inference.arguments import PredictorArguments
 from ccnet_hf.inference.images import find_images, read_image, unique_stems
 from ccnet_hf.inference.predictor import Predictor
+from ccnet_hf.inference.predictor_arguments import PredictorArguments
 from ccnet_hf.visualization import class_shares, colorize, complete_palette, format_share, overlay
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from ccnet_hf.command import run_command, run_subcommand
 
 from .build import build
-from .hub import write_project
+from .kernel_builder import write_project
 from .load import info
 from .wheel import build_wheel
 

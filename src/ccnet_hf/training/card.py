@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.evaluation.report import MEANS
 from ccnet_hf.hub import CARD_FILE
+from ccnet_hf.models.configuration_ccnet import CCNetConfig
 
 
 # What says where a training ran and what became of it, rather than what was trained.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ccnet_hf.errors import InputError
-from ccnet_hf.reading import read_state_dict
+from ccnet_hf.untrusted_checkpoints import read_state_dict
 
 
 _HUB_FILE = "model.safetensors"

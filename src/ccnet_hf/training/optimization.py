@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.errors import InputError
-from ccnet_hf.loss_ccnet import ccnet_losses
-from ccnet_hf.modeling_ccnet import CCNetSemanticSegmenterOutput
+from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.loss_ccnet import ccnet_losses
+from ccnet_hf.models.modeling_ccnet import CCNetSemanticSegmenterOutput
 from ccnet_hf.recipes import TrainingRecipe
 
 

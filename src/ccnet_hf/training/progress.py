@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-from ccnet_hf.modeling_ccnet import CrissCrossAttention
+from ccnet_hf.models.modeling_ccnet import CrissCrossAttention
 
 
 LOG_FILE = "training_log.jsonl"

@@ -22,19 +22,18 @@ from safetensors import SafetensorError
 from torchvision.transforms import v2
 
 from ccnet_hf.command import run_command
-from ccnet_hf.configuration_ccnet import CCNetConfig
-from ccnet_hf.data import flip_label_pairs
+from ccnet_hf.data.benchmarks import flip_label_pairs
 from ccnet_hf.data.loading import SegmentationDataset, class_counts
 from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation import evaluate_dataset
 from ccnet_hf.hub import CARD_FILE, HubRepository, publish, retry
-from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.inference import Predictor
 from ccnet_hf.inference.loading import load_checkpoint, load_config
-from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
+from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.recipes import Recipe, TrainingRecipe, get_recipe, override_training
 from ccnet_hf.remote_code import CONFIG_FILE, PROCESSOR_FILE, published_files
-from ccnet_hf.training.arguments import MODEL_FIELDS, TrainArguments, with_config_file
 from ccnet_hf.training.augmentation import training_transforms
 from ccnet_hf.training.card import write_card
 from ccnet_hf.training.initialization import freeze, load_backbone_checkpoint
@@ -42,6 +41,7 @@ from ccnet_hf.training.loop import Trainer, TrainingSettings, check_settings
 from ccnet_hf.training.optimization import class_weights_from_counts
 from ccnet_hf.training.progress import LOG_FILE
 from ccnet_hf.training.report import CURVES_FILE, save_report
+from ccnet_hf.training.training_arguments import MODEL_FIELDS, TrainArguments, with_config_file
 from ccnet_hf.visualization import complete_palette
 
 

@@ -11,8 +11,8 @@ from ccnet_hf.command import run_command
 from ccnet_hf.errors import InputError
 from ccnet_hf.recipes import Recipe, get_recipe, zoo_recipes
 from ccnet_hf.zoo.authors import is_authors_recipe
-from ccnet_hf.zoo.conversion import convert_checkpoint
 from ccnet_hf.zoo.download import download_checkpoint
+from ccnet_hf.zoo.mmsegmentation import convert_checkpoint
 
 
 @dataclass

@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 from tqdm.auto import tqdm
 
 from ccnet_hf.errors import InputError
-from ccnet_hf.reading import check_hash
+from ccnet_hf.untrusted_checkpoints import check_hash
 
 
 ATTEMPTS = 5  # in a row without a single new byte

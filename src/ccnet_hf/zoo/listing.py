@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ccnet_hf.command import run_command
-from ccnet_hf.data import get_benchmark
+from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.recipes import SHORT_NAMES, Recipe, zoo_recipes
 
 

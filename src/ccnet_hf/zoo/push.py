@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from ccnet_hf.command import run_command
-from ccnet_hf.data.card import dataset_repository
+from ccnet_hf.data.preparation.card import dataset_repository
 from ccnet_hf.errors import InputError
 from ccnet_hf.hub import HubRepository, check_license, check_token, collect, publish
 from ccnet_hf.recipes import get_recipe, zoo_recipes

@@ -7,9 +7,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.errors import InputError
 from ccnet_hf.hub import CARD_FILE, HubRepository
+from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.recipes import Recipe
 from ccnet_hf.remote_code import CONFIG_FILE, PROCESSOR_FILE, published_files
 from ccnet_hf.zoo.cards import render_card, repository_names

@@ -119,7 +119,7 @@ def _check_goldens(model: torch.nn.Module, folder: Path) -> None:
 def _check_score(arguments: VerifyArguments, recipe: Recipe) -> None:
     """Score the folder by its own protocol, at a single scale, and compare with the reported mIoU."""
     try:  # only here, for it needs the training extra
-        from ccnet_hf.evaluation.evaluate import EvalArguments, evaluate
+        from ccnet_hf.evaluation.eval import EvalArguments, evaluate
     except ImportError as error:
         raise InputError(f"--dataset_name needs the `train` extra of ccnet_hf ({error})") from error
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ccnet_hf.data.archives import RawFile
-from ccnet_hf.data.benchmark import Benchmark
-from ccnet_hf.data.layout import LabelFormat, RawLayout, read_names
+from ccnet_hf.data.benchmarks.layout import LabelFormat, RawLayout, read_names
+from ccnet_hf.data.benchmarks.record import Benchmark
 from ccnet_hf.errors import InputError
 
 

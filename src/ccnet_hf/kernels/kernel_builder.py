@@ -50,7 +50,7 @@ def write_project(output: str | os.PathLike, repo_id: str | None = None) -> Path
         shutil.copyfile(source, target)
 
     package = output / "torch-ext" / _NAME
-    operator = Path(__file__).parents[1] / f"{_NAME}.py"
+    operator = Path(__file__).parents[1] / "models" / f"{_NAME}.py"
     (package / operator.name).write_text(_with_namespace_of_a_build(operator.read_text()))
     shutil.copyfile(Path(__file__).parent / "fallback.py", package / "fallback.py")
 

@@ -14,15 +14,15 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from ccnet_hf.command import run_command
-from ccnet_hf.data import CITYSCAPES
-from ccnet_hf.data.arguments import DatasetArguments
+from ccnet_hf.data.benchmarks import CITYSCAPES
+from ccnet_hf.data.dataset_arguments import DatasetArguments
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation.cityscapes_server import save_label_ids
-from ccnet_hf.evaluation.loop import evaluate_dataset
+from ccnet_hf.evaluation.evaluator import evaluate_dataset
 from ccnet_hf.evaluation.report import class_table, summary, to_json
 from ccnet_hf.inference import Predictor
-from ccnet_hf.inference.arguments import PredictorArguments
+from ccnet_hf.inference.predictor_arguments import PredictorArguments
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ccnet_hf import CCNetConfig
-from ccnet_hf.loss_ccnet import category_consistent_loss, ccnet_losses, ohem_loss, semantic_segmentation_loss
+from ccnet_hf.models.loss_ccnet import category_consistent_loss, ccnet_losses, ohem_loss, semantic_segmentation_loss
 
 
 def brute_force(logits, labels, reduction):

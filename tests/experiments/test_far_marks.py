@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import set_seed
 
-from ccnet_hf import modeling_ccnet
-from ccnet_hf.data.far_marks import COLOURS, SIDE, SQUARE, far_marks, parts
+from ccnet_hf.experiments import far_marks as experiment
+from ccnet_hf.experiments.far_marks_dataset import COLOURS, SIDE, SQUARE, far_marks, parts
 from ccnet_hf.inference import predict_logits
-from ccnet_hf.training import far_marks as experiment
+from ccnet_hf.models import modeling_ccnet
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """CamVid in the SegNet version: frames of four driving sequences at 480x360, 11 classes (Brostow et al., 2009)."""
 
-from ccnet_hf.data.benchmark import Benchmark
-from ccnet_hf.data.layout import LabelFormat, RawLayout
+from ccnet_hf.data.benchmarks.layout import LabelFormat, RawLayout
+from ccnet_hf.data.benchmarks.record import Benchmark
 
 
 # Name and RGB colour, by training id.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ccnet_hf.data.layout import RawLayout
+from ccnet_hf.data.benchmarks.layout import RawLayout
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Cityscapes: streets of 50 cities, 19 classes (Cordts et al., 2016). Training ids, not the 34 label ids."""
 
-from ccnet_hf.data.benchmark import Benchmark
-from ccnet_hf.data.layout import LabelFormat, RawLayout
+from ccnet_hf.data.benchmarks.layout import LabelFormat, RawLayout
+from ccnet_hf.data.benchmarks.record import Benchmark
 
 
 # Name and RGB colour, by training id.

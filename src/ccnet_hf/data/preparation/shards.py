@@ -21,8 +21,8 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ccnet_hf.data.benchmark import Benchmark
-from ccnet_hf.data.layout import RawExample, open_image, read_same
+from ccnet_hf.data.benchmarks.layout import RawExample, open_image, read_same
+from ccnet_hf.data.benchmarks.record import Benchmark
 from ccnet_hf.errors import InputError
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from ccnet_hf.data.archives import RawFile
-from ccnet_hf.data.benchmark import Benchmark
-from ccnet_hf.data.layout import LabelFormat, RawLayout
+from ccnet_hf.data.benchmarks.layout import LabelFormat, RawLayout
+from ccnet_hf.data.benchmarks.record import Benchmark
 
 
 # Name and RGB colour, by training id.

@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor
 
 from ccnet_hf.command import run_command
-from ccnet_hf.configuration_ccnet import CCNetConfig
 from ccnet_hf.errors import InputError
-from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.visualization import generate_palette
-from ccnet_hf.zoo.conversion import mmsegmentation_key
+from ccnet_hf.zoo.mmsegmentation import mmsegmentation_key
 
 
 @dataclass

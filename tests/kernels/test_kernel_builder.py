@@ -19,9 +19,9 @@ from torch import nn
 
 import ccnet_hf
 from ccnet_hf import RecurrentCrissCrossAttention
-from ccnet_hf.kernels import hub, libraries
+from ccnet_hf.kernels import kernel_builder, libraries
 from ccnet_hf.kernels.__main__ import main
-from ccnet_hf.kernels.hub import write_project
+from ccnet_hf.kernels.kernel_builder import write_project
 
 
 # Key -> whether it is required. The parser of edition 5 refuses every other key.
@@ -163,8 +163,8 @@ def test_model_offers_the_layer(monkeypatch):
         return lambda layer: offered.append((name, layer.__name__)) or layer
 
     monkeypatch.setattr(transformers.integrations, "use_kernel_forward_from_hub", decorator)
-    path = Path(ccnet_hf.__file__).parent / "modeling_ccnet.py"
-    specification = importlib.util.spec_from_file_location("ccnet_hf.modeling_ccnet_copy", path)
+    path = Path(ccnet_hf.__file__).parent / "models" / "modeling_ccnet.py"
+    specification = importlib.util.spec_from_file_location("ccnet_hf.models.modeling_ccnet_copy", path)
     specification.loader.exec_module(importlib.util.module_from_spec(specification))
     assert offered == [("RecurrentCrissCrossAttention", "RecurrentCrissCrossAttention")]
 
@@ -181,4 +181,4 @@ def test_command(tmp_path, capsys):
 
 def test_a_changed_operator_is_noticed():
     with pytest.raises(ValueError, match="no longer contains"):
-        hub._with_namespace_of_a_build("import torch\n\nNAMESPACE = 'ccnet_hf'\n")
+        kernel_builder._with_namespace_of_a_build("import torch\n\nNAMESPACE = 'ccnet_hf'\n")

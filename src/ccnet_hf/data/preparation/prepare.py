@@ -12,11 +12,11 @@ from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from ccnet_hf.command import run_command
-from ccnet_hf.data import BENCHMARKS, Benchmark, get_benchmark
 from ccnet_hf.data.archives import close_archives, list_files
-from ccnet_hf.data.card import dataset_repository, write_card
-from ccnet_hf.data.layout import RawExample, find_examples
-from ccnet_hf.data.shards import Shard, dataset_features, plan_shards, row_maker, write_shard
+from ccnet_hf.data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from ccnet_hf.data.benchmarks.layout import RawExample, find_examples
+from ccnet_hf.data.preparation.card import dataset_repository, write_card
+from ccnet_hf.data.preparation.shards import Shard, dataset_features, plan_shards, row_maker, write_shard
 from ccnet_hf.errors import InputError
 from ccnet_hf.hub import CARD_FILE, check_token, publish
 

@@ -1,7 +1,7 @@
 """LIP, Look into Person: single persons in 20 classes with background (Gong et al., 2017)."""
 
-from ccnet_hf.data.benchmark import Benchmark
-from ccnet_hf.data.layout import LabelFormat, RawLayout
+from ccnet_hf.data.benchmarks.layout import LabelFormat, RawLayout
+from ccnet_hf.data.benchmarks.record import Benchmark
 
 
 # Name and RGB colour, by training id.

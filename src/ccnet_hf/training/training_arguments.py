@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ccnet_hf.data.arguments import DatasetArguments
+from ccnet_hf.data.dataset_arguments import DatasetArguments
 from ccnet_hf.errors import InputError
 from ccnet_hf.recipes import TrainingRecipe
 

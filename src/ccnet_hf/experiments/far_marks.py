@@ -1,6 +1,6 @@
 """The experiment that shows what recurrence is for: a class decided by a mark that convolutions cannot reach.
 
-A CCNet with a shallow backbone, whose reach is about 30 pixels, learns far marks (`ccnet_hf.data.far_marks`) with its
+A CCNet with a shallow backbone, whose reach is about 30 pixels, learns far marks (`far_marks_dataset`) with its
 own loss. By the paper's claim (section 3.3) one round of attention sees the mark only in the rows and columns of
 the pixel in question, two rounds see it anywhere, and a third adds nothing.
 """
@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from ccnet_hf.command import run_command
-from ccnet_hf.configuration_ccnet import CCNetConfig
-from ccnet_hf.configuration_ccnet_resnet import CCNetResNetConfig
-from ccnet_hf.data.far_marks import COLOURS, SIDE, far_marks, parts
+from ccnet_hf.experiments.far_marks_dataset import COLOURS, SIDE, far_marks, parts
 from ccnet_hf.inference import predict_logits
-from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.configuration_ccnet_resnet import CCNetResNetConfig
+from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.visualization import attention_map, blend, captioned_grid, draw_attention
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from ccnet_hf.errors import InputError
-from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation
-from ccnet_hf.reading import read_state_dict
+from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.recipes import get_recipe
+from ccnet_hf.untrusted_checkpoints import read_state_dict
 from ccnet_hf.zoo.authors import (
     AUXILIARY_BIAS,
     authors_key,

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from golden_files import load_golden
 from PIL import Image
 
-import ccnet_hf.image_processing_common_ccnet as common
-from ccnet_hf.image_processing_ccnet import CCNetImageProcessor
-from ccnet_hf.image_processing_pil_ccnet import CCNetImageProcessorPil
-from ccnet_hf.image_transforms_ccnet import (
+import ccnet_hf.models.image_processing_common_ccnet as common
+from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
+from ccnet_hf.models.image_processing_pil_ccnet import CCNetImageProcessorPil
+from ccnet_hf.models.image_transforms_ccnet import (
     convert_to_rgb,
     output_size,
     rescale_output_size,

@@ -19,14 +19,15 @@ import pytest
 from distributions import CITYSCAPES, EXAMPLES, MAPPINGS, die, encode, pack, voc_palette, write, write_distribution
 from huggingface_hub import DatasetCard
 
-import ccnet_hf.data
-from ccnet_hf.data import prepare as prepare_module
+from ccnet_hf.data import benchmarks
 from ccnet_hf.data.archives import RawFile
-from ccnet_hf.data.arguments import DatasetArguments
-from ccnet_hf.data.layout import LabelFormat, RawExample
+from ccnet_hf.data.benchmarks.layout import LabelFormat, RawExample
+from ccnet_hf.data.dataset_arguments import DatasetArguments
 from ccnet_hf.data.loading import load_split
-from ccnet_hf.data.prepare import build, main, prepare_dataset
-from ccnet_hf.data.shards import row_maker
+from ccnet_hf.data.preparation import prepare as prepare_module
+from ccnet_hf.data.preparation.card import dataset_repository
+from ccnet_hf.data.preparation.prepare import build, main, prepare_dataset
+from ccnet_hf.data.preparation.shards import row_maker
 
 
 NAMES = list(EXAMPLES)
@@ -37,7 +38,7 @@ def small_benchmarks(request, monkeypatch):
     """The synthetic distributions are complete: two examples a split."""
     if "shared_dir" in request.fixturenames:
         return
-    for name, benchmark in ccnet_hf.data.BENCHMARKS.items():
+    for name, benchmark in benchmarks.BENCHMARKS.items():
         counts = {split: len(examples) for split, examples in EXAMPLES[name].items()}
         raw = benchmark.raw
         if name == "cityscapes":
@@ -47,7 +48,7 @@ def small_benchmarks(request, monkeypatch):
             names = {split: [example[0] for example in examples] for split, examples in EXAMPLES[name].items()}
             raw = dataclasses.replace(raw, names=lambda files, split, names=names: names[split])
         small = dataclasses.replace(benchmark, num_examples=counts, raw=raw)
-        monkeypatch.setitem(ccnet_hf.data.BENCHMARKS, name, small)
+        monkeypatch.setitem(benchmarks.BENCHMARKS, name, small)
 
 
 def read_rows(output_dir: Path) -> dict[str, dict[str, dict]]:
@@ -111,7 +112,7 @@ def test_loads_mapped_streamed_and_with_other_columns(tmp_path, monkeypatch):
     features = mapped["train"].features
     assert isinstance(features["image"], datasets.Image)
     assert isinstance(features["label"], datasets.Image)
-    assert features["classes"].feature.names == list(ccnet_hf.data.CAMVID.class_names)
+    assert features["classes"].feature.names == list(benchmarks.CAMVID.class_names)
     streamed = datasets.load_dataset(str(tmp_path / "out"), streaming=True)
     assert list(streamed) == list(mapped)
     for split in mapped:
@@ -140,7 +141,7 @@ def test_card_states_terms_counts_mapping_and_classes(tmp_path):
     assert [split["num_examples"] for split in card.data.dataset_info["splits"]] == [2, 2]
     assert "non-commercial research" in card.text
     assert "| 19 | Right-shoe | 255 170 0 |" in card.text
-    assert ccnet_hf.data.LIP.raw.mapping in card.text
+    assert benchmarks.LIP.raw.mapping in card.text
 
 
 # Labels by every route
@@ -198,7 +199,7 @@ def test_missing_scipy_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_voc_training_list_is_the_official_one(shared_dir):
-    from ccnet_hf.data.voc12aug import training_names
+    from ccnet_hf.data.benchmarks.voc12aug import training_names
 
     official = (shared_dir / "reference/lists/voc_train_aug.txt").read_text().split()
     val = (shared_dir / "reference/lists/voc_val.txt").read_text().split()
@@ -207,7 +208,7 @@ def test_voc_training_list_is_the_official_one(shared_dir):
     voc_train = set(generator.choice(official, 1464, replace=False).tolist())
     sbd = set(official) - set(list(voc_train)[:700]) | set(val[::2])
     assert training_names(voc_train, set(val), sbd) == set(official)
-    assert len(official) == ccnet_hf.data.VOC12AUG.num_examples["train"]
+    assert len(official) == benchmarks.VOC12AUG.num_examples["train"]
 
 
 def test_voc_palette_expanded_to_rgb_is_mapped_back(tmp_path):
@@ -417,7 +418,7 @@ def test_a_damaged_shard_is_made_again(tmp_path):
 def test_a_push_takes_the_dataset_and_nothing_else(tmp_path):
     write_distribution(tmp_path / "both", "camvid")
     prepare_dataset("camvid", tmp_path / "both", tmp_path / "both")
-    files = ccnet_hf.data.card.dataset_repository(tmp_path / "both", "me/camvid").files
+    files = dataset_repository(tmp_path / "both", "me/camvid").files
     assert sorted(files) == [
         "README.md",
         *(f"data/{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")),
@@ -426,7 +427,7 @@ def test_a_push_takes_the_dataset_and_nothing_else(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from ccnet_hf.data import shards
+from ccnet_hf.data.preparation import shards
 make_row, count = shards.make_row, 0
 def make_row_or_die(*args):
     global count
@@ -435,7 +436,7 @@ def make_row_or_die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return make_row(*args)
 shards.make_row = make_row_or_die
-from ccnet_hf.data.prepare import prepare_dataset
+from ccnet_hf.data.preparation.prepare import prepare_dataset
 prepare_dataset("lip", sys.argv[1], sys.argv[2], allow_incomplete=True)
 """
 
@@ -476,7 +477,7 @@ def test_a_killed_worker_is_named(tmp_path):
     write(tmp_path, "1.png", b"label")
     image, label = (RawFile(name, tmp_path / name, (tmp_path / name).stat().st_size) for name in ("1.jpg", "1.png"))
     example = RawExample("1", (image,), (label,), LabelFormat("", {}, decode=die))
-    with pytest.raises(OSError, match="a worker died: killed"), row_maker(ccnet_hf.data.LIP, 2) as make_rows:
+    with pytest.raises(OSError, match="a worker died: killed"), row_maker(benchmarks.LIP, 2) as make_rows:
         list(make_rows([example]))
 
 
@@ -568,7 +569,7 @@ def test_real_files_pixel_for_pixel(shared_dir, tmp_path, name, packed):
 
 @pytest.mark.parametrize(("name", "count"), [("cityscapes", 2975 + 500 + 1525), ("ade20k", 22210), ("lip", 40462)])
 def test_official_counts(shared_dir, name, count):
-    benchmark = ccnet_hf.data.get_benchmark(name)
+    benchmark = benchmarks.get_benchmark(name)
     assert sum(benchmark.num_examples.values()) == count
     for split, cities in benchmark.raw.num_by_prefix.items():
         assert sum(cities.values()) == benchmark.num_examples[split]

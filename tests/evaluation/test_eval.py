@@ -14,9 +14,9 @@ from PIL import Image
 from tiny_models import tiny_model
 
 from ccnet_hf import CCNetImageProcessor
-from ccnet_hf.data import CITYSCAPES
-from ccnet_hf.data.cityscapes import LABEL_IDS
-from ccnet_hf.evaluation.evaluate import main
+from ccnet_hf.data.benchmarks import CITYSCAPES
+from ccnet_hf.data.benchmarks.cityscapes import LABEL_IDS
+from ccnet_hf.evaluation.eval import main
 from ccnet_hf.inference import Predictor
 
 

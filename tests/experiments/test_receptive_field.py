@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_model, wake_attention
 
-from ccnet_hf.evaluation.receptive_field import gradient_by_distance, main
+from ccnet_hf.experiments.receptive_field import gradient_by_distance, main
 
 
 class _Window(torch.nn.Module):

@@ -100,7 +100,7 @@ def test_other_classes(small_variant, small_checkpoint, tmp_path, capsys):
 def test_other_classes_are_not_reduced(tmp_path, monkeypatch):
     """As the variant's own are, whose benchmark counts from 1."""
     written = []
-    monkeypatch.setattr("ccnet_hf.zoo.conversion._write_whole", lambda folder, parts: written.append(parts[1]))
+    monkeypatch.setattr("ccnet_hf.zoo.mmsegmentation._write_whole", lambda folder, parts: written.append(parts[1]))
     torch.save(mmsegmentation_state_dict(50, 19), tmp_path / "checkpoint.pth")
     convert_checkpoint("ccnet-r50-ade20k", tmp_path / "checkpoint.pth", tmp_path / "folder", num_labels=19)
     assert get_recipe("ccnet-r50-ade20k").image_processor().do_reduce_labels
@@ -294,7 +294,7 @@ def test_a_full_disk_leaves_nothing_behind(small_variant, small_checkpoint, tmp_
         raise OSError(28, "No space left on device")
 
     torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
-    monkeypatch.setattr("ccnet_hf.image_processing_ccnet.CCNetImageProcessor.save_pretrained", fail)
+    monkeypatch.setattr("ccnet_hf.models.image_processing_ccnet.CCNetImageProcessor.save_pretrained", fail)
     with pytest.raises(OSError, match="No space left"):
         convert_checkpoint(small_variant, tmp_path / "checkpoint.pth", tmp_path / "output")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pth"]

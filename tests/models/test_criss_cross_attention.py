@@ -17,7 +17,7 @@ from ccnet_hf.benchmark.forms import einsum_attention
 
 
 # The package exports a function of the module's name, so the module is not an attribute of the package.
-operator_module = importlib.import_module("ccnet_hf.criss_cross_attention")
+operator_module = importlib.import_module("ccnet_hf.models.criss_cross_attention")
 criss_cross_attention_with_weights = operator_module.criss_cross_attention_with_weights
 criss_cross_attention_residual = operator_module.criss_cross_attention_residual
 

@@ -10,7 +10,7 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ccnet_hf.data.benchmark import Benchmark
+from ccnet_hf.data.benchmarks.record import Benchmark
 from ccnet_hf.errors import InputError
 from ccnet_hf.hub import CARD_FILE, HubRepository
 

@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-import ccnet_hf.modeling_ccnet
+import ccnet_hf.models.modeling_ccnet
 from ccnet_hf import (
     CCNetConfig,
     CCNetForSemanticSegmentation,
@@ -29,7 +29,7 @@ from ccnet_hf import (
     CrissCrossAttention,
     RecurrentCrissCrossAttention,
 )
-from ccnet_hf.loss_ccnet import category_consistent_loss, ohem_loss, semantic_segmentation_loss
+from ccnet_hf.models.loss_ccnet import category_consistent_loss, ohem_loss, semantic_segmentation_loss
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_the_operator_matters(pixel_values, monkeypatch):
     """What every other test rests on: without the operator the numbers change."""
     model = tiny_model(classifier_dropout_prob=0.0)
     expected = model(pixel_values).logits
-    monkeypatch.setattr(ccnet_hf.modeling_ccnet, "criss_cross_attention", lambda query, key, value: value)
+    monkeypatch.setattr(ccnet_hf.models.modeling_ccnet, "criss_cross_attention", lambda query, key, value: value)
     assert (model(pixel_values).logits - expected).norm() > 1e-2 * expected.norm()
 
 

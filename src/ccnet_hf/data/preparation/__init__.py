@@ -1,0 +1,1 @@
+"""From a benchmark's official distribution to a Hugging Face dataset."""

@@ -1,0 +1,1 @@
+"""Evidence: what recurrence is for, and how far a checkpoint looks."""

@@ -1,0 +1,1 @@
+"""All that travels to the Hub with a checkpoint, and nothing else. Flat, because remote code copies flat siblings."""
