@@ -37,7 +37,7 @@ def reading(source: str | os.PathLike) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # libraries raise whatever the bytes led them to
-        raise InputError(f"{os.fspath(source)} cannot be read: {describe(error)}") from error
+        raise InputError(f"{os.fspath(source)} cannot be read: {describe(error, source)}") from error
 
 
 @contextmanager
@@ -58,14 +58,16 @@ def using(values: str) -> Iterator[None]:
         raise InputError(f"{values}: {describe(error)}" if values else describe(error)) from error
 
 
-def describe(error: BaseException) -> str:
-    """What an exception says, as one clause on one line of bounded length."""
+def describe(error: BaseException, source: str | os.PathLike | None = None) -> str:
+    """What an exception says, as one clause on one line of bounded length; a file that it is about is named unless it
+    is `source`, which whoever asks names."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+        is_named = error.filename is None or (source is not None and str(error.filename) == os.fspath(source))
+        return error.strerror.lower() + ("" if is_named else f": {error.filename}")
     said = " ".join(str(error).split())
     if not said:
         return type(error).__name__

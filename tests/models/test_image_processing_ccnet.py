@@ -289,7 +289,7 @@ def test_bad_images_raise(processor_class, image, message):
     [
         (np.zeros((5, 9), np.uint8), "map 0 is 5x9 .* is 6x9"),
         ([np.zeros((6, 9), np.uint8)] * 2, "2 segmentation maps for 1 images"),
-        (np.zeros((6, 9), np.float32), "class ids"),
+        (np.full((6, 9), 0.5, np.float32), "class ids"),
         (Image.new("RGB", (9, 6)), "mode RGB"),
     ],
 )

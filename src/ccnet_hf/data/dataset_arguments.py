@@ -33,8 +33,12 @@ class DatasetArguments:
         default=False, metadata={"help": "go on where examples cannot be read, and name them at the end"}
     )
 
-    def load_split(self, split: str) -> datasets.Dataset | datasets.IterableDataset:
-        """Load one split, or several as in `train+validation`; raises as `ccnet_hf.data.loading.load_split`."""
+    max_image_pixels: int | None = field(
+        default=None, metadata={"help": "largest image that is read, in pixels, 0: any; default: 178956970"}
+    )
+
+    def load_split(self, split: str, hint: str = "") -> datasets.Dataset | datasets.IterableDataset:
+        """Load one split, or several as in `train+validation`; as `ccnet_hf.data.loading.load_split`."""
         return load_split(
             self.dataset_name,
             split,
@@ -43,6 +47,7 @@ class DatasetArguments:
             self.streaming,
             self.dataset_config_name,
             self.dataset_revision,
+            hint,
         )
 
     def reduces_labels(self, split: datasets.Dataset | datasets.IterableDataset, by_default: bool) -> bool:

@@ -16,11 +16,12 @@ from accelerate.utils import parse_flag_from_env
 from ccnet_hf.command import run_command
 from ccnet_hf.data.benchmarks import CITYSCAPES
 from ccnet_hf.data.dataset_arguments import DatasetArguments
+from ccnet_hf.data.images import turned_note
 from ccnet_hf.data.loading import SegmentationDataset
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
 from ccnet_hf.evaluation.cityscapes_server import save_label_ids
 from ccnet_hf.evaluation.evaluator import evaluate_dataset
-from ccnet_hf.evaluation.report import class_table, summary, to_json
+from ccnet_hf.evaluation.report import class_table, summary, to_json, unlabelled_classes
 from ccnet_hf.inference import Predictor
 from ccnet_hf.inference.predictor_arguments import PredictorArguments
 
@@ -81,6 +82,8 @@ def _evaluate(arguments: EvalArguments, process: PartialState) -> None:
         ignore_index=config.semantic_loss_ignore_index,
         reduce_labels=arguments.reduces_labels(split, predictor.image_processor.do_reduce_labels),
         skip_corrupt=arguments.skip_corrupt,
+        max_image_pixels=arguments.max_image_pixels,
+        source=arguments.dataset_name,
     )
     result = evaluate_dataset(predictor, dataset, arguments.batch_size, export=export)
     if process.is_main_process:
@@ -96,7 +99,9 @@ def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableData
         raise InputError(f"{arguments.dataset_name} has no column 'name' for --name_prefix")
     if arguments.streaming:
         return split.filter(lambda name: name.startswith(prefix), input_columns="name")
-    return split.select([index for index, name in enumerate(split["name"]) if name.startswith(prefix)])
+    with reading(arguments.dataset_name):
+        names = split["name"][:]
+    return split.select([index for index, name in enumerate(names) if name.startswith(prefix)])
 
 
 def _report(
@@ -110,6 +115,8 @@ def _report(
         lines = [class_table(result, class_names), "", f"{summary(result)} ({counted})"]
     else:
         print("no pixel is labelled: no scores")
+    if notes := _notes(predictor, class_names, result):
+        lines += ["", *notes]
     if result["skipped"]:
         lines += ["", f"{len(result['skipped'])} examples skipped:", *(f"- {reason}" for reason in result["skipped"])]
     print(*lines, sep="\n")
@@ -134,6 +141,17 @@ def _report(
             "",
         ]
         Path(arguments.output_markdown).write_text("\n".join([*heading, *lines]) + "\n")
+
+
+def _notes(predictor: Predictor, class_names: Sequence[str], result: dict[str, Any]) -> list[str]:
+    """What a user may not expect of the label maps, a line each."""
+    notes = [turned_note(result["turned"])] if result["turned"] else []
+    if "confusion_matrix" in result:
+        counts = [sum(row) for row in result["confusion_matrix"]]
+        ignore_index = predictor.model.config.semantic_loss_ignore_index
+        missing = unlabelled_classes(counts, result["num_ignored_pixels"], ignore_index, class_names)
+        notes += [missing] if missing else []
+    return notes
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "eval.py") -> int:

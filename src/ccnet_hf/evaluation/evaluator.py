@@ -36,8 +36,9 @@ def evaluate_dataset(
         export: called with the name and the label map (H, W) of every image of this process.
 
     Returns:
-        `num_examples`; `skipped`, the messages about examples left out because `dataset` skips corrupt ones;
-        `confusion_matrix`, as `ccnet_hf.evaluation.metric.confusion_matrix` counts, in nested lists; and the scores of
+        `num_examples`; `num_ignored_pixels`; `skipped`, the messages about examples left out because `dataset` skips
+        corrupt ones; `turned`, the names of those whose label maps were turned with their images; `confusion_matrix`,
+        as `ccnet_hf.evaluation.metric.confusion_matrix` counts, in nested lists; and the scores of
         `ccnet_hf.evaluation.metric.scores`. The last two are missing where `export` is given and no pixel is labelled.
 
     Raises:
@@ -46,12 +47,13 @@ def evaluate_dataset(
     process = PartialState()
     metric = MeanIoU(num_labels=dataset.num_labels, ignore_index=dataset.ignore_index)
     corrupt: list[str] = []
-    examples = dataset.examples(process.process_index, process.num_processes, corrupt)
+    turned: list[str] = []
+    examples = dataset.examples(process.process_index, process.num_processes, corrupt, turned)
     total = None if dataset.streamed else len(range(process.process_index, len(dataset), process.num_processes))
     bar = tqdm(
         total=total, desc="evaluate", unit="image", disable=not (progress and process.is_main_process), leave=False
     )
-    num_examples = 0
+    num_examples = num_ignored = 0
     with bar:
         while batch := list(islice(examples, batch_size)):
             images, labels, names = zip(*batch, strict=True)
@@ -61,12 +63,12 @@ def evaluate_dataset(
                 if export is not None:
                     export(name, label_map)
             num_examples += len(batch)
+            num_ignored += sum(int((label == dataset.ignore_index).sum()) for label in labels)
             bar.update(len(batch))
     metric.confusion_matrix = reduce(metric.confusion_matrix.to(process.device), "sum")
-    result = {
-        "num_examples": int(reduce(torch.tensor(num_examples, device=process.device), "sum")),
-        "skipped": sorted(gather_object(corrupt)),
-    }
+    counted = reduce(torch.tensor([num_examples, num_ignored], device=process.device), "sum").tolist()
+    result = dict(zip(("num_examples", "num_ignored_pixels"), counted, strict=True))
+    result |= {"skipped": sorted(gather_object(corrupt)), "turned": sorted(gather_object(turned))}
     if not result["num_examples"]:
         raise InputError(f"no example to score; {len(result['skipped'])} could not be read")
     if export is not None and not metric.confusion_matrix.any():

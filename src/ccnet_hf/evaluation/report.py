@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ccnet_hf.visualization import format_share
+
 
 MEANS = {"mean_iou": "mIoU", "mean_accuracy": "mAcc", "overall_accuracy": "aAcc"}
 
@@ -27,6 +29,31 @@ def class_table(scores: dict[str, Any], class_names: Sequence[str]) -> str:
 def summary(scores: dict[str, Any]) -> str:
     """The means in percent, in one line."""
     return ", ".join(f"{short} {100 * scores[name]:.2f}" for name, short in MEANS.items())
+
+
+def unlabelled_classes(
+    counts: Sequence[int], num_ignored: int, ignore_index: int, class_names: Sequence[str], counted: str = ""
+) -> str | None:
+    """One line on the classes without a labelled pixel and the fraction of ignored pixels; `None` where all have one.
+
+    Args:
+        counts: labelled pixels by class.
+        num_ignored: pixels with the ignored id.
+        ignore_index: that id.
+        class_names: name per class.
+        counted: which label maps were counted, where not all were.
+    """
+    missing = [f"{label} ({class_names[label]})" for label, count in enumerate(counts) if not count]
+    total = int(sum(counts)) + num_ignored
+    if not missing or not total:
+        return None
+    named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    line = f"no pixel{f' {counted}' if counted else ''} is labelled {named}"
+    if num_ignored:
+        line += f"; {format_share(num_ignored / total)} are {ignore_index}, which is ignored"
+        if not any(counts[1:]):
+            line += f" (of masks of 0 and {ignore_index}, {ignore_index} has to become 1)"
+    return line
 
 
 def to_json(report: dict[str, Any]) -> str:

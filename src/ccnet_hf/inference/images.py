@@ -1,53 +1,14 @@
-"""Images in and out: finding them, reading any kind as RGB, naming the results."""
+"""Finding the images that a user names, and naming the results."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from glob import glob
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
-
 from ccnet_hf.errors import InputError
-from ccnet_hf.models.image_transforms_ccnet import convert_to_rgb
 
 
 # What a folder is searched for. A file named by the user, or matched by a pattern, is read whatever its suffix.
 SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any PIL mode as 8-bit RGB, turned upright as its EXIF orientation says.
-
-    Raises:
-        InputError: for modes whose range is not known (floating point, 32-bit integers above 65535).
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise InputError("floating point pixels have no known range; save the image with 8 or 16 bits per channel")
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(np.int64)
-        if pixels.size and not 0 <= pixels.min() <= pixels.max() < 2**16:
-            raise InputError(f"grey values {pixels.min()}..{pixels.max()} exceed 16 bits")
-    return convert_to_rgb(image)
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Read an image of any kind (palette, grey, 16-bit, RGBA, CMYK, rotated by EXIF) as upright 8-bit RGB.
-
-    Raises:
-        InputError: the file is missing, is not an image, is truncated or has too many pixels; the message names it.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large (decompression bomb) images and odd metadata are no concern here
-            with Image.open(path) as image:
-                return to_rgb(image)
-    except FileNotFoundError:
-        raise InputError(f"no such image: {path}") from None
-    except Exception as error:  # Pillow's readers raise whatever the broken bytes led to, struct.error included
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise InputError(f"cannot read {path}: {reason}") from error
 
 
 def find_images(inputs: Sequence[str], exclude: Path | None = None) -> list[Path]:

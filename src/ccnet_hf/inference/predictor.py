@@ -1,5 +1,6 @@
 """From images to label maps by the definitions of mmsegmentation's test pipelines, augmentation included."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,13 +10,14 @@ from torch import nn
 from transformers import BaseImageProcessor
 
 from ccnet_hf.data import benchmarks
+from ccnet_hf.data.images import read_image
 from ccnet_hf.errors import InputError
 from ccnet_hf.inference.logits import Size, low_resolution_logits, positive, slide_logits, sliding_window
 from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
-from ccnet_hf.models.image_transforms_ccnet import image_to_array, rescale_output_size
+from ccnet_hf.models.image_transforms_ccnet import image_size, rescale_output_size, upright
 
 
-InputImage = Image.Image | np.ndarray | torch.Tensor
+InputImage = Image.Image | np.ndarray | torch.Tensor | str | os.PathLike
 
 
 class Predictor:
@@ -73,27 +75,30 @@ class Predictor:
         """Class scores of one image at its own size.
 
         Args:
-            image: a PIL image, or an array or tensor as the image processor takes it.
+            image: a PIL image, which is turned upright as its EXIF orientation says, an array or tensor as the image
+                processor takes it, or an image file.
 
         Returns:
             (num_labels, H, W) float32: logits by the plain protocol, mean softmax probabilities with augmentation.
         """
+        image = _upright(image)
         if self.is_augmented:
             return self._mean_probabilities([image])[0]
         ((logits, input_size),) = self._predict(self._inputs([image]))
-        return resize_logits(logits, self.model.config.align_corners, input_size, _image_size(image))
+        return resize_logits(logits, self.model.config.align_corners, input_size, image_size(image))
 
     def label_map(self, image: InputImage) -> torch.Tensor:
-        """The most likely class of every pixel of one image: (H, W) int64 at the image's own size."""
+        """The most likely class of every pixel of one image: (H, W) int64 at the upright image's own size."""
         return self.label_maps([image])[0]
 
     def label_maps(self, images: Sequence[InputImage]) -> list[torch.Tensor]:
         """As `label_map` for several images; those of equal network input size share one forward pass."""
+        images = [_upright(image) for image in images]
         if self.is_augmented:
             return [probabilities.argmax(dim=0) for probabilities in self._mean_probabilities(images)]
         predictions = self._predict(self._inputs(images))
         return [
-            argmax_of_resized_logits(logits, self.model.config.align_corners, input_size, _image_size(image))
+            argmax_of_resized_logits(logits, self.model.config.align_corners, input_size, image_size(image))
             for image, (logits, input_size) in zip(images, predictions, strict=True)
         ]
 
@@ -109,7 +114,7 @@ class Predictor:
                     logits = resize_logits(logits, align_corners, input_size)
                     if flipped:
                         logits = logits.flip(-1)[self._flipped_labels]
-                    logits = resize_logits(logits, align_corners, target_size=_image_size(images[index]))
+                    logits = resize_logits(logits, align_corners, target_size=image_size(images[index]))
                     totals[index] += logits.softmax(dim=0)
         return [total / (len(self.scales) * len(flips)) for total in totals]
 
@@ -119,7 +124,7 @@ class Predictor:
         for image in images:
             options = {"do_pad": False}
             if scale is not None:
-                height, width = rescale_output_size(*_image_size(image), scale)
+                height, width = rescale_output_size(*image_size(image), scale)
                 options |= {"do_resize": True, "size": {"height": height, "width": width}}
             inputs.append(self.image_processor(image, return_tensors="pt", **options)["pixel_values"][0])
         return inputs
@@ -157,7 +162,7 @@ def _exchange(num_labels: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
     return exchanged
 
 
-def _image_size(image) -> tuple[int, int]:
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    return tuple(image_to_array(image, do_convert_rgb=False).shape[-2:])
+def _upright(image: InputImage) -> Image.Image | np.ndarray | torch.Tensor:
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    return upright(image) if isinstance(image, Image.Image) else image

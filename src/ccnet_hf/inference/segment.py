@@ -14,8 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ccnet_hf.command import run_command
+from ccnet_hf.data.images import check_max_pixels, read_image
 from ccnet_hf.errors import InputError
-from ccnet_hf.inference.images import find_images, read_image, unique_stems
+from ccnet_hf.inference.images import find_images, unique_stems
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.predictor_arguments import PredictorArguments
 from ccnet_hf.visualization import class_shares, colorize, complete_palette, format_share, overlay
@@ -33,6 +34,9 @@ class SegmentArguments(PredictorArguments):
     skip_corrupt: bool = field(
         default=False, metadata={"help": "go on after an unreadable image, and count them at the end"}
     )
+    max_image_pixels: int | None = field(
+        default=None, metadata={"help": "largest image that is read, in pixels, 0: any; default: 178956970"}
+    )
 
 
 def segment(arguments: SegmentArguments) -> None:
@@ -41,6 +45,7 @@ def segment(arguments: SegmentArguments) -> None:
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
 
+    check_max_pixels(arguments.max_image_pixels)
     output_dir = Path(arguments.output_dir)
     paths = find_images(arguments.images, exclude=output_dir)
     predictor = arguments.load_predictor()
@@ -59,7 +64,7 @@ def segment(arguments: SegmentArguments) -> None:
     stems = unique_stems(paths)
     for path, stem in tqdm(list(zip(paths, stems, strict=True)), desc="segmenting", unit="image", disable=None):
         try:
-            image = read_image(path)
+            image = read_image(path, arguments.max_image_pixels)
         except ValueError as error:
             if not arguments.skip_corrupt:
                 raise

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
@@ -22,16 +21,22 @@ from transformers.image_utils import (
     SizeDict,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import logging
 
 from .image_transforms_ccnet import (
     Array,
+    fit_labels,
     image_to_array,
+    open_image,
     output_size,
     resize_bilinear,
     resize_nearest,
     segmentation_map_to_array,
+    stored_orientation,
 )
 
+
+logger = logging.get_logger(__name__)
 
 Size = tuple[int, int]  # (height, width)
 
@@ -79,12 +84,20 @@ class CCNetImageProcessorMixin:
 
     def fetch_images(self, images: Any) -> Any:
         """Images for the paths and addresses among `images`, by Pillow in both backends. Files come in as they are,
-        upright, where transformers would make 8-bit RGB of 16-bit images and of segmentation maps."""
+        upright, where transformers would make 8-bit RGB of 16-bit images and of segmentation maps.
+
+        Raises:
+            ValueError: If a file is no image, damaged, or larger than Pillow allows.
+        """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, (str, os.PathLike)) and os.path.isfile(images):
-            with PIL.Image.open(images) as image:
-                return PIL.ImageOps.exif_transpose(image)
+            try:
+                return open_image(images)
+            except PIL.Image.DecompressionBombError as error:
+                raise ValueError(f"{images}: {error} Set `PIL.Image.MAX_IMAGE_PIXELS` to allow it.") from error
+            except Exception as error:  # Pillow's decoders raise whatever the broken bytes led to
+                raise ValueError(f"{images} cannot be read: {error}") from error
         return ImageProcessingMixin.fetch_images(self, images)
 
     def preprocess(
@@ -97,10 +110,11 @@ class CCNetImageProcessorMixin:
 
         Args:
             images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, or a list of these):
-                Images of any mode; arrays with values in 0..255, or in 0..1 together with `do_rescale=False`.
+                Images of any mode, which are turned upright as their EXIF orientation says; arrays with values in
+                0..255, or in 0..1 together with `do_rescale=False`.
             segmentation_maps (the same, *optional*):
-                Class ids of shape `(height, width)`, one map per image and of its size. They are resized along with
-                it.
+                Class ids of shape `(height, width)`, one map per upright image and of its size. They are resized along
+                with it. A map that fits only the stored pixels of an image is turned with it.
             **kwargs: Override the processor's attributes for this call.
 
         Returns:
@@ -158,10 +172,9 @@ class CCNetImageProcessorMixin:
         # A mean of another length says that the model takes other channels than red, green and blue.
         channels = len(image_mean) if isinstance(image_mean, (list, tuple)) else None
         do_convert_rgb = do_convert_rgb and channels in (None, 3)
-        images = [
-            self.process_image(image, do_convert_rgb, input_data_format, device)
-            for image in _flatten(self.fetch_images(images), (2, 3), "image")
-        ]
+        images = _flatten(self.fetch_images(images), (2, 3), "image")
+        orientations = [stored_orientation(image) for image in images]
+        images = [self.process_image(image, do_convert_rgb, input_data_format, device) for image in images]
         if not images:
             raise ValueError("No images given.")
         for image in images:
@@ -169,7 +182,7 @@ class CCNetImageProcessorMixin:
                 raise ValueError(f"An image has {image.shape[0]} channels, but `image_mean` has {channels} values.")
         labels = None
         if segmentation_maps is not None:
-            labels = self._prepare_labels(segmentation_maps, images, device, **kwargs)
+            labels = self._prepare_labels(segmentation_maps, images, orientations, device, **kwargs)
 
         images = self._preprocess(images, **kwargs)
         images = [image.float() if isinstance(image, torch.Tensor) else image.astype(np.float32) for image in images]
@@ -193,20 +206,28 @@ class CCNetImageProcessorMixin:
         self,
         segmentation_maps: ImageInput,
         images: list[Array],
+        orientations: list[int],
         device: str | torch.device | None,
         do_reduce_labels: bool | None,
         do_resize: bool | None,
         size: SizeDict,
         **kwargs,
     ) -> list[Array]:
-        """The segmentation maps of `images` (not yet resized) as int64 arrays `(height, width)`, reduced and
-        resized."""
+        """The segmentation maps of `images` (not yet resized), which were stored in `orientations`, as int64 arrays
+        `(height, width)`, reduced and resized."""
         segmentation_maps = _flatten(self.fetch_images(segmentation_maps), (2,), "segmentation map")
         if len(segmentation_maps) != len(images):
             raise ValueError(f"Got {len(segmentation_maps)} segmentation maps for {len(images)} images.")
         labels = []
         for index, (segmentation_map, image) in enumerate(zip(segmentation_maps, images, strict=True)):
-            label = self._to_backend(segmentation_map_to_array(segmentation_map), device)
+            stored_label = segmentation_map_to_array(segmentation_map)
+            label = fit_labels(stored_label, *image.shape[-2:], orientations[index])
+            if label is not stored_label:
+                logger.warning_once(
+                    "Segmentation maps that fit only the stored pixels of an image are turned with it, as its EXIF "
+                    "orientation says."
+                )
+            label = self._to_backend(label, device)
             if label.shape != image.shape[-2:]:
                 raise ValueError(
                     f"Segmentation map {index} is {label.shape[0]}x{label.shape[1]} (height x width), but its image "

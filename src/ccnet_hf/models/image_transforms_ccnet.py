@@ -4,13 +4,33 @@ rules of mmsegmentation.
 Everything here works on NumPy arrays and on torch tensors alike, so that both image processors give the same pixels.
 """
 
+import os
+import threading
+from typing import BinaryIO
+
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import torch
 from transformers.image_utils import ChannelDimension, SizeDict
 
 
 Array = np.ndarray | torch.Tensor
+
+# What turns an image upright, by the orientation that its EXIF block states.
+_UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+# Where Pillow keeps what states an orientation, and where `upright` keeps the one that it has acted on.
+_ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+_STORED_ORIENTATION = "stored_orientation"
+_PILLOW_LIMIT = threading.Lock()  # Pillow's limit holds for the whole process, and is lifted by one thread at a time
 
 
 def resize_output_size(height: int, width: int, longest: int, shortest: int) -> tuple[int, int]:
@@ -19,7 +39,12 @@ def resize_output_size(height: int, width: int, longest: int, shortest: int) -> 
 
     Returns:
         `(height, width)` after resizing.
+
+    Raises:
+        ValueError: If the image has no pixels.
     """
+    if height < 1 or width < 1:
+        raise ValueError(f"An image of {height}x{width} pixels (height x width) cannot be resized.")
     factor = min(longest / max(height, width), shortest / min(height, width))
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
@@ -55,9 +80,13 @@ def resize_bilinear(image: Array, height: int, width: int) -> Array:
 
     Returns:
         An array of the same kind and dtype, of shape `(..., height, width)`.
+
+    Raises:
+        ValueError: If the image or the new size has no pixels.
     """
     if tuple(image.shape[-2:]) == (height, width):
         return image
+    _check_resize(image, height, width)
     left, right, x = _bilinear_taps(image.shape[-1], width)
     top, bottom, y = _bilinear_taps(image.shape[-2], height)
     if image.dtype not in (np.uint8, torch.uint8):
@@ -78,11 +107,20 @@ def resize_bilinear(image: Array, height: int, width: int) -> Array:
 
 def resize_nearest(labels: Array, height: int, width: int) -> Array:
     """Resizes label maps of shape `(..., height, width)` as OpenCV's `INTER_NEAREST` does: the pixel `i` of the result
-    comes from pixel `floor(i * old size / new size)`."""
+    comes from pixel `floor(i * old size / new size)`. Raises as [`resize_bilinear`]."""
+    _check_resize(labels, height, width)
     old_height, old_width = labels.shape[-2:]
     rows = np.minimum(np.floor(np.arange(height) * (1.0 / (height / old_height))).astype(np.int64), old_height - 1)
     columns = np.minimum(np.floor(np.arange(width) * (1.0 / (width / old_width))).astype(np.int64), old_width - 1)
     return labels[..., _like(rows[:, None], labels), _like(columns, labels)]
+
+
+def _check_resize(image: Array, height: int, width: int) -> None:
+    if min(*image.shape[-2:], height, width) < 1:
+        raise ValueError(
+            f"An image of {image.shape[-2]}x{image.shape[-1]} pixels (height x width) cannot be resized to "
+            f"{height}x{width}."
+        )
 
 
 def _bilinear_taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -107,16 +145,127 @@ def _is_floating(array: Array) -> bool:
     return array.is_floating_point() if isinstance(array, torch.Tensor) else np.issubdtype(array.dtype, np.floating)
 
 
+def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = None) -> PIL.Image.Image:
+    """Decodes an image file of any mode, the whole of it, so that damage anywhere shows, and turns it upright.
+
+    Args:
+        source (`str`, `os.PathLike` or a binary file): The file.
+        max_pixels (`int`, *optional*):
+            The largest number of pixels that is decoded, 0 for any. By default Pillow's own limit holds, twice its
+            `PIL.Image.MAX_IMAGE_PIXELS`: 178,956,970.
+
+    Raises:
+        PIL.Image.DecompressionBombError: If it has more pixels. A damaged file can raise any other exception.
+    """
+    try:
+        return _decode(source, max_pixels)
+    except PIL.Image.DecompressionBombError:
+        if max_pixels is None:
+            raise
+    with _PILLOW_LIMIT:
+        limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+        try:
+            if not isinstance(source, (str, os.PathLike)):
+                source.seek(0)
+            return _decode(source, max_pixels)
+        finally:
+            PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def _decode(source: str | os.PathLike | BinaryIO, max_pixels: int | None) -> PIL.Image.Image:
+    with PIL.Image.open(source) as image:
+        if max_pixels and image.width * image.height > max_pixels:
+            raise PIL.Image.DecompressionBombError(
+                f"Image size ({image.width * image.height} pixels) exceeds limit of {max_pixels} pixels"
+            )
+        if image.format == "TIFF":  # which is turned by Pillow while it is loaded, and forgets how it was stored
+            image.info[_STORED_ORIENTATION] = _exif_orientation(image)
+        return upright(image)
+
+
+def _exif_orientation(image: PIL.Image.Image) -> int:
+    """The EXIF orientation of an image's pixels, from 1, upright, to 8; 1 where it has none or none that is valid."""
+    try:
+        orientation = image.getexif().get(PIL.ExifTags.Base.Orientation)
+    except Exception:  # a damaged EXIF block, which raises whatever its bytes lead to; the pixels are none the worse
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
+
+
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image turned as its EXIF orientation says; the very image where there is nothing to turn."""
+    image.load()  # Pillow turns a TIFF file upright meanwhile
+    orientation = _exif_orientation(image)
+    if orientation == 1:
+        return image
+    turned = image.transpose(_UPRIGHT[orientation])
+    for key in _ORIENTATION_KEYS:
+        turned.info.pop(key, None)
+    turned.info[_STORED_ORIENTATION] = orientation
+    return turned
+
+
+def stored_orientation(image: PIL.Image.Image | Array) -> int:
+    """The EXIF orientation, 1 to 8, in which an image was stored, [`upright`] by now or not; 1 for an array."""
+    if not isinstance(image, PIL.Image.Image):
+        return 1
+    return image.info.get(_STORED_ORIENTATION) or _exif_orientation(image)
+
+
+def fit_labels(labels: Array, height: int, width: int, orientation: int) -> Array:
+    """A label map that belongs to an image's stored pixels, turned as the image was.
+
+    Args:
+        labels (`np.ndarray` or `torch.Tensor` of shape `(height, width)`): The label map.
+        height (`int`), width (`int`): The size of the upright image.
+        orientation (`int`): The image's [`stored_orientation`].
+
+    Returns:
+        The turned label map if only that has the size of the image, and the very label map otherwise: one that fits as
+        it is belongs to the upright image.
+    """
+    if orientation < 5 or tuple(labels.shape) == (height, width) or tuple(labels.shape) != (width, height):
+        return labels
+    axes = {5: (), 6: (1,), 7: (0, 1), 8: (0,)}[orientation]  # to be flipped after rows and columns were exchanged
+    return labels.T.flip(axes) if isinstance(labels, torch.Tensor) else np.ascontiguousarray(np.flip(labels.T, axes))
+
+
 def convert_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """An image of any mode as 8-bit RGB, as OpenCV reads it: of 16-bit images the upper byte, without transparency.
-    Floating point and 32-bit integers are taken to lie in 0..255, the latter in 16 bits if they do not."""
+    Floating point and 32-bit integers are taken to lie in 0..255, the latter in 16 bits if they do not.
+
+    Raises:
+        ValueError: If floating point or 32-bit values lie elsewhere, NaN among them.
+    """
     if image.mode.startswith("I"):
         values = np.asarray(image)
-        values = values if image.mode == "I" and values.max(initial=0) < 256 else values >> 8
-        image = PIL.Image.fromarray(values.clip(0, 255).astype(np.uint8))
+        largest = values.max(initial=0)
+        if image.mode == "I" and not 0 <= values.min(initial=0) <= largest < 2**16:
+            raise ValueError(
+                f"An image of 32-bit integers must lie in 0..65535, got values from {values.min()} to {values.max()}."
+            )
+        values = values if image.mode == "I" and largest < 256 else values >> 8
+        image = PIL.Image.fromarray(values.astype(np.uint8))
+    elif image.mode == "F":
+        values = np.asarray(image)
+        if values.size and not 0 <= values.min() <= values.max() <= 255:  # neither does NaN
+            raise ValueError(
+                f"A floating point image must lie in 0..255, got values from {values.min()} to {values.max()}."
+            )
     elif image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about palettes with transparent entries
     return image.convert("RGB")
+
+
+def image_size(image: PIL.Image.Image | Array) -> tuple[int, int]:
+    """`(height, width)` of an upright image or of an array as [`image_to_array`] takes it."""
+    if isinstance(image, PIL.Image.Image):
+        return image.height, image.width
+    if image.ndim not in (2, 3):
+        raise ValueError(f"An image of shape {tuple(image.shape)} has {image.ndim} axes, expected 2 or 3.")
+    if image.ndim == 2:
+        return tuple(image.shape)
+    return tuple(image.shape[:2]) if _channel_axis(image, None) == 2 else tuple(image.shape[1:])
 
 
 def image_to_array(
@@ -126,8 +275,9 @@ def image_to_array(
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            An image of any mode, or an array of shape `(height, width)`, `(height, width, channels)` or `(channels,
-            height, width)`, floating or with integers from 0 to 255.
+            An image of any mode, which is turned upright if its EXIF orientation asks for that, or an array of shape
+            `(height, width)`, `(height, width, channels)` or `(channels, height, width)`, floating or with integers
+            from 0 to 255.
         do_convert_rgb (`bool`): Whether to make three channels of a grey, four-channel or other image.
         input_data_format (`str`, *optional*): The layout of an array; by default found from its shape.
 
@@ -135,17 +285,20 @@ def image_to_array(
         An array of shape `(channels, height, width)`, uint8 or float32.
 
     Raises:
-        ValueError: If the shape or the values cannot be an image's.
+        ValueError: If the shape or the values cannot be an image's: an axis of 0, NaN, infinity, integers elsewhere.
     """
     if isinstance(image, PIL.Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"An image of {image.height}x{image.width} pixels (height x width) has no pixels.")
+        image = upright(image)
         image = np.array(convert_to_rgb(image) if do_convert_rgb else image)
         input_data_format = ChannelDimension.LAST
+    if 0 in image.shape:
+        raise ValueError(f"An image of shape {tuple(image.shape)} has no pixels.")
     if image.ndim == 2:
         image = image[None]
     elif _channel_axis(image, input_data_format) == 2:
         image = image.transpose(2, 0, 1) if isinstance(image, np.ndarray) else image.permute(2, 0, 1)
-    if 0 in image.shape:
-        raise ValueError(f"An image of shape {tuple(image.shape)} (channels, height, width) has no pixels.")
     if do_convert_rgb and image.shape[0] == 1:
         image = image[[0, 0, 0]]
     elif do_convert_rgb and image.shape[0] == 4:
@@ -171,8 +324,18 @@ def _channel_axis(image: Array, input_data_format: str | ChannelDimension | None
 def _uint8_or_float32(image: Array) -> Array:
     if image.dtype in (np.uint8, torch.uint8):
         return image
+    _check_real(image, "An image")
     if _is_floating(image):
-        return _cast(image, "float32")
+        with np.errstate(over="ignore"):  # beyond float32 lies infinity, which is refused
+            converted = _cast(image, "float32")
+        finite = converted.isfinite() if isinstance(converted, torch.Tensor) else np.isfinite(converted)
+        if not finite.all():
+            place = _first(~finite)
+            raise ValueError(
+                f"An image must hold finite numbers of float32, got {float(image[place])} at (channel, row, column) "
+                f"{place}."
+            )
+        return converted
     image = _cast(image, "int64")
     if image.min() < 0 or image.max() > 255:
         raise ValueError(
@@ -182,14 +345,48 @@ def _uint8_or_float32(image: Array) -> Array:
     return _cast(image, "uint8")
 
 
+def _check_real(values: Array, what: str) -> None:
+    is_tensor = isinstance(values, torch.Tensor)
+    if values.is_complex() if is_tensor else values.dtype.kind not in "biuf":
+        raise ValueError(f"{what} holds real numbers, got {values.dtype}.")
+
+
+def _first(mask: Array) -> tuple[int, ...]:
+    """The indices of the first true element."""
+    return tuple(int(index) for index in (mask.nonzero() if isinstance(mask, torch.Tensor) else np.argwhere(mask))[0])
+
+
 def segmentation_map_to_array(segmentation_map: PIL.Image.Image | Array) -> Array:
-    """One segmentation map, a palette or grey image or an integer array of shape `(height, width)`, as a new int64
-    array of that shape."""
+    """One segmentation map as a new int64 array of its shape.
+
+    Args:
+        segmentation_map (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            A palette or grey image, turned upright by its own EXIF orientation if it has one, or an array of shape
+            `(height, width)`, of integers or of whole floats.
+
+    Raises:
+        ValueError: If an image has several channels, or a value is no whole number: a fraction, NaN, infinity.
+    """
     if isinstance(segmentation_map, PIL.Image.Image):
-        mode, segmentation_map = segmentation_map.mode, np.array(segmentation_map)
+        mode, segmentation_map = segmentation_map.mode, np.array(upright(segmentation_map))
         if segmentation_map.ndim != 2:
             raise ValueError(f"A segmentation map has one channel, of class ids; got an image of mode {mode}.")
-    is_tensor = isinstance(segmentation_map, torch.Tensor)
+    _check_real(segmentation_map, "A segmentation map")
     if _is_floating(segmentation_map):
-        raise ValueError(f"A segmentation map holds class ids, so integers; got {segmentation_map.dtype}.")
-    return segmentation_map.to(torch.int64, copy=True) if is_tensor else segmentation_map.astype(np.int64)
+        _check_whole(segmentation_map)
+    if isinstance(segmentation_map, torch.Tensor):
+        return segmentation_map.to(torch.int64, copy=True)
+    return segmentation_map.astype(np.int64)
+
+
+def _check_whole(labels: Array) -> None:
+    if isinstance(labels, torch.Tensor) and labels.element_size() < 4:
+        labels = labels.float()
+    with np.errstate(invalid="ignore", over="ignore"):  # infinity leaves NaN, which differs from 0 as it should
+        fractional = (labels % 1 != 0) | (abs(labels) >= 2**53)
+    if fractional.any():
+        place = _first(fractional)
+        raise ValueError(
+            f"A segmentation map holds class ids, so whole numbers; got {float(labels[place])} at (row, column) "
+            f"{place}."
+        )

@@ -11,7 +11,7 @@ import datasets
 import torch
 from datasets.distributed import split_dataset_by_node
 
-from ccnet_hf.data.loading import SegmentationDataset
+from ccnet_hf.data.loading import SegmentationDataset, read_rows
 from ccnet_hf.errors import InputError
 
 
@@ -98,6 +98,7 @@ class StreamedBatches(_Batches):
         dataset: what `load_split(..., streaming=True)` returns.
         buffer_size: examples to draw from; they are held in memory, encoded.
         position: where step `start` begins, as `positions` of the run before knew it; `None` reads from step 0 on.
+        source: what the dataset is called where it cannot be read.
         steps: as for `_Batches`.
 
     Attributes:
@@ -112,10 +113,12 @@ class StreamedBatches(_Batches):
         dataset: datasets.IterableDataset,
         buffer_size: int,
         position: tuple[int, int] | None = None,
+        source: str = "the dataset",
         **steps: int,
     ):
         super().__init__(**steps)
         self.dataset = dataset
+        self.source = source
         self.buffer_size = buffer_size
         self.position = position
         self.positions = {} if position is None else {self.steps.start: position}
@@ -137,7 +140,7 @@ class StreamedBatches(_Batches):
             order = self.dataset.shuffle(seed=epoch_seed(self.seed, epoch), buffer_size=self.buffer_size)
             order = split_dataset_by_node(order, rank=self.process_index, world_size=self.num_processes)
             number = None
-            for number, example in enumerate(order):
+            for number, example in enumerate(read_rows(order, self.source)):
                 if number >= taken:
                     yield epoch, number, example
             if number is None:
@@ -164,7 +167,7 @@ def batch_loader(
         InputError: there is no example.
     """
     if dataset.streamed:
-        sampler = StreamedBatches(dataset.dataset, buffer_size, position, **steps)
+        sampler = StreamedBatches(dataset.dataset, buffer_size, position, dataset.source, **steps)
     elif not len(dataset):
         raise InputError("the split to train on is empty")
     else:
@@ -192,12 +195,14 @@ def read_batches(loader: torch.utils.data.DataLoader) -> Iterator[dict[str, Any]
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack examples into `pixel_values` (B, 3, H, W), `labels` (B, H, W), and the lists `names` and `corrupt`."""
+    """Stack examples into `pixel_values` (B, 3, H, W), `labels` (B, H, W), and lists: all `names`, the messages in
+    `corrupt`, and the names of those whose label maps were `turned`."""
     return {
         "pixel_values": torch.stack([example["image"] for example in examples]),
         "labels": torch.stack([example["label"] for example in examples]),
         "names": [example["name"] for example in examples],
         "corrupt": [message for example in examples for message in example["corrupt"]],
+        "turned": [example["name"] for example in examples if example["turned"]],
     }
 
 

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType, DynamoBackend, gather_object
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ccnet_hf.data.images import turned_note
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.errors import InputError
 from ccnet_hf.recipes import TrainingRecipe
@@ -209,6 +210,7 @@ class Trainer:
         self._sampler: torch.utils.data.Sampler | None = None
         self._stream_position: tuple[int, int] | None = None
         self._best_mean_iou: float | None = None
+        self._told_of_turned = False
         self._stop_requested = False
 
     @property
@@ -257,7 +259,11 @@ class Trainer:
         while self.step < recipe.max_train_steps:
             with progress.waiting():
                 passes = [next(batches) for _ in range(self.accumulation_steps)]
-            valid_pixels, stop = self._agree(passes)
+            valid_pixels, stop, any_turned = self._agree(passes)
+            if any_turned and not self._told_of_turned:
+                self._told_of_turned = True
+                turned = gather_object([name for batch in passes for name in batch["turned"]])
+                progress.note(turned_note(sorted(set(turned))))
             if stop:
                 progress.close()
                 self.save_checkpoint()
@@ -276,13 +282,15 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.max_train_steps
 
-    def _agree(self, batches: list[dict[str, Any]]) -> tuple[float, bool]:
-        """What all processes must know of the coming step: labelled pixels per pass, and whether to stop before it."""
+    def _agree(self, batches: list[dict[str, Any]]) -> tuple[float, bool, bool]:
+        """What all processes must know of the coming step: labelled pixels per pass, whether to stop before it, and
+        whether label maps were turned with their images."""
         ignore_index = self.loss.config.semantic_loss_ignore_index
         labelled = sum(int((batch["labels"] != ignore_index).sum()) for batch in batches)
-        mine = torch.tensor([labelled, self._stop_requested], dtype=torch.int64, device=self.accelerator.device)
-        total, stop = self.accelerator.reduce(mine, "sum").tolist()
-        return total / (self.accelerator.num_processes * self.accumulation_steps), stop > 0
+        turned = any(batch["turned"] for batch in batches)
+        mine = torch.tensor([labelled, self._stop_requested, turned], device=self.accelerator.device)
+        total, stop, turned = self.accelerator.reduce(mine, "sum").tolist()
+        return total / (self.accelerator.num_processes * self.accumulation_steps), stop > 0, turned > 0
 
     def _train_step(self, batches: list[dict[str, Any]], valid_pixels: float) -> dict[str, float]:
         """One optimiser step; its losses on this process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,6 +126,11 @@ class Progress:
         self.log(step, numbers)
         if self.accelerator.is_main_process:
             self.bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
+
+    def note(self, text: str) -> None:
+        """Show a line of text beside the live line."""
+        if self.accelerator.is_main_process:
+            self.bar.write(text, file=sys.stderr)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Hand numbers to the trackers and the log."""

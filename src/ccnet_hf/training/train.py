@@ -23,9 +23,11 @@ from torchvision.transforms import v2
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data.benchmarks import flip_label_pairs
-from ccnet_hf.data.loading import SegmentationDataset, class_counts
+from ccnet_hf.data.images import turned_note
+from ccnet_hf.data.loading import SegmentationDataset, label_counts, sample_label_counts
 from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation import evaluate_dataset
+from ccnet_hf.evaluation.report import unlabelled_classes
 from ccnet_hf.hub import CARD_FILE, HubRepository, publish, retry
 from ccnet_hf.inference import Predictor
 from ccnet_hf.inference.loading import load_checkpoint, load_config
@@ -81,16 +83,14 @@ def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, 
     set_seed(arguments.seed, device_specific=True)  # processes start from one model, but drop different channels
     image_processor = _build_image_processor(arguments, recipe, training)
     dataset, validation = _build_datasets(arguments, training, model.config, image_processor)
-    class_weights = None
-    if arguments.class_weight_power:
-        counts = class_counts(dataset, accelerator.process_index, accelerator.num_processes)
-        counts = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
-        class_weights = class_weights_from_counts(counts, arguments.class_weight_power)
+    class_weights = _count_labels(arguments, accelerator, dataset, model.config)
     unscored: set[str] = set()
+    turned: set[str] = set()
 
     def evaluate(model: CCNetForSemanticSegmentation) -> dict[str, float]:
         scores = evaluate_dataset(Predictor(model, image_processor), validation)
-        unscored.update(scores.get("skipped", ()))
+        unscored.update(scores["skipped"])
+        turned.update(scores["turned"])
         return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
 
     if arguments.report_to is None and not accelerator.log_with and accelerator.is_main_process:
@@ -107,6 +107,8 @@ def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, 
     for messages, fate in ((corrupt, "replaced in training"), (unscored, "left out of evaluation")):
         if messages:
             print(f"{len(messages)} corrupt examples were {fate}:", *sorted(messages), sep="\n  ")
+    if turned:
+        print(f"in evaluation, {turned_note(sorted(turned))}")
     # As it was saved: a sharded model does not run on one process alone.
     predictor = Predictor(*load_checkpoint(str(settings.output_dir), "float32", str(accelerator.device)))
     palette = complete_palette(image_processor.palette, model.config.num_labels)
@@ -240,8 +242,8 @@ def _build_datasets(
         flip_label_pairs(config.id2label),
     )
 
-    def load(split: str, transform: v2.Transform | None = None) -> SegmentationDataset:
-        examples = arguments.load_split(split)
+    def load(split: str, transform: v2.Transform | None = None, hint: str = "") -> SegmentationDataset:
+        examples = arguments.load_split(split, hint)
         return SegmentationDataset(
             examples,
             num_labels=config.num_labels,
@@ -250,10 +252,38 @@ def _build_datasets(
             transform=transform,
             seed=arguments.seed,
             skip_corrupt=arguments.skip_corrupt,
+            max_image_pixels=arguments.max_image_pixels,
+            source=arguments.dataset_name,
         )
 
-    dataset = load(arguments.train_split, transform)
-    return dataset, load(arguments.validation_split) if training.eval_steps else None
+    dataset = load(arguments.train_split, transform, "--train_split names another")
+    if not training.eval_steps:
+        return dataset, None
+    hint = "--validation_split names another, --eval_steps 0 trains without evaluation"
+    return dataset, load(arguments.validation_split, hint=hint)
+
+
+def _count_labels(
+    arguments: TrainArguments, accelerator: Accelerator, dataset: SegmentationDataset, config: CCNetConfig
+) -> torch.Tensor | None:
+    """Say which classes have no labelled pixel, as far as is counted; the weights of the classes, if asked for."""
+    weights, counted = None, ""
+    if arguments.class_weight_power:
+        counts = label_counts(dataset, accelerator.process_index, accelerator.num_processes)
+        counts = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
+        weights = class_weights_from_counts(counts[: config.num_labels], arguments.class_weight_power)
+    elif accelerator.is_main_process and not arguments.resume_from_checkpoint:
+        counts, number = sample_label_counts(dataset)
+        counted = f"of {number} label maps"
+    else:
+        return None
+    num_ignored = int(counts[dataset.ignore_index])
+    class_names = [config.id2label[label] for label in range(config.num_labels)]
+    counts = counts[: config.num_labels].tolist()
+    line = unlabelled_classes(counts, num_ignored, dataset.ignore_index, class_names, counted)
+    if line is not None and accelerator.is_main_process:
+        print(line, file=sys.stderr)
+    return weights
 
 
 def _upload(output_dir: Path, repo_id: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
-import PIL.Image
 
 from ccnet_hf.data.archives import RawFile
+from ccnet_hf.data.images import open_image
 from ccnet_hf.errors import InputError
 
 
@@ -39,15 +38,15 @@ class LabelFormat:
         """What values and colours stand for, in a form that can be compared with an earlier one."""
         return repr((sorted(self.training_ids.items()), sorted((self.colours or {}).items())))
 
-    def read(self, encoded: bytes) -> np.ndarray:
-        """Decode a label file into training ids, (H, W) uint8.
+    def read(self, encoded: bytes, max_image_pixels: int | None = None) -> np.ndarray:
+        """Decode a label file into training ids, (H, W) uint8; `max_image_pixels` as in `open_image`.
 
         Raises:
             InputError: it is damaged, has several channels, or holds a value or colour that means nothing.
         """
         if self.decode is not None:
             return self._map_values(self.decode(encoded))
-        image = open_image(encoded)
+        image = open_image(encoded, max_image_pixels)
         if self.colours and image.mode in ("P", "RGB"):
             return self._map_colours(np.asarray(image.convert("RGB")))
         return self._map_values(np.asarray(image), image.mode)
@@ -83,16 +82,6 @@ def _ranges(values: Sequence[int]) -> list[str]:
     starts = [value for value in values if value - 1 not in values]
     ends = [value for value in values if value + 1 not in values]
     return [f"{start}..{end}" if end > start else str(start) for start, end in zip(starts, ends, strict=True)]
-
-
-def open_image(encoded: bytes) -> PIL.Image.Image:
-    """Decode a whole image, so that damage anywhere in it shows; `InputError` if there is any."""
-    try:
-        image = PIL.Image.open(io.BytesIO(encoded))
-        image.load()
-    except Exception as error:  # Pillow's decoders raise a dozen kinds for damaged files
-        raise InputError(f"cannot be read ({error})") from error
-    return image
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ccnet_hf.command import run_command
 from ccnet_hf.data.archives import close_archives, list_files
 from ccnet_hf.data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from ccnet_hf.data.benchmarks.layout import RawExample, find_examples
+from ccnet_hf.data.images import check_max_pixels, turned_note
 from ccnet_hf.data.preparation.card import dataset_repository, write_card
 from ccnet_hf.data.preparation.shards import Shard, dataset_features, plan_shards, row_maker, write_shard
 from ccnet_hf.errors import InputError
@@ -29,11 +30,13 @@ class PreparedDataset:
         num_examples: rows by split; a split without any is not there.
         skipped: why examples were left out, naming their files.
         num_kept_shards: finished shards that were found and kept.
+        turned: names of the examples written whose label map fits only the stored pixels of an image that EXIF turns.
     """
 
     num_examples: dict[str, int]
     skipped: list[str]
     num_kept_shards: int
+    turned: list[str]
 
 
 def prepare_dataset(
@@ -44,6 +47,7 @@ def prepare_dataset(
     allow_incomplete: bool = False,
     skip_corrupt: bool = False,
     max_shard_size: int = 500_000_000,
+    max_image_pixels: int | None = None,
 ) -> PreparedDataset:
     """Write a benchmark as parquet shards and a card, which `datasets.load_dataset(output_dir)` reads.
 
@@ -59,6 +63,7 @@ def prepare_dataset(
         allow_incomplete: take fewer images than the benchmark has.
         skip_corrupt: leave out examples with a missing or damaged file instead of ending there.
         max_shard_size: most bytes of images in one parquet file.
+        max_image_pixels: the largest number of pixels of an image, 0 for any; by default Pillow's 178,956,970.
 
     Raises:
         InputError: files are missing, damaged or of another kind; the message names them.
@@ -67,6 +72,7 @@ def prepare_dataset(
     benchmark = get_benchmark(name)
     if num_proc < 1:
         raise InputError(f"num_proc must be at least 1, it is {num_proc}")
+    check_max_pixels(max_image_pixels)
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     output_dir = Path(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
@@ -75,7 +81,7 @@ def prepare_dataset(
     try:
         found = find_examples(list_files(sources, scratch), benchmark.raw)
         examples = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt)
-        prepared = _write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size)
+        prepared = _write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels)
     except ImportError as error:
         raise InputError(
             f"{benchmark.title} needs {error.name.partition('.')[0]}, of the `train` extra of ccnet_hf"
@@ -154,6 +160,7 @@ def _write(
     num_proc: int,
     skip_corrupt: bool,
     max_shard_size: int,
+    max_image_pixels: int | None,
 ) -> PreparedDataset:
     features = dataset_features(benchmark)
     data, unfinished = output_dir / "data", output_dir / ".data"
@@ -179,16 +186,19 @@ def _write(
         folder.mkdir(parents=True, exist_ok=True)
         shards = plan()
 
-    skipped, num_kept = [], 0
+    skipped, turned, num_kept = [], [], 0
     total = sum(map(len, examples.values()))
-    with row_maker(benchmark, num_proc) as make_rows, tqdm(total=total, unit="image", disable=None) as bar:
+    with (
+        row_maker(benchmark, num_proc, max_image_pixels) as make_rows,
+        tqdm(total=total, unit="image", disable=None) as bar,
+    ):
         for shard in (shard for group in shards.values() for shard in group):
             bar.set_description(shard.path.stem)
             if shard.is_finished():
                 num_kept += 1
                 bar.update(len(shard.examples))
             else:
-                rows = (_count(row, bar) for row in make_rows(shard.examples))
+                rows = (_count(row, bar, turned) for row in make_rows(shard.examples))
                 skipped += write_shard(shard, rows, features, skip_corrupt)
     rows = {split: sum(shard.num_rows for shard in group) for split, group in shards.items()}
     num_examples = {split: number for split, number in rows.items() if number}
@@ -197,11 +207,13 @@ def _write(
     num_bytes = {split: sum(shard.path.stat().st_size for shard in shards[split]) for split in num_examples}
     folder.rename(data)
     write_card(output_dir, benchmark, features, num_examples, num_bytes, skipped)
-    return PreparedDataset(num_examples, skipped, num_kept)
+    return PreparedDataset(num_examples, skipped, num_kept, turned)
 
 
-def _count(row: dict | str, bar: tqdm) -> dict | str:
+def _count(row: dict | str, bar: tqdm, turned: list[str]) -> dict | str:
     bar.update()
+    if isinstance(row, dict) and row.pop("turned", False):
+        turned.append(row["name"])
     return row
 
 
@@ -235,6 +247,9 @@ class PrepareArguments:
     skip_corrupt: bool = field(
         default=False, metadata={"help": "leave out examples with a missing or damaged file and list them at the end"}
     )
+    max_image_pixels: int | None = field(
+        default=None, metadata={"help": "largest image that is read, in pixels, 0: any; default: 178956970"}
+    )
 
 
 def prepare(arguments: PrepareArguments) -> None:
@@ -248,12 +263,15 @@ def prepare(arguments: PrepareArguments) -> None:
         num_proc=arguments.num_proc,
         allow_incomplete=arguments.allow_incomplete,
         skip_corrupt=arguments.skip_corrupt,
+        max_image_pixels=arguments.max_image_pixels,
     )
     official = get_benchmark(arguments.name).num_examples
     counts = (f"{split} {prepared.num_examples.get(split, 0):,} of {count:,}" for split, count in official.items())
     print(f"{arguments.name} written to {arguments.output_dir}: {', '.join(counts)}")
     if prepared.num_kept_shards:
         print(f"{prepared.num_kept_shards} finished shards were kept")
+    if prepared.turned:
+        print(turned_note(prepared.turned))
     if prepared.skipped:
         print(f"{len(prepared.skipped):,} examples were left out:", *prepared.skipped, sep="\n  ")
     if arguments.hub_dataset_id:

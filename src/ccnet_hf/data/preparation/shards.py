@@ -21,9 +21,11 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ccnet_hf.data.benchmarks.layout import RawExample, open_image, read_same
+from ccnet_hf.data.benchmarks.layout import RawExample, read_same
 from ccnet_hf.data.benchmarks.record import Benchmark
+from ccnet_hf.data.images import open_image
 from ccnet_hf.errors import InputError
+from ccnet_hf.models.image_transforms_ccnet import fit_labels, stored_orientation
 
 
 _SOURCE_KEY = b"ccnet_hf.source"  # in a shard's metadata: what it was made from, if nothing was left out
@@ -42,8 +44,11 @@ def dataset_features(benchmark: Benchmark) -> datasets.Features:
     )
 
 
-def make_row(example: RawExample, ignore_index: int = 255) -> dict[str, Any]:
+def make_row(example: RawExample, ignore_index: int = 255, max_image_pixels: int | None = None) -> dict[str, Any]:
     """Read one example and check it: the image's bytes as they are, the label map as PNG of training ids.
+
+    The label map belongs to the upright image; one that fits only the stored pixels of an image with EXIF orientation
+    is turned with them, and the row has the further entry `turned`.
 
     Raises:
         InputError: a file is missing, damaged or does not fit the other; the message names it.
@@ -53,13 +58,14 @@ def make_row(example: RawExample, ignore_index: int = 255) -> dict[str, Any]:
             raise InputError(f"{example.name}: has no {kind}")
     encoded = read_same(example.image)
     try:
-        image = open_image(encoded)
+        image = open_image(encoded, max_image_pixels)
     except ValueError as error:
         raise InputError(f"{example.image[0]}: {error}") from error
     try:
-        label = example.label_format.read(read_same(example.label))
+        read_label = example.label_format.read(read_same(example.label), max_image_pixels)
     except ValueError as error:
         raise InputError(f"{example.label[0]}: {error}") from error
+    label = fit_labels(read_label, image.height, image.width, stored_orientation(image))
     if label.shape != (image.height, image.width):
         raise InputError(
             f"{example.label[0]}: the label map is {label.shape[0]}x{label.shape[1]}, "
@@ -68,30 +74,33 @@ def make_row(example: RawExample, ignore_index: int = 255) -> dict[str, Any]:
     png = io.BytesIO()
     PIL.Image.fromarray(label).save(png, "PNG")
     counts = np.bincount(label.ravel(), minlength=256)
-    return {
+    row = {
         "image": {"bytes": encoded, "path": PurePosixPath(example.image[0].path).name},
         "label": {"bytes": png.getvalue(), "path": f"{example.name}.png"},
         "name": example.name,
         "classes": [int(i) for i in np.flatnonzero(counts) if i != ignore_index],
     }
+    return row if label is read_label else row | {"turned": True}
 
 
-def _row_or_error(example: RawExample, ignore_index: int) -> dict[str, Any] | str:
+def _row_or_error(example: RawExample, ignore_index: int, max_image_pixels: int | None) -> dict[str, Any] | str:
     """Errors travel as text, so that one bad file does not end the work of the others."""
     try:
-        return make_row(example, ignore_index)
+        return make_row(example, ignore_index, max_image_pixels)
     except ValueError as error:
         return str(error)
 
 
 @contextmanager
-def row_maker(benchmark: Benchmark, num_proc: int) -> Iterator[Callable[[Sequence[RawExample]], Iterable]]:
+def row_maker(
+    benchmark: Benchmark, num_proc: int, max_image_pixels: int | None = None
+) -> Iterator[Callable[[Sequence[RawExample]], Iterable]]:
     """Yield a function that makes the rows (or error messages) of many examples in their order, in `num_proc` workers.
 
     Raises:
         InputError: a worker died.
     """
-    make = partial(_row_or_error, ignore_index=benchmark.ignore_index)
+    make = partial(_row_or_error, ignore_index=benchmark.ignore_index, max_image_pixels=max_image_pixels)
     if num_proc == 1:
         yield partial(map, make)
         return
