@@ -7,8 +7,16 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from turned import encode_turned, turn
 
-from ccnet_hf.data.loading import CorruptExample, SegmentationDataset, class_counts, load_split
+from ccnet_hf.data.loading import (
+    CorruptExample,
+    SegmentationDataset,
+    class_counts,
+    label_counts,
+    load_split,
+    sample_label_counts,
+)
 
 
 def png(array: np.ndarray, mode: str | None = None) -> dict:
@@ -81,6 +89,8 @@ def test_maps_columns_and_names_what_is_there(tmp_path):
         load_split(folder, "train")
     with pytest.raises(ValueError, match="no split 'validation'; it has train"):
         load_split(folder, "validation")
+    with pytest.raises(ValueError, match=r"no split 'validation'; it has train \(--split names another\)"):
+        load_split(folder, "train+validation", hint="--split names another")
 
 
 def test_images_without_labels_are_all_ignored(tmp_path):
@@ -289,3 +299,138 @@ def test_a_saved_split_answers_to_its_name_only(tmp_path):
     assert len(load_split(folder, "train")) == 1
     with pytest.raises(ValueError, match="has no split 'validation'; it has train"):
         load_split(folder, "validation")
+
+
+# Orientation, values, sizes of images and label maps
+
+
+IMAGE = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
+IDS = np.arange(24, dtype=np.uint8).reshape(6, 4)
+
+
+def encoded_split(images: list[bytes], labels: list[bytes]) -> datasets.Dataset:
+    rows = {
+        "image": [{"bytes": encoded, "path": None} for encoded in images],
+        "label": [{"bytes": encoded, "path": None} for encoded in labels],
+        "name": [f"p{index}" for index in range(len(images))],
+    }
+    kind = datasets.Image(decode=False)
+    features = datasets.Features({"image": kind, "label": kind, "name": datasets.Value("string")})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("stored", [False, True], ids=["upright label map", "stored label map"])
+def test_images_and_label_maps_are_upright(stored, suffix):
+    orientations = range(1, 9)
+    images = [encode_turned(IMAGE, orientation, suffix) for orientation in orientations]
+    label_maps = [turn(IDS, orientation) if stored and orientation >= 5 else IDS for orientation in orientations]
+    split = encoded_split(images, [png(label)["bytes"] for label in label_maps])
+    turned_names = [f"p{index}" for index in range(4, 8)] if stored else []
+    for data in (split, split.to_iterable_dataset()):
+        dataset, turned = SegmentationDataset(data, num_labels=24), []
+        examples = list(dataset.examples(turned=turned))
+        assert len(examples) == 8 and turned == turned_names
+        for image, label, _ in examples:
+            np.testing.assert_array_equal(np.asarray(image), IMAGE)
+            np.testing.assert_array_equal(label, IDS)
+    dataset = SegmentationDataset(split, num_labels=24)
+    for index in range(8):
+        example = dataset[index]
+        np.testing.assert_array_equal(example["image"].permute(1, 2, 0), IMAGE)
+        np.testing.assert_array_equal(example["label"], IDS)
+        assert example["turned"] == (example["name"] in turned_names)
+
+
+def test_a_label_map_with_an_orientation_of_its_own_is_upright_by_that():
+    pairs = [(image, label) for image in (1, 3, 6) for label in range(1, 9)]
+    images = [encode_turned(IMAGE, orientation) for orientation, _ in pairs]
+    dataset = SegmentationDataset(encoded_split(images, [encode_turned(IDS, label) for _, label in pairs]), 24)
+    turned = []
+    for image, label, _ in dataset.examples(turned=turned):
+        np.testing.assert_array_equal(np.asarray(image), IMAGE)
+        np.testing.assert_array_equal(label, IDS)
+    assert not turned
+
+
+def test_of_a_square_image_the_label_map_is_upright():
+    split = encoded_split([encode_turned(IMAGE[:4], 6)], [png(IDS[:4])["bytes"]])
+    image, label, _ = SegmentationDataset(split, num_labels=24).read(0)
+    np.testing.assert_array_equal(np.asarray(image), IMAGE[:4])
+    np.testing.assert_array_equal(label, IDS[:4])
+
+
+def floats(label: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(label.astype(np.float32)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("value", [1.7, 0.999999, -0.5, np.nan, np.inf])
+def test_label_maps_of_fractions_are_refused_with_value_and_name(value):
+    fractions = LABEL.astype(np.float32)
+    fractions[0, 2] = value
+    image = png(np.zeros((2, 3, 3), np.uint8))["bytes"]
+    # However corrupt examples are treated: as with ids that are none, the labels are other than thought.
+    dataset = SegmentationDataset(encoded_split([image] * 2, [floats(LABEL), floats(fractions)]), 3, skip_corrupt=True)
+    np.testing.assert_array_equal(dataset.read(0)[1], LABEL)
+    for read in (dataset.read, dataset.__getitem__, lambda index: label_counts(dataset, index)):
+        with pytest.raises(ValueError, match=rf"^p1: .* whole numbers; got {fractions[0, 2]} at .* \(0, 2\)"):
+            read(1)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 3), np.float32), np.full((2, 3), 70000, np.int32)], ids=["float", "beyond 16 bits"]
+)
+def test_images_of_unknown_range_are_refused_by_name(array):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(array).save(buffer, "TIFF")
+    dataset = SegmentationDataset(encoded_split([buffer.getvalue()], [png(LABEL)["bytes"]]), num_labels=3)
+    with pytest.raises(CorruptExample, match=r"p0: (floating point pixels|.* must lie in 0\.\.65535)"):
+        dataset.read(0)
+
+
+def test_images_above_the_limit_name_the_option_that_allows_them(monkeypatch):
+    split = encoded_split([png(IMAGE)["bytes"]], [png(IDS)["bytes"]])
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 11)
+    message = (
+        r"p0 \(label\): cannot be read \(Image size \(24 pixels\) .*; --max_image_pixels allows larger images, 0 any"
+    )
+    with pytest.raises(CorruptExample, match=message):
+        SegmentationDataset(split, num_labels=24).read(0)
+    for allowed in (24, 0):
+        assert SegmentationDataset(split, num_labels=24, max_image_pixels=allowed).read(0)[0].size == (4, 6)
+    with pytest.raises(ValueError, match="max_image_pixels"):
+        SegmentationDataset(split, num_labels=24, max_image_pixels=-1)
+
+
+# Counting
+
+
+def test_label_counts_have_the_ignored_pixels_too():
+    counts = label_counts(SegmentationDataset(_encoded(make_split([LABEL, LABEL[:1]])), num_labels=4))
+    assert counts[:4].tolist() == [2, 4, 2, 0] and counts[255] == 1 and counts.sum() == 9
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["mapped", "streamed"])
+def test_a_sample_ends_where_all_classes_have_occurred(streamed):
+    split = _encoded(make_split([np.full((2, 3), index % 3, np.uint8) for index in range(12)]))
+    dataset = SegmentationDataset(split.to_iterable_dataset() if streamed else split, num_labels=3)
+    counts, number = sample_label_counts(dataset)
+    assert number == 3 and counts[:3].tolist() == [6, 6, 6]
+    # From all over the split, every third of these; the first of a stream.
+    counts, number = sample_label_counts(dataset, most=4)
+    assert (number, counts[:3].tolist()) == ((3, [6, 6, 6]) if streamed else (4, [24, 0, 0]))
+    counts, number = sample_label_counts(dataset, most=2)
+    assert number == 2 and counts[:3].tolist() == ([6, 6, 0] if streamed else [12, 0, 0])
+
+
+def test_a_sample_treats_corrupt_examples_as_everybody_does():
+    split = corrupt_split({1})
+    labels = split["label"][:]
+    labels[0] = {"bytes": b"no image", "path": None}
+    split = split.remove_columns("label").add_column("label", labels, feature=datasets.Image(decode=False))
+    counts, number = sample_label_counts(SegmentationDataset(split, num_labels=4, skip_corrupt=True))
+    assert number == 4 and counts[:4].tolist() == [4, 12, 4, 0]
+    with pytest.raises(CorruptExample, match=r"p0 \(label\): cannot be read"):
+        sample_label_counts(SegmentationDataset(split, num_labels=4))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import tiny_model
+from turned import encode_turned, turn
 
 from ccnet_hf import CCNetImageProcessor
 from ccnet_hf.data.benchmarks import CITYSCAPES
@@ -239,3 +240,69 @@ def test_the_export_refuses_other_classes_and_names(run, checkpoint, split, tmp_
     renamed.to_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet")
     assert run("--dataset_name", "data", "--export_dir", "export") == 1
     assert "image 0 does not begin with <city>_<sequence>_<frame>" in capsys.readouterr().err
+
+
+def write_split(folder: Path, images: list[bytes], labels: list[np.ndarray]) -> None:
+    features = {"image": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")}
+    rows = {
+        "image": [{"bytes": image, "path": None} for image in images],
+        "label": labels,
+        "name": [f"p{index}" for index in range(len(images))],
+    }
+    folder.mkdir(exist_ok=True)
+    split = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    split.to_parquet(folder / "validation-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["upright label maps", "stored label maps"])
+def test_photographs_score_as_the_upright_images_do(run, expected, split, tmp_path, capsys, stored):
+    """Also those whose label maps are of the size of the stored pixels only, which is said once."""
+    images, labels = [np.asarray(image) for image in split["image"]], [np.asarray(label) for label in split["label"]]
+    orientations = [3, 6, 8, 5, 1]
+    if stored:
+        labels = [turn(label, o) if o >= 5 else label for label, o in zip(labels, orientations, strict=True)]
+    write_split(tmp_path / "data", list(map(encode_turned, images, orientations)), labels)
+    assert run("--dataset_name", "data", "--output_json", "scores.json", "--output_markdown", "scores.md") == 0
+    report = json.loads(Path("scores.json").read_text())
+    assert report["confusion_matrix"] == expected[1].tolist()
+    assert report["turned"] == (["p1", "p2", "p3"] if stored else [])
+    for text in (capsys.readouterr().out, Path("scores.md").read_text()):
+        assert text.count("EXIF orientation says: p1, p2, p3\n") == stored
+
+
+def two_classes(folder: Path) -> None:
+    tiny_model(num_labels=2).save_pretrained(folder)
+    CCNetImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(folder)
+
+
+def test_masks_of_0_and_255_are_noticed(run, tmp_path, capsys):
+    two_classes(tmp_path / "model")
+    mask = np.zeros((10, 10), np.uint8)
+    mask[:2, :9], mask[2, 0] = 255, 255
+    write_split(tmp_path / "data", [encode_turned(np.zeros((10, 10, 3), np.uint8), 1)] * 2, [mask, mask])
+    arguments = ["--model_name_or_path", "model", "--dataset_name", "data"]
+    assert run(*arguments, "--output_markdown", "scores.md", "--output_json", "scores.json") == 0
+    line = "no pixel is labelled 1 (LABEL_1); 19.0 % are 255, which is ignored (of masks of 0 and 255, 255 has to "
+    line += "become 1)"
+    assert capsys.readouterr().out.count(f"{line}\n") == Path("scores.md").read_text().count(line) == 1
+    assert json.loads(Path("scores.json").read_text())["num_ignored_pixels"] == 38
+    write_split(tmp_path / "data", [encode_turned(np.zeros((10, 10, 3), np.uint8), 1)] * 2, [mask // 255, mask])
+    assert run(*arguments) == 0
+    assert "no pixel is labelled" not in capsys.readouterr().out
+
+
+def test_images_above_the_limit_name_the_option_that_allows_them(run, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert run() == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "berlin_000000_000019" in error and "--max_image_pixels allows larger images, 0 any" in error
+    assert run("--max_image_pixels", "0") == 0
+    assert run("--max_image_pixels", "-1") == 1
+    assert "max_image_pixels must be a number of pixels" in capsys.readouterr().err
+
+
+def test_a_dataset_that_cannot_be_read_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "state.json").write_text("[]")
+    assert run("--dataset_name", "data") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: data cannot be read: ")

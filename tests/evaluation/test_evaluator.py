@@ -57,6 +57,7 @@ def test_scores_all_images_by_one_matrix(batch_size, batches, streamed):
     assert result["confusion_matrix"] == matrix.tolist()
     assert result["overall_accuracy"] == matrix.trace() / matrix.sum()
     assert (result["num_examples"], result["skipped"]) == (3, [])
+    assert result["num_ignored_pixels"] == sum((label == 255).sum() for label in labels) > 0
 
 
 def test_corrupt_examples_are_skipped_and_named_or_stop_it():
@@ -82,4 +83,5 @@ def test_without_labels_there_is_an_export_but_no_score():
         evaluate_dataset(Copier(), dataset, progress=False)
     exported = {}
     result = evaluate_dataset(Copier(), dataset, progress=False, export=exported.__setitem__)
-    assert result == {"num_examples": 3, "skipped": []} and len(exported) == 3
+    assert result == {"num_examples": 3, "num_ignored_pixels": 73, "skipped": [], "turned": []}
+    assert len(exported) == 3

@@ -1,12 +1,15 @@
 """Whole, sliding and augmented inference against the definitions, written out in the plainest loops."""
 
+import io
 import itertools
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tiny_models import tiny_model
+from turned import encode_turned
 
 from ccnet_hf import CCNetForSemanticSegmentation
 from ccnet_hf.data.benchmarks import get_benchmark
@@ -337,3 +340,32 @@ def test_offloaded_weights(tmp_path):
     pixel_values = noise(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(predict_logits(offloaded, pixel_values), predict_logits(whole, pixel_values))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"scales": (0.5, 1.0), "flip": True}], ids=["plain", "augmented"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright(tiny_network, image_processor, make_image, tmp_path, orientation, arguments):
+    predictor = Predictor(tiny_network(), image_processor, **arguments)
+    image = make_image(40, 60)
+    expected = predictor.label_map(image)
+    file = tmp_path / "turned.png"
+    file.write_bytes(encode_turned(np.asarray(image), orientation))
+    for given in (Image.open(file), Image.open(io.BytesIO(file.read_bytes())).convert("RGB"), file, str(file)):
+        assert torch.equal(predictor.label_map(given), expected)
+        assert torch.equal(predictor.label_maps([given, image])[0], expected)
+        assert predictor.scores(given).shape[1:] == (40, 60)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"scales": (0.5, 1.0), "flip": True}], ids=["plain", "augmented"])
+def test_images_that_cannot_be_one_are_refused(tiny_network, image_processor, arguments):
+    predictor = Predictor(tiny_network(), image_processor, **arguments)
+    image = np.zeros((20, 30, 3), np.float32)
+    for value in (np.nan, np.inf):
+        image[3, 4, 2] = value
+        with pytest.raises(ValueError, match=rf"got {value} at"):
+            predictor.label_map(image)
+    for shape in ((0, 30, 3), (20, 0, 3)):
+        with pytest.raises(ValueError, match=f"{shape[0]}"):
+            predictor.label_map(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"no such image: gone\.png"):
+        predictor.label_map("gone.png")

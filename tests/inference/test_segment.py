@@ -178,7 +178,7 @@ def truncate(path: str) -> None:
         (["gone.png"], "no such file or folder: gone.png"),
         (["street.png", "*.gif"], r"no file matches \*.gif"),
         (["empty"], "no images in folder empty"),
-        (["text.png"], "cannot read text.png: not an image"),
+        (["text.png"], r"text.png: cannot be read \(it is not an image\)"),
         (["street.png", "--mode", "slide"], "needs crop_size and stride"),
         (["street.png", "--crop_size", "8", "8"], "belong to mode 'slide'"),
         (["street.png", "--scales", "0"], "scales must be positive"),
@@ -200,7 +200,7 @@ def test_a_truncated_image_is_named(checkpoint, here, capsys):
     shutil.copy("street.png", "cut.png")
     truncate("cut.png")
     assert run(checkpoint, "cut.png") == 1
-    fails(capsys, "cannot read cut.png: .*truncated")
+    fails(capsys, "cut.png: cannot be read .*truncated")
 
 
 def test_corrupt_images_can_be_skipped(checkpoint, here, capsys):
@@ -210,7 +210,7 @@ def test_corrupt_images_can_be_skipped(checkpoint, here, capsys):
     assert run(checkpoint, "text.png", "cut.png", "street.png", "--skip_corrupt") == 0
     output = capsys.readouterr().out
     assert "1 image segmented" in output and "2 images skipped:" in output
-    assert "text.png: not an image" in output and "cannot read cut.png" in output
+    assert "text.png: cannot be read (it is not" in output and "cut.png: cannot be read" in output
     assert run(checkpoint, "text.png", "--skip_corrupt") == 1
     assert "no image could be read" in capsys.readouterr().err
 
@@ -295,3 +295,16 @@ def test_share_table_is_sorted_and_aligned():
         "long name   75.0 %",
         "a           25.0 %",
     ]
+
+
+def test_images_above_the_limit_name_the_option_that_allows_them(checkpoint, here, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert run(checkpoint, "street.png") == 1
+    error = capsys.readouterr().err
+    assert "street.png: cannot be read (Image size (2400 pixels) exceeds limit of 2000" in error
+    assert "--max_image_pixels allows larger images, 0 any" in error
+    assert run(checkpoint, "street.png", "--max_image_pixels", "-1") == 1
+    assert "max_image_pixels must be a number of pixels" in capsys.readouterr().err
+    assert run(checkpoint, "street.png", "--max_image_pixels", "0") == 0
+    monkeypatch.undo()
+    assert reads(str(here / "out" / "street_labels.png")).shape == (40, 60)

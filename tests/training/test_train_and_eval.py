@@ -303,3 +303,91 @@ def test_classes_of_the_datasets_own(coloured_folder):
     config, image_processor, dataset, _ = built("ccnet-r50-ade20k", "--num_labels", "5")
     assert not dataset.reduce_labels and not image_processor.do_reduce_labels
     assert built("ccnet-r50-ade20k", "--num_labels", "5", "--do_reduce_labels", "true")[2].reduce_labels
+
+
+def write_masks(folder, masks) -> str:
+    import datasets
+    import numpy as np
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    rows = {"image": [np.zeros((*mask.shape, 3), np.uint8) for mask in masks], "label": list(masks)}
+    folder.mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+def test_a_dataset_with_a_train_split_only_says_what_to_do(tmp_path, capfd):
+    import numpy as np
+
+    folder = write_masks(tmp_path / "data", [np.zeros((8, 8), np.uint8)])
+    assert train(train_arguments(folder, tmp_path / "model")) == 1
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "has no split 'validation'; it has train" in error
+    assert "--validation_split names another, --eval_steps 0 trains without evaluation" in error
+    assert train(train_arguments(folder, tmp_path / "model", "--train_split", "training")) == 1
+    assert "--train_split names another" in capfd.readouterr().err.strip().splitlines()[-1]
+
+
+MASKS_LINE = "is labelled 1 (LABEL_1); 19.0 % are 255, which is ignored (of masks of 0 and 255, 255 has to become 1)"
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ([], f"no pixel of 5 label maps {MASKS_LINE}"),
+        (["--streaming"], f"no pixel of 5 label maps {MASKS_LINE}"),
+        (["--class_weight_power", "0.5"], f"no pixel {MASKS_LINE}"),
+    ],
+    ids=["sampled", "streamed", "counted"],
+)
+def test_masks_of_0_and_255_are_noticed_before_the_first_step(tmp_path, capfd, monkeypatch, more, line):
+    import numpy as np
+
+    masks = np.zeros((5, 10, 10), np.uint8)
+    masks[:, :2, :9], masks[:, 2, 0] = 255, 255
+    folder = write_masks(tmp_path / "data", masks)
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module.Trainer, "run", stop)
+    more = [*more, "--num_labels", "2", "--eval_steps", "0"]
+    with pytest.raises(KeyboardInterrupt):
+        train(train_arguments(folder, tmp_path / "model", *more))
+    assert capfd.readouterr().err.count(f"{line}\n") == 1
+    folder = write_masks(tmp_path / "whole", [masks[0] // 255, masks[1]])
+    with pytest.raises(KeyboardInterrupt):
+        train(train_arguments(folder, tmp_path / "model", *more))
+    assert "is labelled" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_label_maps_turned_with_their_images_are_told_of_once(tmp_path, capfd, num_workers):
+    import datasets
+    import numpy as np
+    from tiny_training import coloured_split
+    from turned import encode_turned, turn
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    split = coloured_split(4)
+    images = [{"bytes": encode_turned(np.asarray(image), 6), "path": None} for image in split["image"]]
+    rows = {"image": images, "label": [turn(np.asarray(label), 6) for label in split["label"]]}
+    turned = datasets.Dataset.from_dict(rows | {"name": split["name"][:]}, features=split.features)
+    for name in ("train", "validation"):
+        turned.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    more = ["--max_train_steps", "4", "--dataloader_num_workers", num_workers]
+    assert train(train_arguments(str(folder), tmp_path / "model", *more)) == 0
+    printed = capfd.readouterr()
+    note = "label maps that fit only the stored pixels of an image are turned with it as its EXIF orientation says: "
+    assert printed.err.count(note) == 1
+    assert printed.out.count(f"in evaluation, {note}image0, image1, image2 and 1 more\n") == 1
+
+
+def test_images_above_the_limit_name_the_option_that_allows_them(coloured_folder, tmp_path, capfd):
+    more = ["--max_train_steps", "1", "--eval_steps", "0", "--max_image_pixels"]
+    assert train(train_arguments(coloured_folder, tmp_path / "model", *more, "1727")) == 1
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "image0 (label): cannot be read (Image size (1728 pixels) exceeds limit of 1727" in error
+    assert "--max_image_pixels allows larger images, 0 any" in error
+    assert train(train_arguments(coloured_folder, tmp_path / "model", *more, "1728")) == 0

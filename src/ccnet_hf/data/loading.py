@@ -109,7 +109,8 @@ def _pick_columns(
                 "(see --image_column_name and --label_column_name)"
             )
     kept = [*columns]
-    if "name" not in columns and "name" in names and getattr(features.get("name"), "dtype", _TEXT[0]) in _TEXT:
+    kind = features.get("name", datasets.Value(_TEXT[0]))
+    if "name" not in columns and "name" in names and isinstance(kind, datasets.Value) and kind.dtype in _TEXT:
         kept.append("name")
     if _CLASSES not in columns and _CLASSES in names:
         kept.append(_CLASSES)

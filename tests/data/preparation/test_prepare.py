@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from distributions import CITYSCAPES, EXAMPLES, MAPPINGS, die, encode, pack, voc_palette, write, write_distribution
 from huggingface_hub import DatasetCard
+from turned import encode_turned, turn
 
 from ccnet_hf.data import benchmarks
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmarks.layout import LabelFormat, RawExample
 from ccnet_hf.data.dataset_arguments import DatasetArguments
-from ccnet_hf.data.loading import load_split
+from ccnet_hf.data.loading import SegmentationDataset, load_split
 from ccnet_hf.data.preparation import prepare as prepare_module
 from ccnet_hf.data.preparation.card import dataset_repository
 from ccnet_hf.data.preparation.prepare import build, main, prepare_dataset
@@ -357,6 +358,63 @@ def test_two_copies_of_an_archive(tmp_path):
     pack(tmp_path / "other", archive.with_name("LIP (1).zip"))
     with pytest.raises(ValueError, match=r"LIP \(1\).zip:.*and .*LIP.zip:.*3_103.png should be copies of one file"):
         prepare_dataset("lip", tmp_path / "source", tmp_path / "again")
+
+
+# Orientation and size of images
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_label_maps_are_written_upright_beside_images_as_they_are(tmp_path, orientation, capsys):
+    expected = write_distribution(tmp_path / "raw", "camvid")
+    generator = np.random.default_rng(0)
+    for index, (name, image_path, label_path) in enumerate(EXAMPLES["camvid"]["train"]):
+        image = encode_turned(generator.integers(0, 256, (12, 20, 3), np.uint8), orientation)
+        write(tmp_path / "raw", image_path, image)
+        label = expected["train"][name][1]
+        expected["train"][name] = image, label
+        if index == 1:  # where the stored pixels have another size, theirs
+            source = np.where(label == 255, 11, label).astype(np.uint8)
+            write(tmp_path / "raw", label_path, encode(turn(source, orientation) if orientation == 6 else source))
+    command = ["camvid", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
+    assert main(command) == 0
+    check(tmp_path / "out", expected)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "EXIF" in line]
+    turned = EXAMPLES["camvid"]["train"][1][0]
+    assert len(notes) == (orientation == 6)
+    assert all(note.endswith(f"EXIF orientation says: {turned}") for note in notes)
+    # The package reads what it has written as everybody does.
+    for index, label in enumerate(label for _, label in expected["train"].values()):
+        dataset = SegmentationDataset(load_split(str(tmp_path / "out"), "train"), num_labels=11)
+        np.testing.assert_array_equal(dataset.read(index)[1], label)
+        assert not dataset[index]["turned"]
+
+
+def test_images_above_the_limit_name_the_option_that_allows_them(tmp_path, monkeypatch, capsys):
+    expected = write_distribution(tmp_path / "raw", "camvid")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
+    command = ["camvid", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "6R0_f1.png: cannot be read (Image size (240 pixels) exceeds limit of 200" in error
+    assert "--max_image_pixels allows larger images, 0 any" in error and error.count("\n") == 1
+    assert main([*command, "--max_image_pixels", "-1"]) == 1
+    assert "max_image_pixels must be a number of pixels" in capsys.readouterr().err
+    assert main([*command, "--max_image_pixels", "240"]) == 0
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
+    check(tmp_path / "out", expected)
+
+
+@pytest.mark.parametrize("value", [1.7, 0.999999, np.nan])
+def test_label_maps_of_fractions_are_refused(tmp_path, value):
+    write_distribution(tmp_path / "raw", "camvid")
+    path = tmp_path / "raw" / EXAMPLES["camvid"]["train"][1][2]
+    label = np.array(PIL.Image.open(path)).astype(np.float32)
+    PIL.Image.fromarray(label).save(path, "TIFF")
+    prepare_dataset("camvid", tmp_path / "raw", tmp_path / "whole")
+    label[3, 4] = value
+    PIL.Image.fromarray(label).save(path, "TIFF")
+    with pytest.raises(ValueError, match=rf"6R0_f2\.png: label id {float(np.float32(value))} is none of 0\.\.11"):
+        prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out")
 
 
 # Shards
