@@ -351,6 +351,12 @@ def test_a_label_map_with_an_orientation_of_its_own_is_upright_by_that():
         np.testing.assert_array_equal(np.asarray(image), IMAGE)
         np.testing.assert_array_equal(label, IDS)
     assert not turned
+    # None is turned twice, by its own orientation and its image's: such as an upright one with a copied EXIF block.
+    copied = encode_turned(turn(IDS, 8), 6)
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(io.BytesIO(copied))), IDS)
+    dataset = SegmentationDataset(encoded_split([encode_turned(IMAGE, 6)], [copied]), 24)
+    with pytest.raises(CorruptExample, match="p0: the image is 6x4, its label map 4x6, turned by its own EXIF"):
+        dataset.read(0)
 
 
 def test_of_a_square_image_the_label_map_is_upright():

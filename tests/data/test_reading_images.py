@@ -104,6 +104,8 @@ def test_a_label_map_of_the_stored_size_is_turned_as_the_image(orientation, kind
         np.testing.assert_array_equal(np.asarray(fitted), upright_labels)
     of_upright = kind(upright_labels)
     assert fit_labels(of_upright, 2, 3, orientation) is of_upright
+    if orientation != 1:  # one that has been turned by its own orientation is not turned again
+        assert fit_labels(stored, 2, 3, orientation, own_orientation=orientation) is stored
     other = kind(np.zeros((4, 5), dtype=np.int64))
     assert fit_labels(other, 2, 3, orientation) is other
 

@@ -72,6 +72,14 @@ def test_a_segmentation_map_heeds_its_own_orientation(processor, image, labels, 
     assert torch.equal(processor(turned_image, segmentation_map, return_tensors="pt")["labels"], expected)
 
 
+def test_no_segmentation_map_is_turned_twice(processor, image, labels):
+    """Such as an upright one to which its image's EXIF block was copied."""
+    copied = Image.open(io.BytesIO(encode_turned(turn(labels, 8), 6)))
+    assert np.array_equal(np.asarray(copied), labels)
+    with pytest.raises(ValueError, match=r"map 0 is 13x10 .* is 10x13"):
+        processor(Image.open(io.BytesIO(encode_turned(image, 6))), copied)
+
+
 def test_of_a_square_image_the_map_is_upright(processor):
     image = np.random.default_rng(0).integers(0, 256, (10, 10, 3), dtype=np.uint8)
     labels = np.arange(100, dtype=np.uint8).reshape(10, 10)

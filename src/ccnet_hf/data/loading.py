@@ -274,7 +274,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def _decode(self, example: dict[str, Any], index: int) -> tuple[PIL.Image.Image, np.ndarray, str, bool]:
         """What `decode` returns, and whether the label map was turned with the image."""
         name = _name(example, index)
-        stored_label = self.decode_label(example, index) if "label" in example else None
+        stored_label, own = self._decode_label(example, index) if "label" in example else (None, 1)
         try:
             image = open_image(_source(example["image"]), self.max_image_pixels)
             orientation = stored_orientation(image)
@@ -283,15 +283,21 @@ class SegmentationDataset(torch.utils.data.Dataset):
             raise CorruptExample(f"{name}: {error}") from error
         if stored_label is None:
             return image, np.full((image.height, image.width), self.ignore_index, dtype=np.uint8), name, False
-        label = fit_labels(stored_label, image.height, image.width, orientation)
+        label = fit_labels(stored_label, image.height, image.width, orientation, own)
         if label.shape != (image.height, image.width):
+            turned = ", turned by its own EXIF orientation" if own != 1 else ""
             raise CorruptExample(
                 f"{name}: the image is {image.height}x{image.width}, its label map {label.shape[0]}x{label.shape[1]}"
+                + turned
             )
         return image, label, name, label is not stored_label
 
     def decode_label(self, example: dict[str, Any], index: int) -> np.ndarray:
         """The label map alone, (H, W) uint8, with every id checked; raises as `decode`."""
+        return self._decode_label(example, index)[0]
+
+    def _decode_label(self, example: dict[str, Any], index: int) -> tuple[np.ndarray, int]:
+        """What `decode_label` returns, and the EXIF orientation that turned it upright, 1 where none did."""
         name = _name(example, index)
         try:
             image = open_image(_source(example["label"]), self.max_image_pixels)
@@ -310,7 +316,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 f"{name}: label id {int(wrong[0]) + self.reduce_labels} is outside "
                 f"{int(self.reduce_labels)}..{self.num_labels - 1 + self.reduce_labels} and is not {self.ignore_index}"
             )
-        return label.astype(np.uint8)
+        return label.astype(np.uint8), stored_orientation(image)
 
     def __getitem__(self, key: int | tuple) -> dict[str, Any]:
         epoch, index, *encoded = key if isinstance(key, tuple) else (0, key)

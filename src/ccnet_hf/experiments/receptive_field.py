@@ -26,6 +26,9 @@ class ReceptiveFieldArguments:
     split: str = field(default="validation", metadata={"help": "split whose images are looked at"})
     num_examples: int = field(default=16, metadata={"help": "images, one place in each"})
     without_attention: bool = field(default=False, metadata={"help": "set gamma to 0: what the convolutions see"})
+    max_image_pixels: int | None = field(
+        default=None, metadata={"help": "largest image that is read, in pixels, 0: any; default: 178956970"}
+    )
     seed: int = field(default=0, metadata={"help": "of the images and places"})
 
 
@@ -68,7 +71,12 @@ def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
     if arguments.without_attention and model.model.head.attention is not None:
         torch.nn.init.zeros_(model.model.head.attention.gamma)
     split = load_split(arguments.dataset_name, arguments.split, label_column_name=None)
-    dataset = SegmentationDataset(split, model.config.num_labels)
+    dataset = SegmentationDataset(
+        split,
+        model.config.num_labels,
+        max_image_pixels=arguments.max_image_pixels,
+        source=arguments.dataset_name,
+    )
     generator = torch.Generator().manual_seed(arguments.seed)
     shares = torch.zeros(1)
     chosen = torch.randperm(len(dataset), generator=generator)[: arguments.num_examples].tolist()

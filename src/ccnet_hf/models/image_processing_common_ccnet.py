@@ -220,8 +220,9 @@ class CCNetImageProcessorMixin:
             raise ValueError(f"Got {len(segmentation_maps)} segmentation maps for {len(images)} images.")
         labels = []
         for index, (segmentation_map, image) in enumerate(zip(segmentation_maps, images, strict=True)):
+            own_orientation = stored_orientation(segmentation_map)
             stored_label = segmentation_map_to_array(segmentation_map)
-            label = fit_labels(stored_label, *image.shape[-2:], orientations[index])
+            label = fit_labels(stored_label, *image.shape[-2:], orientations[index], own_orientation)
             if label is not stored_label:
                 logger.warning_once(
                     "Segmentation maps that fit only the stored pixels of an image are turned with it, as its EXIF "

@@ -212,19 +212,21 @@ def stored_orientation(image: PIL.Image.Image | Array) -> int:
     return image.info.get(_STORED_ORIENTATION) or _exif_orientation(image)
 
 
-def fit_labels(labels: Array, height: int, width: int, orientation: int) -> Array:
+def fit_labels(labels: Array, height: int, width: int, orientation: int, own_orientation: int = 1) -> Array:
     """A label map that belongs to an image's stored pixels, turned as the image was.
 
     Args:
         labels (`np.ndarray` or `torch.Tensor` of shape `(height, width)`): The label map.
         height (`int`), width (`int`): The size of the upright image.
         orientation (`int`): The image's [`stored_orientation`].
+        own_orientation (`int`, *optional*, defaults to 1): The label map's own, by which it is upright by now.
 
     Returns:
-        The turned label map if only that has the size of the image, and the very label map otherwise: one that fits as
-        it is belongs to the upright image.
+        The turned label map if only that has the size of the image and none turned it before, and the very label map
+        otherwise: one that fits as it is belongs to the upright image.
     """
-    if orientation < 5 or tuple(labels.shape) == (height, width) or tuple(labels.shape) != (width, height):
+    shape = tuple(labels.shape)
+    if orientation < 5 or own_orientation != 1 or shape == (height, width) or shape != (width, height):
         return labels
     axes = {5: (), 6: (1,), 7: (0, 1), 8: (0,)}[orientation]  # to be flipped after rows and columns were exchanged
     return labels.T.flip(axes) if isinstance(labels, torch.Tensor) else np.ascontiguousarray(np.flip(labels.T, axes))
@@ -368,7 +370,7 @@ def segmentation_map_to_array(segmentation_map: PIL.Image.Image | Array) -> Arra
         ValueError: If an image has several channels, or a value is no whole number: a fraction, NaN, infinity.
     """
     if isinstance(segmentation_map, PIL.Image.Image):
-        mode, segmentation_map = segmentation_map.mode, np.array(upright(segmentation_map))
+        mode, segmentation_map = segmentation_map.mode, np.asarray(upright(segmentation_map))
         if segmentation_map.ndim != 2:
             raise ValueError(f"A segmentation map has one channel, of class ids; got an image of mode {mode}.")
     _check_real(segmentation_map, "A segmentation map")

@@ -287,8 +287,8 @@ class Trainer:
         whether label maps were turned with their images."""
         ignore_index = self.loss.config.semantic_loss_ignore_index
         labelled = sum(int((batch["labels"] != ignore_index).sum()) for batch in batches)
-        turned = any(batch["turned"] for batch in batches)
-        mine = torch.tensor([labelled, self._stop_requested, turned], device=self.accelerator.device)
+        mine = [labelled, self._stop_requested, any(batch["turned"] for batch in batches)]
+        mine = torch.tensor(mine, dtype=torch.int64, device=self.accelerator.device)
         total, stop, turned = self.accelerator.reduce(mine, "sum").tolist()
         return total / (self.accelerator.num_processes * self.accumulation_steps), stop > 0, turned > 0
 

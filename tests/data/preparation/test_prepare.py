@@ -389,6 +389,21 @@ def test_label_maps_are_written_upright_beside_images_as_they_are(tmp_path, orie
         assert not dataset[index]["turned"]
 
 
+def test_a_label_map_is_not_turned_twice(tmp_path):
+    """Such as an upright one to which its image's EXIF block was copied."""
+    expected = write_distribution(tmp_path / "raw", "camvid")
+    name, image_path, label_path = EXAMPLES["camvid"]["train"][0]
+    label = np.zeros((12, 20), np.uint8)
+    write(tmp_path / "raw", image_path, encode_turned(np.zeros((12, 20, 3), np.uint8), 6))
+    write(tmp_path / "raw", label_path, encode_turned(turn(label, 8), 6))
+    with pytest.raises(ValueError, match=rf"{name}\.png: the label map is 20x12, its image 12x20"):
+        prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out")
+    write(tmp_path / "raw", label_path, encode_turned(label, 8))
+    prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out")
+    expected["train"][name] = (tmp_path / "raw" / image_path).read_bytes(), label
+    check(tmp_path / "out", expected)
+
+
 def test_images_above_the_limit_name_the_option_that_allows_them(tmp_path, monkeypatch, capsys):
     expected = write_distribution(tmp_path / "raw", "camvid")
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)

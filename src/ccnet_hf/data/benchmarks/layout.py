@@ -13,6 +13,7 @@ import numpy as np
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.images import open_image
 from ccnet_hf.errors import InputError
+from ccnet_hf.models.image_transforms_ccnet import stored_orientation
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,25 @@ class LabelFormat:
         """What values and colours stand for, in a form that can be compared with an earlier one."""
         return repr((sorted(self.training_ids.items()), sorted((self.colours or {}).items())))
 
-    def read(self, encoded: bytes, max_image_pixels: int | None = None) -> np.ndarray:
-        """Decode a label file into training ids, (H, W) uint8; `max_image_pixels` as in `open_image`.
+    def read(self, encoded: bytes, max_image_pixels: int | None = None) -> tuple[np.ndarray, int]:
+        """Decode a label file.
+
+        Args:
+            encoded: its bytes.
+            max_image_pixels: as in `open_image`.
+
+        Returns:
+            Training ids, (H, W) uint8, upright, and the EXIF orientation that turned them so, 1 where none did.
 
         Raises:
             InputError: it is damaged, has several channels, or holds a value or colour that means nothing.
         """
         if self.decode is not None:
-            return self._map_values(self.decode(encoded))
+            return self._map_values(self.decode(encoded)), 1
         image = open_image(encoded, max_image_pixels)
         if self.colours and image.mode in ("P", "RGB"):
-            return self._map_colours(np.asarray(image.convert("RGB")))
-        return self._map_values(np.asarray(image), image.mode)
+            return self._map_colours(np.asarray(image.convert("RGB"))), stored_orientation(image)
+        return self._map_values(np.asarray(image), image.mode), stored_orientation(image)
 
     def _map_values(self, label: np.ndarray, mode: str = "") -> np.ndarray:
         if label.ndim != 2:

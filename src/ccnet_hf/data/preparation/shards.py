@@ -62,10 +62,10 @@ def make_row(example: RawExample, ignore_index: int = 255, max_image_pixels: int
     except ValueError as error:
         raise InputError(f"{example.image[0]}: {error}") from error
     try:
-        read_label = example.label_format.read(read_same(example.label), max_image_pixels)
+        stored_label, own = example.label_format.read(read_same(example.label), max_image_pixels)
     except ValueError as error:
         raise InputError(f"{example.label[0]}: {error}") from error
-    label = fit_labels(read_label, image.height, image.width, stored_orientation(image))
+    label = fit_labels(stored_label, image.height, image.width, stored_orientation(image), own)
     if label.shape != (image.height, image.width):
         raise InputError(
             f"{example.label[0]}: the label map is {label.shape[0]}x{label.shape[1]}, "
@@ -80,7 +80,7 @@ def make_row(example: RawExample, ignore_index: int = 255, max_image_pixels: int
         "name": example.name,
         "classes": [int(i) for i in np.flatnonzero(counts) if i != ignore_index],
     }
-    return row if label is read_label else row | {"turned": True}
+    return row if label is stored_label else row | {"turned": True}
 
 
 def _row_or_error(example: RawExample, ignore_index: int, max_image_pixels: int | None) -> dict[str, Any] | str:
