@@ -36,7 +36,8 @@ def open_image(source: str | os.PathLike | bytes, max_image_pixels: int | None =
     try:
         return transforms.open_image(io.BytesIO(source) if isinstance(source, bytes) else source, max_image_pixels)
     except PIL.Image.DecompressionBombError as error:
-        raise CorruptExample(f"cannot be read ({error}); --max_image_pixels allows larger images, 0 any") from error
+        reason = str(error).rstrip(".")
+        raise CorruptExample(f"cannot be read ({reason}); --max_image_pixels allows larger images, 0 any") from error
     except Exception as error:  # Pillow's decoders meet broken files with a dozen kinds of exception
         reason = "it is not an image" if isinstance(error, PIL.UnidentifiedImageError) else describe(error)
         raise CorruptExample(f"cannot be read ({reason})") from error

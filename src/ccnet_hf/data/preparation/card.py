@@ -29,7 +29,7 @@ official distribution by `ccnet_hf` (`prepare_dataset.py {name}`).
 | column | |
 |---|---|
 | `image` | the image, the very bytes of the distribution's file |
-| `label` | single-channel PNG of the same size: training ids 0..{last}, {ignore_index} is ignored |
+| `label` | single-channel PNG of the upright image's size: training ids 0..{last}, {ignore_index} is ignored |
 | `name` | what the files of image and label are called in the distribution, without what tells them apart |
 | `classes` | the classes that occur in `label`; carries the names of the classes |
 
