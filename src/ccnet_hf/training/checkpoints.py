@@ -78,7 +78,7 @@ def whole_folder(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
 
 @contextmanager
 def whole_model(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """As [`whole_folder`], but the files of the model join those that `folder` holds, each in place of its namesake."""
+    """As [`whole_folder`], but the files join those that `folder` holds, each in place of its namesake."""
 
     def publish(unfinished: Path, folder: Path) -> None:
         publish_files(unfinished, folder, last=CONFIG_FILE)
@@ -88,9 +88,7 @@ def whole_model(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
 
 
 @contextmanager
-def _written_together(
-    folder: Path, accelerator: Accelerator, publish: Callable[[Path, Path], None]
-) -> Iterator[Path]:
+def _written_together(folder: Path, accelerator: Accelerator, publish: Callable[[Path, Path], None]) -> Iterator[Path]:
     unfinished = from_main_process(unfinished_name(folder))
     try:
         with together(), explained(folder):
@@ -202,8 +200,7 @@ class TrainingProgress:
             "kept": isinstance(self.kept, dict),
             "num_processes": _is_count(self.num_processes) and self.num_processes > 0,
             "scaler": isinstance(self.scaler, dict) and all(map(_is_number, self.scaler.values())),
-            "stream_positions": positions is None
-            or (isinstance(positions, list) and len(positions) == self.num_processes and all(map(_is_place, positions))),
+            "stream_positions": positions is None or _are_places(positions, self.num_processes),
         }
         for name, is_right in right.items():
             if not is_right:
@@ -392,5 +389,13 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _is_place(value: Any) -> bool:
-    return value is None or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value)))
+def _are_places(values: Any, number: int) -> bool:
+    """Whether they are so many pairs of an epoch and a number of examples, or `None` instead of one."""
+    return (
+        isinstance(values, list)
+        and len(values) == number
+        and all(
+            value is None or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value)))
+            for value in values
+        )
+    )

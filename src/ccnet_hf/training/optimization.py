@@ -61,9 +61,7 @@ def optimizer_misfit(
     return None
 
 
-def fill_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
-) -> None:
+def fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Give an optimiser that has made no step yet tensors in which [`optimizer_misfit`] finds nothing wrong."""
     for name, parameter in model.named_parameters():
         for key in _state_keys(optimizer):
@@ -77,7 +75,7 @@ def fill_optimizer(
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Names of what the optimiser keeps of every parameter, in the parameter's shape but for AdamW's step, a number."""
+    """Names of what the optimiser keeps of a parameter, in the parameter's shape but for AdamW's step, a number."""
     if isinstance(optimizer, torch.optim.AdamW):
         return ("step", "exp_avg", "exp_avg_sq")
     return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
@@ -99,7 +97,7 @@ def build_scheduler(
     Args:
         optimizer: whose learning rates it sets, at once and after each of its steps.
         recipe: has the schedule.
-        step: steps done. Above 0, the optimiser must have had a schedule from 0 on before, which knows its first rates.
+        step: steps done. Above 0, the optimiser must have had a schedule from 0 on, which keeps its first rates.
     """
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, recipe), last_epoch=step - 1

@@ -23,8 +23,8 @@ def get_random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: Any, device: torch.device) -> None:
-    """Set what [`get_random_states`] gave, as JSON brings it back. A generator whose state is of another kind of device
-    stays as it is.
+    """Set what [`get_random_states`] gave, as JSON brings it back. The generator of a kind of device that has no state
+    there stays as it is.
 
     Raises:
         Exception: of any kind, where the states are something else.
