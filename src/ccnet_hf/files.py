@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from ccnet_hf.errors import InputError
 
 
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)  # it is full, or cannot be written
 _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 
 
@@ -193,7 +194,7 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or (error.filename is None and error.errno not in _DISK_ERRNOS):
+        if error.errno is None or (error.filename is None and error.errno not in DISK_ERRNOS):
             raise
         raise OSError(error.errno, f"{path} cannot be written: {os.strerror(error.errno).lower()}") from error
     except (RuntimeError, SafetensorError) as error:
@@ -201,9 +202,6 @@ def explained(path: Path) -> Iterator[None]:
         if not any(words in said for words in ("no space left", "writing file", "file write", "i/o error")):
             raise
         raise OSError(errno.ENOSPC, f"{path} cannot be written: {' '.join(str(error).split())}") from error
-
-
-_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 def _flush_all(folder: Path) -> None:

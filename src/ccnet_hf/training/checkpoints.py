@@ -331,8 +331,10 @@ class TrainingState:
                 raise InputError(f"{checkpoint} {_OTHER}: in {reader.folder / file}, {misfit}")
         return theirs
 
-    def _read_random_states(self, checkpoint: Path, reader: StateReader, progress: TrainingProgress) -> Any:
-        """The states of this process's generators, or `None` where fewer processes saved any."""
+    def _read_random_states(
+        self, checkpoint: Path, reader: StateReader, progress: TrainingProgress
+    ) -> dict[str, Any] | None:
+        """The states of this process's generators; `None` where it is one of more processes than saved theirs."""
         num_processes = self.accelerator.num_processes
         if progress.num_processes != num_processes and self.accelerator.is_main_process:
             print(
@@ -342,7 +344,8 @@ class TrainingState:
             )
         if self.accelerator.process_index >= progress.num_processes:
             return None
-        return reader.json(self._random_states_file)
+        with reading(reader.folder / self._random_states_file):
+            return dict(reader.json(self._random_states_file))
 
     def _take_over(self, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Put whole tensors in the place of this training's."""

@@ -22,7 +22,7 @@ def get_random_states(device: torch.device) -> dict[str, Any]:
     return states
 
 
-def set_random_states(states: Any, device: torch.device) -> None:
+def set_random_states(states: dict[str, Any], device: torch.device) -> None:
     """Set what [`get_random_states`] gave, as JSON brings it back. The generator of a kind of device that has no state
     there stays as it is.
 

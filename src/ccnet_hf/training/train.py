@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
@@ -27,7 +28,7 @@ from ccnet_hf.data.benchmarks import flip_label_pairs
 from ccnet_hf.data.loading import SegmentationDataset, class_counts
 from ccnet_hf.errors import InputError, reading, using
 from ccnet_hf.evaluation import evaluate_dataset
-from ccnet_hf.files import explained
+from ccnet_hf.files import DISK_ERRNOS, explained
 from ccnet_hf.hub import CARD_FILE, HubRepository, publish, retry
 from ccnet_hf.inference import Predictor
 from ccnet_hf.inference.loading import load_checkpoint, load_config
@@ -73,15 +74,26 @@ def train(arguments: TrainArguments) -> None:
 @contextmanager
 def _ended(accelerator: Accelerator) -> Iterator[None]:
     """End the training for Accelerate and its trackers. What has ended it before is not hidden by what a tracker then
-    cannot write any more."""
+    cannot write any more, and a full disk is reported once."""
+    excepthook = threading.excepthook
+
+    def report(thread) -> None:
+        # A tracker that writes in a thread of its own raises the same again when it is given the next numbers.
+        if not (isinstance(thread.exc_value, OSError) and thread.exc_value.errno in DISK_ERRNOS):
+            excepthook(thread)
+
+    threading.excepthook = report
     try:
-        yield
-    except BaseException:
-        with suppress(Exception):
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):
+                accelerator.end_training()
+            raise
+        with explained(Path(accelerator.project_dir)):
             accelerator.end_training()
-        raise
-    with explained(Path(accelerator.project_dir)):
-        accelerator.end_training()
+    finally:
+        threading.excepthook = excepthook
 
 
 def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, accelerator: Accelerator) -> None:
