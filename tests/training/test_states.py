@@ -172,7 +172,18 @@ def test_a_folder_in_the_place_of_a_file_is_named(checkpoint, name):
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "{}", "null", "3", '"text"', "[" * 100_000, "{", '{"step": 1}', '{"format": 2, "files": [1]}', '{"format": 3}'],
+    [
+        "[]",
+        "{}",
+        "null",
+        "3",
+        '"text"',
+        "[" * 100_000,
+        "{",
+        '{"a": 1}',
+        '{"format": 2, "files": [1]}',
+        '{"format": 3}',
+    ],
     ids=lambda content: content[:20],
 )
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".json")])

@@ -141,7 +141,8 @@ def test_only_a_whole_ccnet_is_trained_on(coloured_folder, tmp_path, capfd):
     tiny_model().save_pretrained(damaged)
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    for folder, message in ((foreign, "its model type is 'segformer', not 'ccnet'"), (damaged, f"{damaged} cannot be read")):
+    messages = {foreign: "its model type is 'segformer', not 'ccnet'", damaged: f"{damaged} cannot be read"}
+    for folder, message in messages.items():
         arguments = train_arguments(coloured_folder, tmp_path / "model", "--model_name_or_path", str(folder))
         assert train(arguments) == 1
         last = capfd.readouterr().err.strip().splitlines()[-1]

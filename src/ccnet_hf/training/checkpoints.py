@@ -72,7 +72,7 @@ def whole_folder(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written, e.g. because the disk is full; in every process.
     """
-    with _written_together(folder, accelerator, publish_folder) as unfinished:
+    with _written_together(folder, unfinished_name(folder), accelerator, publish_folder) as unfinished:
         yield unfinished
 
 
@@ -83,13 +83,15 @@ def whole_model(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
     def publish(unfinished: Path, folder: Path) -> None:
         publish_files(unfinished, folder, last=CONFIG_FILE)
 
-    with _written_together(folder, accelerator, publish) as unfinished:
+    with _written_together(folder, unfinished_name(folder / "model"), accelerator, publish) as unfinished:
         yield unfinished
 
 
 @contextmanager
-def _written_together(folder: Path, accelerator: Accelerator, publish: Callable[[Path, Path], None]) -> Iterator[Path]:
-    unfinished = from_main_process(unfinished_name(folder))
+def _written_together(
+    folder: Path, unfinished: Path, accelerator: Accelerator, publish: Callable[[Path, Path], None]
+) -> Iterator[Path]:
+    unfinished = from_main_process(unfinished)
     try:
         with together(), explained(folder):
             if accelerator.is_main_process:
