@@ -182,12 +182,19 @@ def test_a_damaged_model_to_train_on_is_one_line(coloured_folder, tmp_path, capf
     assert last.startswith("error: ") and message in last
 
 
-def test_what_accelerate_is_told_is_checked(coloured_folder, tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "fast", "'FAST' is not a valid DynamoBackend"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not installed"),
+    ],
+)
+def test_what_accelerate_is_told_is_checked(coloured_folder, tmp_path, capfd, monkeypatch, name, value, message):
+    monkeypatch.setattr("accelerate.accelerator.is_deepspeed_available", lambda: False)
+    monkeypatch.setenv(name, value)
     assert train(train_arguments(coloured_folder, tmp_path / "model")) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("error: Accelerate: fp16 mixed precision")
+    assert last.startswith("error: Accelerate: ") and message in last
 
 
 def test_label_outside_the_classes_stops_the_training(tmp_path, capfd):

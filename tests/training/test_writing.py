@@ -203,7 +203,16 @@ def test_a_report_is_not_left_half_written(make_trainer, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     "line",
-    ["no json", "[1]", "{}", '{"step": "1"}', '{"step": 1, "loss": "low"}', '{"step": true}', "[" * 100_000, "\udc80"],
+    [
+        "no json",
+        "[1]",
+        '{"step": 0}',
+        '{"step": "1"}',
+        '{"step": 1, "loss": "low"}',
+        '{"step": true}',
+        "[" * 100_000,
+        "\udc80",
+    ],
 )
 def test_a_bad_line_in_the_log_is_named(make_trainer, recipe, tmp_path, line):
     make_trainer(checkpointing_steps=4).run()

@@ -163,7 +163,7 @@ def read_log(file: Path) -> list[dict[str, float]]:
 
 
 def _row(row: Any) -> dict[str, float]:
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
+    if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 1:
         raise ValueError("it has no step")
     if wrong := [name for name, value in row.items() if type(value) not in (int, float)]:
         raise ValueError(f"its {wrong[0]} is no number")

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from ccnet_hf.command import run_command
 from ccnet_hf.data.benchmarks import flip_label_pairs
 from ccnet_hf.data.loading import SegmentationDataset, class_counts
-from ccnet_hf.errors import InputError, reading, using
+from ccnet_hf.errors import InputError, describe, reading, using
 from ccnet_hf.evaluation import evaluate_dataset
 from ccnet_hf.files import DISK_ERRNOS, explained
 from ccnet_hf.hub import CARD_FILE, HubRepository, publish, retry
@@ -65,8 +65,10 @@ def train(arguments: TrainArguments) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     trackers = _trackers(arguments.report_to)
-    with using("Accelerate"):  # which is also told by its configuration and by the environment
+    try:
         accelerator = Accelerator(log_with=trackers or None, project_dir=arguments.output_dir)
+    except (ValueError, ImportError) as error:  # what `accelerate launch` and its configuration ask for
+        raise InputError(f"Accelerate: {describe(error)}") from error
     with _ended(accelerator), sole_training(Path(arguments.output_dir), accelerator):
         _train(arguments, recipe, training, accelerator)
 
