@@ -174,7 +174,7 @@ class TrainingProgress:
 
     Attributes:
         step: steps done.
-        best_mean_iou: of the evaluations so far (0..1); `None` before the first.
+        best_mean_iou: of the evaluations so far; `None` before the first.
         corrupt: messages about the examples that had to be replaced.
         kept: what a resumed training cannot change, by name.
         num_processes: that trained.
@@ -197,7 +197,7 @@ class TrainingProgress:
         best, positions = self.best_mean_iou, self.stream_positions
         right = {
             "step": _is_count(self.step),
-            "best_mean_iou": best is None or (_is_number(best) and 0 <= best <= 1),
+            "best_mean_iou": best is None or _is_number(best),
             "corrupt": isinstance(self.corrupt, list) and all(isinstance(message, str) for message in self.corrupt),
             "kept": isinstance(self.kept, dict),
             "num_processes": _is_count(self.num_processes) and self.num_processes > 0,
