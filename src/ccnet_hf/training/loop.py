@@ -118,7 +118,8 @@ def check_settings(
             f"{accelerator.distributed_type.value} shards the model, which --ema_decay and evaluation during the "
             "training (--eval_steps, 0 for none) need whole"
         )
-    if accelerator.distributed_type == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version != 2:
+    fsdp_plugin = getattr(accelerator.state, "fsdp_plugin", None)  # old ones know the first version only
+    if accelerator.distributed_type == DistributedType.FSDP and getattr(fsdp_plugin, "fsdp_version", 1) != 2:
         raise InputError("FSDP is supported in its version 2 (fsdp_version in the configuration of accelerate)")
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise InputError("torch dynamo is chosen here by --compile, not in the configuration of accelerate")
