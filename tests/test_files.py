@@ -18,6 +18,8 @@ from ccnet_hf.files import (
     check_writable,
     exclusive,
     explained,
+    publish_files,
+    remove_folder,
     remove_leftovers,
     write_text,
 )
@@ -184,3 +186,40 @@ def test_the_lock_ends_with_its_process(tmp_path):
         except InputError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_files_join_a_folder_with_the_last_one_last(tmp_path, monkeypatch):
+    folder, unfinished = tmp_path / "model", tmp_path / ".model.unfinished"
+    for place in (folder, unfinished):
+        place.mkdir()
+    (folder / "mine").touch()
+    (folder / "weights").write_text("old")
+    for name in ("config", "weights", "zebra"):
+        (unfinished / name).write_text("new")
+    order, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: order.append(target.name) or replace(source, target))
+    publish_files(unfinished, folder, last="config")
+    assert order == ["weights", "zebra", "config"]
+    assert names(folder) == ["config", "mine", "weights", "zebra"] and names(tmp_path) == ["model"]
+    assert (folder / "weights").read_text() == "new"
+
+
+def test_a_folder_that_is_removed_is_never_half_there(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "weights").touch()
+    monkeypatch.setattr("shutil.rmtree", lambda *arguments, **options: None)  # killed before
+    remove_folder(folder)
+    assert not folder.exists() and len(names(tmp_path)) == 1
+    monkeypatch.undo()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_lock_inside_of_what_it_locks(tmp_path):
+    with exclusive(tmp_path / "run", inside=True):
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        with pytest.raises(InputError, match="run; wait for it"), exclusive(tmp_path / "run", inside=True):
+            pass
+    with exclusive(tmp_path / "run", inside=True):
+        pass

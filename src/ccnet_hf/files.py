@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from ccnet_hf.errors import InputError
 
 
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)  # it is full, or cannot be written
 _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 
 
@@ -39,7 +40,7 @@ def atomic_file(file: str | os.PathLike) -> Iterator[Path]:
     file = Path(file)
     with explained(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = _unfinished(file).with_suffix(f"{_UNFINISHED}{file.suffix}")
+        unfinished = unfinished_name(file).with_suffix(f"{_UNFINISHED}{file.suffix}")
         try:
             yield unfinished
             os.replace(unfinished, file)
@@ -76,13 +77,18 @@ def atomic_folder(folder: str | os.PathLike, replace: bool = False) -> Iterator[
             remove_leftovers(folder.parent, folder.name)
             if not replace:
                 check_new(folder)
-            unfinished = _unfinished(folder)
+            unfinished = unfinished_name(folder)
             unfinished.mkdir()
             try:
                 yield unfinished
                 publish_folder(unfinished, folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def unfinished_name(target: Path) -> Path:
+    """A hidden name of its own beside `target`, for what will take the target's name when it is complete."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_UNFINISHED}")
 
 
 def check_new(folder: str | os.PathLike) -> None:
@@ -94,15 +100,30 @@ def check_new(folder: str | os.PathLike) -> None:
 
 def publish_folder(unfinished: Path, folder: Path) -> None:
     """Give a complete folder its name, in place of the one that has it, after its files have reached the disk."""
-    for path in sorted(unfinished.rglob("*"), reverse=True):
-        _flush(path)
-    _flush(unfinished)
+    _flush_all(unfinished)
     replaced = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_REPLACED}")
     if folder.exists():
         folder.rename(replaced)
     unfinished.rename(folder)
     _flush(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def publish_files(unfinished: Path, folder: Path, last: str) -> None:
+    """Move the files of a complete folder into another one, each in place of its namesake, after they have reached the
+    disk. The one called `last` comes after all others: without it the folder does not read as complete."""
+    _flush_all(unfinished)
+    for file in sorted(unfinished.iterdir(), key=lambda file: (file.name == last, file.name)):
+        os.replace(file, folder / file.name)
+    _flush(folder)
+    unfinished.rmdir()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that no reader meets a part of it."""
+    removed = unfinished_name(folder)
+    folder.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def remove_leftovers(parent: Path, name: str = "*") -> None:
@@ -121,17 +142,23 @@ def remove_leftovers(parent: Path, name: str = "*") -> None:
 
 
 @contextmanager
-def exclusive(path: str | os.PathLike) -> Iterator[None]:
+def exclusive(path: str | os.PathLike, inside: bool = False) -> Iterator[None]:
     """Keep other processes from writing the same file or folder meanwhile. The lock ends with the process, however it
     ends; its file, `.NAME.lock` beside the target, stays.
+
+    Args:
+        path: what is written.
+        inside: it is a folder that is written piece by piece, and the lock's file lies in it as `.lock`: whoever may
+            write there may not be allowed to write beside it.
 
     Raises:
         InputError: another process holds it.
     """
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path / ".lock" if inside else path.with_name(f".{path.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+        lock = FileLock(file, timeout=0)
         lock.acquire()
     except Timeout as error:
         raise InputError(f"another process is writing {path}; wait for it, or name another place") from error
@@ -150,7 +177,7 @@ def check_writable(folder: str | os.PathLike) -> None:
     folder = Path(folder)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        trial = _unfinished(folder / "trial")
+        trial = unfinished_name(folder / "trial")
         try:
             trial.write_bytes(b"\0" * 4096)  # a file system that is full still makes empty files
         finally:
@@ -167,7 +194,7 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or (error.filename is None and error.errno not in _DISK_ERRNOS):
+        if error.errno is None or (error.filename is None and error.errno not in DISK_ERRNOS):
             raise
         raise OSError(error.errno, f"{path} cannot be written: {os.strerror(error.errno).lower()}") from error
     except (RuntimeError, SafetensorError) as error:
@@ -177,11 +204,10 @@ def explained(path: Path) -> Iterator[None]:
         raise OSError(errno.ENOSPC, f"{path} cannot be written: {' '.join(str(error).split())}") from error
 
 
-_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
-
-
-def _unfinished(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+def _flush_all(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _flush(path)
+    _flush(folder)
 
 
 def _flush(path: Path) -> None:

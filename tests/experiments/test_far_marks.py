@@ -94,3 +94,21 @@ def test_the_command_writes_table_and_image(tmp_path, capsys):
     assert table == capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in table.splitlines()] == ["recurrence", "---", "0", "2"]
     assert (tmp_path / "out" / "far_marks.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--recurrences", "-1"], "--recurrences takes numbers from 0 on, got [-1]"),
+        (["--seeds", "0", "-2"], "--seeds takes numbers from 0 on, got [0, -2]"),
+        (["--max_train_steps", "0"], "--max_train_steps must be at least 1, got 0"),
+        (["--output_dir", "file/folder"], "file/folder cannot be written: not a directory"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_training(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(experiment, "train", lambda *arguments: pytest.fail("it trains"))
+    assert experiment.main(["--output_dir", "out", *arguments]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and message in told and told.count("\n") == 1

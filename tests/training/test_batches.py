@@ -6,6 +6,8 @@ import datasets
 import pytest
 import torch
 
+from ccnet_hf.data.loading import CorruptExample
+from ccnet_hf.errors import InputError
 from ccnet_hf.training.batches import SeededBatches, StreamedBatches, batch_loader, read_batches
 
 
@@ -110,18 +112,34 @@ def test_processes_share_a_stream(shards):
 class Complaining(torch.utils.data.Dataset):
     streamed = False
 
+    def __init__(self, error=None):
+        self.error = error
+
     def __len__(self):
         return 2
 
     def __getitem__(self, key):
-        raise ValueError("p1.png: label id 99 is outside 0..10")
+        raise self.error
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_what_is_wrong_is_said_in_one_line(num_workers):
-    loader = batch_loader(Complaining(), 1, num_workers, False, batch_size=1, start=0, stop=1)
-    with pytest.raises(ValueError, match=r"^p1\.png: label id 99 is outside 0\.\.10$"):
+@pytest.mark.parametrize("kind", [InputError, CorruptExample, OSError])
+def test_what_is_wrong_is_said_in_one_line(num_workers, kind):
+    loader = batch_loader(
+        Complaining(kind("p1.png: label id 99 is outside 0..10")), 1, num_workers, False, batch_size=1, start=0, stop=1
+    )
+    with pytest.raises(OSError if kind is OSError else InputError, match=r"^p1\.png: label id 99 is outside 0\.\.10$"):
         next(read_batches(loader))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_mistake_of_the_package_in_a_worker_stays_one(num_workers):
+    bug = ValueError("operands could not be broadcast")
+    loader = batch_loader(Complaining(bug), 1, num_workers, False, batch_size=1, start=0, stop=1)
+    with pytest.raises(ValueError, match="operands could not be broadcast") as caught:
+        next(read_batches(loader))
+    assert not isinstance(caught.value, InputError)
+    assert num_workers == 0 or "Original Traceback" in str(caught.value)
 
 
 def test_nothing_to_train_on():

@@ -12,6 +12,7 @@ from torch import nn
 
 import ccnet_hf.training.initialization
 from ccnet_hf import CCNetResNetConfig
+from ccnet_hf.errors import InputError
 from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone
 from ccnet_hf.training.depthwise import speed_up_dilated_depthwise
 from ccnet_hf.training.initialization import freeze, load_backbone_checkpoint
@@ -69,7 +70,7 @@ def test_names_the_first_layer_that_does_not_fit(tmp_path):
     for name in ("text", "text.safetensors", "code.pth"):
         with pytest.raises(
             ValueError,
-            match=rf"{name} (was refused|is not a readable safetensors file)",
+            match=rf"{name} (was refused|cannot be read)",
         ):
             load_backbone_checkpoint(module, tmp_path / name)
     assert not (tmp_path / "ran").exists()
@@ -209,6 +210,29 @@ def test_hub_ids(tmp_path, monkeypatch):
         load_backbone_checkpoint(backbone, "timm/resnet50z")
     with pytest.raises(OSError, match="no file nothing"):
         load_backbone_checkpoint(backbone, "nothing")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda tensor: torch.full_like(tensor, torch.nan),
+        lambda tensor: torch.full_like(tensor, torch.inf),
+        torch.Tensor.long,
+        torch.Tensor.bool,
+        lambda tensor: tensor.to(torch.complex64),
+    ],
+    ids=["NaN", "inf", "integers", "bool", "complex"],
+)
+def test_weights_that_are_no_finite_numbers_are_refused(tmp_path, suffix, odd):
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    file = tmp_path / f"backbone.{suffix}"
+    state = before | {"1.weight": odd(before["1.weight"])}
+    save_file(state, file) if suffix == "safetensors" else torch.save(state, file)
+    with pytest.raises(InputError, match=r"backbone.*1\.weight"):
+        load_backbone_checkpoint(backbone, file)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
 
 
 def test_freeze(tmp_path):

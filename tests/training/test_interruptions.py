@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import RECIPE, build_trainer
 
-from ccnet_hf.training.checkpoints import find_checkpoint, list_checkpoints, tidy
+from ccnet_hf.files import remove_leftovers
+from ccnet_hf.training.checkpoints import find_checkpoint, list_checkpoints
 from ccnet_hf.training.progress import LOG_FILE, read_log
+from ccnet_hf.training.state_files import StateReader
 
 
 # Children start as copies of a server that has imported everything, not with the imports.
@@ -64,9 +66,11 @@ def uninterrupted(tmp_path_factory):
 def assert_complete(checkpoint) -> None:
     """Everything that a resumed run or a user opens is whole."""
     load_file(checkpoint / "model.safetensors")
-    load_file(checkpoint / "state" / "model.safetensors")
-    torch.load(checkpoint / "state" / "optimizer.bin")
-    assert f"checkpoint-{json.loads((checkpoint / 'state' / 'progress.json').read_text())['step']}" == checkpoint.name
+    reader = StateReader(checkpoint / "state")
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        reader.tensors(file)
+    reader.json("random_states_0.json")
+    assert f"checkpoint-{reader.json('progress.json')['step']}" == checkpoint.name
     for file in ("config.json", "preprocessor_config.json"):
         json.loads((checkpoint / file).read_text())
 
@@ -148,7 +152,7 @@ def test_a_kill_at_any_file_operation_of_a_save_leaves_a_whole_checkpoint(make_t
         seen.add(last.name)
         for checkpoint in list_checkpoints(output_dir):
             assert_complete(checkpoint)
-        tidy(output_dir)
+        remove_leftovers(output_dir)
         assert find_checkpoint(output_dir, "last").name == last.name
         assert not [path for path in output_dir.iterdir() if path.name.startswith(".")]
         shutil.rmtree(output_dir)

@@ -39,7 +39,7 @@ def test_two_processes_from_the_command_line(coloured_folder, tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 2]
     assert [path.name for path in (tmp_path / "model").glob("checkpoint-[0-9]*")] == ["checkpoint-2"]
     state = tmp_path / "model" / "checkpoint-2" / "state"
-    assert {path.name for path in state.glob("random_states_*")} == {"random_states_0.pkl", "random_states_1.pkl"}
+    assert {path.name for path in state.glob("random_states_*")} == {"random_states_0.json", "random_states_1.json"}
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model" / "model.safetensors").values())
 
 

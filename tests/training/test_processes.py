@@ -1,13 +1,16 @@
 """Two processes (gloo, CPU) against one: the same gradients, and a common end."""
 
+import contextlib
+import io
 import multiprocessing
 import os
+import resource
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from tiny_training import RECIPE, build_trainer, coloured_split, tiny_model
@@ -15,7 +18,9 @@ from torch import nn
 from torch.distributed import TCPStore
 from torch.distributed.fsdp import FSDPModule
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.training.checkpoints import list_checkpoints
+from ccnet_hf.training.state_files import write_manifest
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -130,6 +135,43 @@ def test_a_termination_of_one_process_stops_and_saves_both(tmp_path):
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
+def meet(rank: int, output_dir, resume: str | None, message: str, full: bool = False) -> None:
+    """A training that every process ends with this message."""
+    recipe = replace(RECIPE, max_train_steps=2)
+    settings = {"per_device_batch_size": 1, "checkpointing_steps": 2, "ema_decay": 0.5}
+    trainer = build_trainer(output_dir, recipe, resume_from_checkpoint=resume, **settings)
+    if full and rank == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    with pytest.raises((InputError, OSError), match=message):
+        trainer.run()
+
+
+def test_what_one_process_meets_ends_both(tmp_path):
+    full = tmp_path / "full"
+    assert launch(2, meet, full, None, "checkpoint-2 cannot be written: ", True) == [0, 0]
+    assert [path.name for path in full.iterdir()] == ["training_log.jsonl"]
+
+    assert launch(2, train, tmp_path / "saved", False, False) == [0, 0]
+    checkpoint = tmp_path / "saved" / "checkpoint-4"
+    file = checkpoint / "state" / "random_states_1.json"
+    content = file.read_text()
+    file.write_text(content[:-1])
+    assert launch(2, meet, tmp_path / "resumed", str(checkpoint), r"random_states_1\.json is damaged") == [0, 0]
+
+
+def resume_alone(rank: int, checkpoint, output_dir) -> None:
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        recipe = replace(RECIPE, max_train_steps=5)
+        build_trainer(output_dir, recipe, ema_decay=0.5, resume_from_checkpoint=str(checkpoint)).run()
+    assert "checkpoint-4 was saved by 2 processes and goes on in 1: the random numbers" in errors.getvalue()
+
+
+def test_another_number_of_processes_goes_on_and_says_what_that_changes(tmp_path):
+    assert launch(2, train, tmp_path / "saved", False, False) == [0, 0]
+    assert launch(1, resume_alone, tmp_path / "saved" / "checkpoint-4", tmp_path / "resumed") == [0]
+
+
 def share_of_corrupt(rank: int, output_dir) -> None:
     split = coloured_split()
     rows = split.with_format(None).cast_column("image", split.features["image"].__class__(decode=False))["image"]
@@ -186,3 +228,59 @@ def test_a_sharded_model_trains_as_a_whole_one_and_resumes(tmp_path):
     for name, tensor in weights["whole"].items():
         torch.testing.assert_close(weights["sharded"][name], tensor, rtol=1e-4, atol=1e-4)
         assert torch.equal(weights["resumed"][name], weights["sharded"][name]), name
+
+
+def deepspeed(**options) -> Accelerator:
+    """With DeepSpeed on CPUs; Accelerate offers it on accelerators only."""
+    import deepspeed
+
+    state = PartialState(cpu=True)
+    deepspeed.init_distributed("gloo")
+    state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    state._shared_state["device"] = torch.device("cpu")
+    plugin = DeepSpeedPlugin(zero_stage=2, gradient_accumulation_steps=1)
+    plugin.deepspeed_config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return Accelerator(deepspeed_plugin=plugin, **options | {"cpu": False})
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["MARKER"],)
+
+
+def train_with_deepspeed(rank: int, output_dir, resume, refused: str | None) -> None:
+    del os.environ["ACCELERATE_USE_CPU"]
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
+    trainer = build_trainer(
+        output_dir,
+        replace(RECIPE, batch_size=4),
+        tiny_model(classifier_dropout_prob=0.0),
+        per_device_batch_size=1,
+        checkpointing_steps=2,
+        resume_from_checkpoint=resume,
+        make_accelerator=deepspeed,
+    )
+    assert trainer.accelerator.distributed_type == DistributedType.DEEPSPEED
+    with pytest.raises(InputError, match=refused) if refused else contextlib.nullcontext():
+        trainer.run()
+
+
+def test_deepspeed_resumes_and_runs_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not among the package's dependencies")
+    checkpoint = tmp_path / "straight" / "checkpoint-2"
+    assert launch(2, train_with_deepspeed, tmp_path / "straight", None, None) == [0, 0]
+    assert launch(2, train_with_deepspeed, tmp_path / "resumed", str(checkpoint), None) == [0, 0]
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed"))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+    monkeypatch.setenv("MARKER", str(tmp_path / "ran"))
+    state = checkpoint / "state"
+    (file,) = (state / "deepspeed").glob("*model_states.pt")
+    torch.save(Code(), file)
+    told = rf"{file.name} is damaged"
+    assert launch(2, train_with_deepspeed, tmp_path / "planted", str(checkpoint), told) == [0, 0]
+    (state / "manifest.json").unlink()
+    write_manifest(state)
+    told = rf"{file.name} cannot be read: its pickle asks for posix\.mkdir"
+    assert launch(2, train_with_deepspeed, tmp_path / "signed", str(checkpoint), told) == [0, 0]
+    assert not (tmp_path / "ran").exists()

@@ -7,7 +7,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import HfArgumentParser
 
 from ccnet_hf.data.transforms import RandomHorizontalFlip
@@ -124,6 +124,7 @@ def test_a_model_brings_its_image_processor_and_gets_other_classes(coloured_fold
         (["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be at least 1, got 0"),
         (["--resume_from_checkpoint", "last"], "holds no checkpoint"),
         (["--backbone_checkpoint", "missing.safetensors"], "missing.safetensors"),
+        (["--push_to_hub", "--hub_model_id", "my model"], "--hub_model_id: "),
     ],
 )
 def test_bad_input_is_one_line(coloured_folder, tmp_path, capfd, arguments, message):
@@ -141,11 +142,59 @@ def test_only_a_whole_ccnet_is_trained_on(coloured_folder, tmp_path, capfd):
     tiny_model().save_pretrained(damaged)
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    for folder, message in ((foreign, "its model type is 'segformer', not 'ccnet'"), (damaged, "cannot load")):
+    messages = {foreign: "its model type is 'segformer', not 'ccnet'", damaged: f"{damaged} cannot be read"}
+    for folder, message in messages.items():
         arguments = train_arguments(coloured_folder, tmp_path / "model", "--model_name_or_path", str(folder))
         assert train(arguments) == 1
         last = capfd.readouterr().err.strip().splitlines()[-1]
         assert last.startswith("error: ") and message in last
+
+
+def without_numbers(folder) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["classifier.bias"] = torch.full_like(tensors["classifier.bias"], torch.nan)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "model cannot be read: "),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("[]"), "model cannot be read: "),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "model cannot be read: "),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04."), "model cannot be read: "),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model cannot be read: "),
+        (without_numbers, "model: classifier.bias has values that are not finite"),
+    ],
+)
+def test_a_damaged_model_to_train_on_is_one_line(coloured_folder, tmp_path, capfd, damage, message):
+    from tiny_training import tiny_model
+
+    from ccnet_hf import CCNetImageProcessor
+
+    folder = tmp_path / "model"
+    tiny_model(num_labels=11).save_pretrained(folder)
+    CCNetImageProcessor().save_pretrained(folder)
+    damage(folder)
+    assert train(train_arguments(coloured_folder, tmp_path / "new", "--model_name_or_path", str(folder))) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "fast", "'FAST' is not a valid DynamoBackend"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not installed"),
+    ],
+)
+def test_what_accelerate_is_told_is_checked(coloured_folder, tmp_path, capfd, monkeypatch, name, value, message):
+    monkeypatch.setattr("accelerate.accelerator.is_deepspeed_available", lambda: False)
+    monkeypatch.setenv(name, value)
+    assert train(train_arguments(coloured_folder, tmp_path / "model")) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: Accelerate: ") and message in last
 
 
 def test_label_outside_the_classes_stops_the_training(tmp_path, capfd):

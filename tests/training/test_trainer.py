@@ -1,5 +1,6 @@
 """The loop: it learns, resumes bit for bit, keeps checkpoints whole, and stops when it should."""
 
+import errno
 import json
 import os
 import re
@@ -93,7 +94,7 @@ def test_an_earlier_checkpoint_is_resumed_elsewhere(make_trainer, tmp_path):
 
 def test_a_checkpoint_that_was_being_replaced_is_resumed(make_trainer, tmp_path):
     make_trainer(checkpointing_steps=4).run()
-    (tmp_path / "checkpoint-4").rename(tmp_path / ".checkpoint-4.replaced")
+    (tmp_path / "checkpoint-4").rename(tmp_path / ".checkpoint-4.0123abcd.replaced")
     resumed = make_trainer(resume_from_checkpoint="last")
     resumed.run()
     assert resumed.step == 4 and (tmp_path / "checkpoint-4").is_dir()
@@ -146,13 +147,13 @@ def test_failed_save_leaves_the_older_checkpoint(make_trainer, tmp_path, monkeyp
     trainer = make_trainer(checkpointing_steps=2)
     save = trainer._save_model
 
-    def fail_later(folder):
+    def fail_later(folder, weights):
         if trainer.step > 2:
-            raise OSError("No space left on device")
-        save(folder)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(folder, weights)
 
     monkeypatch.setattr(trainer, "_save_model", fail_later)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="checkpoint-4 cannot be written: no space left on device"):
         trainer.run()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     resumed = make_trainer(resume_from_checkpoint="last", checkpointing_steps=2)

@@ -20,7 +20,9 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from ccnet_hf.command import run_command
+from ccnet_hf.errors import InputError
 from ccnet_hf.experiments.far_marks_dataset import COLOURS, SIDE, far_marks, parts
+from ccnet_hf.files import atomic_file, check_writable, write_text
 from ccnet_hf.inference import predict_logits
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.models.configuration_ccnet_resnet import CCNetResNetConfig
@@ -82,8 +84,14 @@ def score(model: nn.Module, num_examples: int = 200) -> dict[str, float]:
 
 def run_experiment(arguments: FarMarksArguments) -> None:
     """Train a small CCNet with every recurrence on images in which one far mark decides the class of every pixel."""
+    if not arguments.seeds or min(arguments.seeds) < 0:
+        raise InputError(f"--seeds takes numbers from 0 on, got {arguments.seeds}")
+    if not arguments.recurrences or min(arguments.recurrences) < 0:
+        raise InputError(f"--recurrences takes numbers from 0 on, got {arguments.recurrences}")
+    if arguments.max_train_steps < 1:
+        raise InputError(f"--max_train_steps must be at least 1, got {arguments.max_train_steps}")
     output_dir = Path(arguments.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    check_writable(output_dir)
     example = far_marks(1, torch.Generator().manual_seed(_DRAWN_SEED))
     rows: list[dict[str, Image.Image]] = [{"image": _draw(example[0])}]
     lines: list[str] = []
@@ -104,8 +112,9 @@ def run_experiment(arguments: FarMarksArguments) -> None:
         rows[0][f"recurrence {recurrence}"] = _draw(example[0], predict_logits(model, example[0]).argmax(dim=1))
         if recurrence == 2:
             rows.append(_draw_rounds(model, *example))
-    (output_dir / "far_marks.md").write_text("\n".join(lines) + "\n")
-    captioned_grid(rows).save(output_dir / "far_marks.png", optimize=True)
+    write_text(output_dir / "far_marks.md", "\n".join(lines) + "\n")
+    with atomic_file(output_dir / "far_marks.png") as unfinished:
+        captioned_grid(rows).save(unfinished, optimize=True)
 
 
 def _draw(images: torch.Tensor, label_maps: torch.Tensor | None = None) -> Image.Image:

@@ -187,11 +187,12 @@ def read_batches(loader: torch.utils.data.DataLoader) -> Iterator[dict[str, Any]
     """The loader's batches; what is wrong with an example is said as briefly by a worker as by this process."""
     try:
         yield from loader
-    except ValueError as error:
+    except (InputError, OSError) as error:
         if "in DataLoader worker process" not in str(error):
             raise
         # torch puts the worker's traceback into the message; its last line is `Class: message`.
-        raise InputError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+        kind = InputError if isinstance(error, InputError) else OSError
+        raise kind(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:

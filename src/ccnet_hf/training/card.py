@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from ccnet_hf.evaluation.report import MEANS
+from ccnet_hf.files import write_text
 from ccnet_hf.hub import CARD_FILE
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 
@@ -134,7 +135,7 @@ def write_card(
         arguments=yaml.safe_dump(given, sort_keys=False, default_flow_style=None).strip(),
         versions=", ".join(_versions()),
     )
-    (output_dir / CARD_FILE).write_text(card, encoding="utf-8")
+    write_text(output_dir / CARD_FILE, card)
 
 
 def _versions() -> list[str]:

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
 from ccnet_hf.untrusted_checkpoints import read_state_dict
 
 
@@ -53,6 +52,9 @@ def load_backbone_checkpoint(backbone: nn.Module, checkpoint: str | Path) -> Non
             break
     else:
         names = _names_by_place(checkpoint, state, tensors)
+    for theirs in names:
+        if not tensors[theirs].is_floating_point() or not tensors[theirs].float().isfinite().all():
+            raise InputError(f"{checkpoint}: {theirs} does not hold finite floating-point numbers only")
     for theirs, ours in names.items():
         state[ours].copy_(tensors[theirs])
 
@@ -79,10 +81,8 @@ def _local_file(checkpoint: str | Path) -> Path:
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     if file.suffix != ".safetensors":
         return read_state_dict(file)
-    try:
+    with reading(file):
         return load_file(str(file))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is not a readable safetensors file ({error})") from error
 
 
 def _namings(state: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:

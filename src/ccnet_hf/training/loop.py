@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -19,20 +18,24 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ccnet_hf.data.images import turned_note
 from ccnet_hf.data.loading import SegmentationDataset
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
+from ccnet_hf.files import remove_leftovers
 from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training.batches import batch_loader, read_batches
 from ccnet_hf.training.checkpoints import (
     BEST_CHECKPOINT,
-    SCORES_FILE,
+    TrainingProgress,
+    TrainingState,
     checkpoint_folder,
     find_checkpoint,
-    move_files,
+    read_scores,
     remove_old_checkpoints,
-    tidy,
     whole_folder,
+    whole_model,
+    write_scores,
 )
 from ccnet_hf.training.depthwise import speed_up_dilated_depthwise
+from ccnet_hf.training.distributed import together
 from ccnet_hf.training.initialization import freeze, synchronize_batch_norm
 from ccnet_hf.training.optimization import SegmentationLoss, build_optimizer, build_scheduler
 from ccnet_hf.training.progress import Progress
@@ -116,10 +119,13 @@ def check_settings(
             f"{accelerator.distributed_type.value} shards the model, which --ema_decay and evaluation during the "
             "training (--eval_steps, 0 for none) need whole"
         )
+    fsdp_plugin = getattr(accelerator.state, "fsdp_plugin", None)  # old ones know the first version only
+    if accelerator.distributed_type == DistributedType.FSDP and getattr(fsdp_plugin, "fsdp_version", 1) != 2:
+        raise InputError("FSDP is supported in its version 2 (fsdp_version in the configuration of accelerate)")
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise InputError("torch dynamo is chosen here by --compile, not in the configuration of accelerate")
     if accelerator.is_main_process:
-        tidy(settings.output_dir)
+        remove_leftovers(settings.output_dir)
     accelerator.wait_for_everyone()
     find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
 
@@ -186,12 +192,10 @@ class Trainer:
         optimizer = build_optimizer(model, recipe)
         # Stepped by hand, once per step of the recipe: a prepared scheduler would step once per process.
         self.scheduler = build_scheduler(optimizer, recipe)
-        accelerator.register_for_checkpointing(self.scheduler)
         self.average = None
         if settings.ema_decay > 0:
             decay = get_ema_multi_avg_fn(settings.ema_decay)
             self.average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
-            accelerator.register_for_checkpointing(self.average)
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             # What it would take from a prepared loader, and what it would divide and clip by beside this loop.
             deepspeed_config = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -203,6 +207,7 @@ class Trainer:
             # Else a stage 3 training would end at its first checkpoint.
             deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.state = TrainingState(accelerator, self.model, self.optimizer, self.average)
         # Beside the model, which stays as it is for evaluation at changing sizes.
         self._forward = torch.compile(self.model) if settings.compile else self.model
         self.step = 0
@@ -242,16 +247,22 @@ class Trainer:
             signal.signal(signal.SIGTERM, previous_handler)
 
     def _run(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
-        recipe, settings = self.recipe, self.settings
         progress = Progress(
             self.accelerator,
             self.trained_model,
-            settings.output_dir,
-            recipe.batch_size,
+            self.settings.output_dir,
+            self.recipe.batch_size,
             start=self.step,
-            stop=recipe.max_train_steps,
-            every=settings.logging_steps,
+            stop=self.recipe.max_train_steps,
+            every=self.settings.logging_steps,
         )
+        with closing(progress):  # whatever ends the training is said on a line of its own
+            numbers = self._train(batches, progress)
+        return self._save_trained_model() or numbers
+
+    def _train(self, batches: Iterator[dict[str, Any]], progress: Progress) -> dict[str, float]:
+        """All steps that are left; the numbers of the last evaluation."""
+        recipe, settings = self.recipe, self.settings
         # A checkpoint is older than the evaluation after the same step, so a resumed run does that again.
         with progress.elsewhere():
             numbers = self._evaluate(progress) if self.step else {}
@@ -265,7 +276,6 @@ class Trainer:
                 turned = gather_object([name for batch in passes for name in batch["turned"]])
                 progress.note(turned_note(sorted(set(turned))))
             if stop:
-                progress.close()
                 self.save_checkpoint()
                 raise SystemExit(128 + signal.SIGTERM)
             learning_rate = self.scheduler.get_last_lr()[0]
@@ -276,8 +286,7 @@ class Trainer:
                 if settings.checkpointing_steps and self._is_due(settings.checkpointing_steps):
                     self.save_checkpoint()
                 numbers = self._evaluate(progress) or numbers
-        progress.close()
-        return self._save_trained_model() or numbers
+        return numbers
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.max_train_steps
@@ -338,14 +347,14 @@ class Trainer:
                 torch.distributed.broadcast(buffer, 0)
         numbers = self.evaluate(self.trained_model.eval())
         progress.scores(self.step, numbers)
-        mean_iou = numbers.get("eval_mean_iou")
-        if mean_iou is not None and (self._best_mean_iou is None or mean_iou > self._best_mean_iou):
+        mean_iou = numbers.get("eval_mean_iou", math.nan)  # NaN where no pixel is labelled
+        if mean_iou > (-math.inf if self._best_mean_iou is None else self._best_mean_iou):
             self._best_mean_iou = mean_iou
+            weights = self._weights()
             with whole_folder(self.settings.output_dir / BEST_CHECKPOINT, self.accelerator) as unfinished:
-                self._save_model(unfinished)
+                self._save_model(unfinished, weights)
                 if self.accelerator.is_main_process:
-                    scores = json.dumps({"step": self.step, **numbers}, indent=1)
-                    (unfinished / SCORES_FILE).write_text(scores + "\n")
+                    write_scores(unfinished, self.step, numbers)
         self._train_mode()
         return numbers
 
@@ -368,19 +377,23 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write `checkpoint-<step>`: the model, ready for `from_pretrained`, and in `state/` what resuming needs."""
         output_dir, limit = self.settings.output_dir, self.settings.checkpoints_total_limit
-        progress = {
-            "step": self.step,
-            "best_mean_iou": self._best_mean_iou,
-            "corrupt": self.all_corrupt(),
-            "kept": self._kept(),
-        }
+        positions = None
         if self.dataset.streamed and self._sampler is not None:
-            progress["stream_positions"] = gather_object([self._sampler.positions.get(self.step)])
+            positions = gather_object([self._sampler.positions.get(self.step)])
+        scaler = self.accelerator.scaler
+        progress = TrainingProgress(
+            step=self.step,
+            best_mean_iou=self._best_mean_iou,
+            corrupt=self.all_corrupt(),
+            kept=self._kept(),
+            num_processes=self.accelerator.num_processes,
+            scaler={} if scaler is None else scaler.state_dict(),
+            stream_positions=positions,
+        )
+        weights = self._weights()
         with whole_folder(checkpoint_folder(output_dir, self.step), self.accelerator) as unfinished:
-            self.accelerator.save_state(str(unfinished / "state"))
-            self._save_model(unfinished)
-            if self.accelerator.is_main_process:
-                (unfinished / "state" / "progress.json").write_text(json.dumps(progress))
+            self.state.save(unfinished / "state", progress)
+            self._save_model(unfinished, weights)
         if limit and self.accelerator.is_main_process:
             remove_old_checkpoints(output_dir, limit)
 
@@ -388,51 +401,52 @@ class Trainer:
         """Messages about the examples any process had to replace."""
         return sorted(set(gather_object(self.corrupt)))
 
-    def _save_model(self, folder: Path) -> None:
-        """Write model and image processor; all processes take part, because each may hold a share of the model."""
-        state_dict = self.accelerator.get_state_dict(self.model) if self.average is None else None
+    def _weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights as they are saved, from all processes, each of which may hold a part of them; `None` where the
+        trained model has them itself."""
+        return self.accelerator.get_state_dict(self.model) if self.average is None else None
+
+    def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+        """Write model and image processor."""
         if self.accelerator.is_main_process:
-            self.trained_model.save_pretrained(folder, state_dict=state_dict)
+            self.trained_model.save_pretrained(folder, state_dict=weights)
             self.image_processor.save_pretrained(folder)
 
     def _save_trained_model(self) -> dict[str, float]:
         """Save the model in `output_dir`; the numbers of its evaluation where it is not the last one."""
         output_dir, numbers = self.settings.output_dir, {}
         if self.settings.load_best_model_at_end and self._best_mean_iou is not None:
-            best = type(self.trained_model).from_pretrained(output_dir / BEST_CHECKPOINT)
-            self.trained_model.load_state_dict(best.state_dict())
-            numbers = json.loads((output_dir / BEST_CHECKPOINT / SCORES_FILE).read_text())
-            del numbers["step"]
-        finished = output_dir / ".model"
-        with whole_folder(finished, self.accelerator) as unfinished:
-            self._save_model(unfinished)
-        if self.accelerator.is_main_process:
-            move_files(finished, output_dir)
+            best = output_dir / BEST_CHECKPOINT
+            with reading(best):
+                self.trained_model.load_state_dict(type(self.trained_model).from_pretrained(best).state_dict())
+            _, numbers = read_scores(best)
+        weights = self._weights()
+        with whole_model(output_dir, self.accelerator) as unfinished:
+            self._save_model(unfinished, weights)
         return numbers
 
     def _resume(self) -> None:
-        folder = find_checkpoint(self.settings.output_dir, self.settings.resume_from_checkpoint) / "state"
-        progress = json.loads((folder / "progress.json").read_text())
-        kept, ours = progress["kept"], self._kept()
-        if changed := [name for name in sorted(kept | ours) if kept.get(name) != ours.get(name)]:
+        checkpoint = find_checkpoint(self.settings.output_dir, self.settings.resume_from_checkpoint)
+        best = self.settings.output_dir / BEST_CHECKPOINT
+        with together():
+            if best.is_dir():
+                read_scores(best)  # now, not at the end
+        progress = self.state.resume(checkpoint, self._kept())
+        if progress.step > self.recipe.max_train_steps:
             raise InputError(
-                f"{folder.parent} was trained with {', '.join(f'{name} {kept.get(name)}' for name in changed)}, this "
-                f"run has {', '.join(f'{name} {ours.get(name)}' for name in changed)}: resume with the same, or start "
-                "anew from that model (--model_name_or_path)"
+                f"{checkpoint} is after {progress.step} steps, and this run ends after {self.recipe.max_train_steps} "
+                "(--max_train_steps)"
             )
-        try:
-            self.accelerator.load_state(str(folder))
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"{folder.parent} is of another model or other settings ({error})") from error
-        self.step = progress["step"]
+        self.step = progress.step
+        self.scheduler = build_scheduler(self.scheduler.optimizer, self.recipe, self.step)
         # Of a checkpoint from elsewhere the best model is not at hand, and another one becomes it.
-        if (self.settings.output_dir / BEST_CHECKPOINT).is_dir():
-            self._best_mean_iou = progress["best_mean_iou"]
-        self.corrupt = progress["corrupt"]
+        if best.is_dir():
+            self._best_mean_iou = progress.best_mean_iou
+        self.corrupt = progress.corrupt
         # Of another number of processes the positions are unknown, and the loader reads all that came before again.
-        positions = progress.get("stream_positions", [])
-        if len(positions) == self.accelerator.num_processes and positions[self.accelerator.process_index]:
-            self._stream_position = tuple(positions[self.accelerator.process_index])
+        if progress.stream_positions and progress.num_processes == self.accelerator.num_processes:
+            position = progress.stream_positions[self.accelerator.process_index]
+            self._stream_position = None if position is None else tuple(position)
 
     def _kept(self) -> dict[str, Any]:
         """What a resumed training cannot change: the examples of every step, and what the optimizer's state brings."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -10,6 +12,7 @@ from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.models.loss_ccnet import ccnet_losses
 from ccnet_hf.models.modeling_ccnet import CCNetSemanticSegmenterOutput
 from ccnet_hf.recipes import TrainingRecipe
+from ccnet_hf.training.distributed import shared_out
 
 
 def build_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
@@ -28,6 +31,56 @@ def build_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Opt
     return torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimiser of [`build_optimizer`] knows of the steps so far, by `<parameter>.<name of the tensor>`."""
+    return {
+        f"{name}.{key}": tensor
+        for name, parameter in model.named_parameters()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def optimizer_misfit(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], step: int
+) -> str | None:
+    """Say why whole tensors, as [`optimizer_tensors`] names them, are not of such an optimiser after `step` steps;
+    `None` where they are. A parameter without any has had no gradient."""
+    keys = _state_keys(optimizer)
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if step and keys and not tensors:
+        return f"it is empty after {step} steps"
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        if name not in learning or key not in keys:
+            return f"{full_name} belongs to nothing"
+        if missing := [other for other in keys if f"{name}.{other}" not in tensors]:
+            return f"{name}.{missing[0]} is missing"
+        shape = () if key == "step" else learning[name].shape
+        if tensor.shape != shape or not tensor.is_floating_point():
+            return f"{full_name} is {tensor.dtype} {tuple(tensor.shape)}, not floats {tuple(shape)}"
+    return None
+
+
+def fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give an optimiser that has made no step yet tensors in which [`optimizer_misfit`] finds nothing wrong."""
+    for name, parameter in model.named_parameters():
+        for key in _state_keys(optimizer):
+            if f"{name}.{key}" not in tensors:
+                continue
+            tensor = tensors[f"{name}.{key}"]
+            if key != "step":
+                # In the parameter's memory format: the same numbers in another order might be rounded otherwise.
+                tensor = torch.empty_like(parameter.detach()).copy_(shared_out(tensor, parameter))
+            optimizer.state[parameter][key] = tensor
+
+
+def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Names of what the optimiser keeps of a parameter, in the parameter's shape but for AdamW's step, a number."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return ("step", "exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
+
+
 def learning_rate_factor(step: int, recipe: TrainingRecipe) -> float:
     """Learning rate at `step` (0-based) as a share of its first value: linear warm-up, then poly down to the floor."""
     floor = min(recipe.min_learning_rate / recipe.learning_rate, 1.0)
@@ -36,9 +89,19 @@ def learning_rate_factor(step: int, recipe: TrainingRecipe) -> float:
     return factor * min(1.0, (step + 1) / (recipe.warmup_steps + 1))
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe) -> torch.optim.lr_scheduler.LambdaLR:
-    """Build the schedule by optimiser step; every group follows `learning_rate_factor` from its own first value."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: TrainingRecipe, step: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Build the schedule by optimiser step; every group follows `learning_rate_factor` from its own first value.
+
+    Args:
+        optimizer: whose learning rates it sets, at once and after each of its steps.
+        recipe: has the schedule.
+        step: steps done. Above 0, the optimiser must have had a schedule from 0 on, which keeps its first rates.
+    """
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, recipe), last_epoch=step - 1
+    )
 
 
 def class_weights_from_counts(counts: torch.Tensor, power: float) -> torch.Tensor:

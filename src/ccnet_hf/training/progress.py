@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -16,7 +16,10 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
+from ccnet_hf.errors import reading
+from ccnet_hf.files import explained, write_text
 from ccnet_hf.models.modeling_ccnet import CrissCrossAttention
+from ccnet_hf.training.distributed import together
 
 
 LOG_FILE = "training_log.jsonl"
@@ -68,8 +71,9 @@ class Progress:
         self.stop = stop
         self.every = every
         self.file = output_dir / LOG_FILE
-        if accelerator.is_main_process:
-            _truncate(self.file, start)
+        with together():
+            if accelerator.is_main_process:
+                _truncate(self.file, start)
         self.bar = tqdm(total=stop, initial=start, desc="train", disable=not accelerator.is_main_process)
         self._losses: dict[str, float] = {}
         self._restart()
@@ -134,11 +138,13 @@ class Progress:
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Hand numbers to the trackers and the log."""
-        self.accelerator.log(numbers, step=step)
+        with explained(self.file.parent):  # trackers may write there too
+            self.accelerator.log(numbers, step=step)
         if self.accelerator.is_main_process:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a") as file:
-                file.write(json.dumps({"step": step, **numbers}) + "\n")
+            with explained(self.file):
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with self.file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **numbers}) + "\n")
 
     def close(self) -> None:
         """Leave the line as it is."""
@@ -146,11 +152,28 @@ class Progress:
 
 
 def read_log(file: Path) -> list[dict[str, float]]:
-    """The rows of a log, in order; a last line cut short by a kill is left out."""
+    """The rows of a log, in order; a last line cut short by a kill is left out.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no row of numbers with a step; the message names it.
+    """
     if not file.is_file():
         return []
-    lines = file.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    with reading(file):
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        with reading(f"{file}, line {number},"):
+            rows.append(_row(json.loads(line)))
+    return rows
+
+
+def _row(row: Any) -> dict[str, float]:
+    if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 1:
+        raise ValueError("it has no step")
+    if wrong := [name for name, value in row.items() if type(value) not in (int, float)]:
+        raise ValueError(f"its {wrong[0]} is no number")
+    return row
 
 
 def _place(name: str) -> int:
@@ -162,7 +185,6 @@ def _truncate(file: Path, step: int) -> None:
     """Drop what the log says of later steps, and of evaluations at this one, which are done again."""
     if not file.is_file():
         return
-    rows = [row for row in read_log(file) if row["step"] < step or (row["step"] == step and "lr" in row)]
-    shortened = file.with_name(f".{file.name}.unfinished")
-    shortened.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(shortened, file)
+    rows = read_log(file) if step else []
+    rows = [row for row in rows if row["step"] < step or (row["step"] == step and "lr" in row)]
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))

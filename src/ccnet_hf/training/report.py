@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.evaluation.report import MEANS
+from ccnet_hf.files import atomic_file
 from ccnet_hf.inference import Predictor
 from ccnet_hf.training.progress import LOG_FILE, read_log
 from ccnet_hf.visualization import Color, class_shares, colorize, draw_legend, format_share
@@ -46,14 +47,19 @@ def save_report(
     """
     rows = read_log(output_dir / LOG_FILE)
     if rows:
-        draw_curves(rows).save(output_dir / CURVES_FILE)
+        _save(draw_curves(rows), output_dir / CURVES_FILE)
     step = 1 if dataset.streamed else max(1, len(dataset) // _NUM_IMAGES)
     examples = list(islice(dataset.examples(0, step), _NUM_IMAGES))
     if examples:
         predictions = [predictor.label_map(image).cpu().numpy() for image, *_ in examples]
         config = predictor.model.config
         class_names = [config.id2label[label] for label in range(config.num_labels)]
-        draw_predictions(examples, predictions, palette, class_names).save(output_dir / PREDICTIONS_FILE)
+        _save(draw_predictions(examples, predictions, palette, class_names), output_dir / PREDICTIONS_FILE)
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    with atomic_file(file) as unfinished:
+        image.save(unfinished)
 
 
 def draw_predictions(

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -18,16 +20,17 @@ from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import set_seed
 from huggingface_hub import HfApi
-from safetensors import SafetensorError
+from huggingface_hub.utils import validate_repo_id
 from torchvision.transforms import v2
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data.benchmarks import flip_label_pairs
 from ccnet_hf.data.images import turned_note
 from ccnet_hf.data.loading import SegmentationDataset, label_counts, sample_label_counts
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, describe, reading, using
 from ccnet_hf.evaluation import evaluate_dataset
 from ccnet_hf.evaluation.report import unlabelled_classes
+from ccnet_hf.files import DISK_ERRNOS, explained
 from ccnet_hf.hub import CARD_FILE, HubRepository, publish, retry
 from ccnet_hf.inference import Predictor
 from ccnet_hf.inference.loading import load_checkpoint, load_config
@@ -38,6 +41,7 @@ from ccnet_hf.recipes import Recipe, TrainingRecipe, get_recipe, override_traini
 from ccnet_hf.remote_code import CONFIG_FILE, PROCESSOR_FILE, published_files
 from ccnet_hf.training.augmentation import training_transforms
 from ccnet_hf.training.card import write_card
+from ccnet_hf.training.checkpoints import sole_training
 from ccnet_hf.training.initialization import freeze, load_backbone_checkpoint
 from ccnet_hf.training.loop import Trainer, TrainingSettings, check_settings
 from ccnet_hf.training.optimization import class_weights_from_counts
@@ -63,11 +67,37 @@ def train(arguments: TrainArguments) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     trackers = _trackers(arguments.report_to)
-    accelerator = Accelerator(log_with=trackers or None, project_dir=arguments.output_dir)
     try:
+        accelerator = Accelerator(log_with=trackers or None, project_dir=arguments.output_dir)
+    except (ValueError, ImportError) as error:  # what `accelerate launch` and its configuration ask for
+        raise InputError(f"Accelerate: {describe(error)}") from error
+    with _ended(accelerator), sole_training(Path(arguments.output_dir), accelerator):
         _train(arguments, recipe, training, accelerator)
+
+
+@contextmanager
+def _ended(accelerator: Accelerator) -> Iterator[None]:
+    """End the training for Accelerate and its trackers. What has ended it before is not hidden by what a tracker then
+    cannot write any more, and a full disk is reported once."""
+    excepthook = threading.excepthook
+
+    def report(thread) -> None:
+        # A tracker that writes in a thread of its own raises the same again when it is given the next numbers.
+        if not (isinstance(thread.exc_value, OSError) and thread.exc_value.errno in DISK_ERRNOS):
+            excepthook(thread)
+
+    threading.excepthook = report
+    try:
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):
+                accelerator.end_training()
+            raise
+        with explained(Path(accelerator.project_dir)):
+            accelerator.end_training()
     finally:
-        accelerator.end_training()
+        threading.excepthook = excepthook
 
 
 def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, accelerator: Accelerator) -> None:
@@ -97,7 +127,8 @@ def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, 
         print("no tracker: TensorBoard is not installed (pip install tensorboard)", file=sys.stderr)
     if accelerator.log_with:
         # Trackers take numbers and text.
-        accelerator.init_trackers("ccnet", config={name: str(value) for name, value in asdict(arguments).items()})
+        with explained(settings.output_dir):
+            accelerator.init_trackers("ccnet", config={name: str(value) for name, value in asdict(arguments).items()})
     scoring = None if validation is None else evaluate
     trainer = Trainer(accelerator, model, image_processor, dataset, training, settings, class_weights, scoring)
     scores = trainer.run()
@@ -142,6 +173,8 @@ def _settings(arguments: TrainArguments, training: TrainingRecipe, accelerator: 
 def _create_repository(name: str, private: bool) -> str:
     """Make sure that there is a repository to upload to; returns its whole name."""
     api = HfApi()
+    with using("--hub_model_id"):
+        validate_repo_id(name)
     repo_id = retry(lambda: api.create_repo(name, private=private or None, exist_ok=True), name).repo_id
     if private and not retry(lambda: api.repo_info(repo_id), repo_id).private:
         raise InputError(f"{repo_id} exists and is public, and --hub_private_repo asks for a private one")
@@ -181,7 +214,8 @@ def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticS
         if "output_stride" not in backbone:
             raise InputError(f"--output_stride: a backbone of type {backbone['model_type']!r} has none to choose")
         changes["backbone_config"] = backbone | {"output_stride": arguments.output_stride}
-    config = CCNetConfig.from_dict(config | changes)  # checks the values
+    with using(source or f"--variant {arguments.variant}"):
+        config = CCNetConfig.from_dict(config | changes)  # checks the values
     if source:
         return _load_model(source, config)
     model = CCNetForSemanticSegmentation(config)
@@ -198,23 +232,25 @@ def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticS
 
 def _load_model(source: str, config: CCNetConfig) -> CCNetForSemanticSegmentation:
     """The model in `source`, in training's float32; parts that `config` adds or shapes otherwise start anew."""
-    try:
+    with reading(source):
         model, found = CCNetForSemanticSegmentation.from_pretrained(
             source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"cannot load {source}: {error}") from error
     missing = [key for key in found["missing_keys"] if not key.startswith(_ADDED_PARTS)]
     mismatched = [key for key, *_ in found["mismatched_keys"] if "classifier." not in key]
     if missing or mismatched:
-        raise InputError(f"cannot load {source}: it has no fitting {sorted(missing + mismatched)[0]}")
+        raise InputError(f"{source} has no fitting {sorted(missing + mismatched)[0]}")
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{source}: {name} has values that are not finite")
     return model
 
 
 def _build_image_processor(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe) -> CCNetImageProcessor:
     """The image processor of the model that is trained on, or the recipe's, for the size that is trained on."""
     if arguments.model_name_or_path:
-        image_processor = CCNetImageProcessor.from_pretrained(arguments.model_name_or_path)
+        with reading(arguments.model_name_or_path):
+            image_processor = CCNetImageProcessor.from_pretrained(arguments.model_name_or_path)
     else:
         image_processor = recipe.image_processor()
     image_processor.size = {"shortest_edge": min(training.scale), "longest_edge": max(training.scale)}
