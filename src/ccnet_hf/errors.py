@@ -58,6 +58,16 @@ def using(values: str) -> Iterator[None]:
         raise InputError(f"{values}: {describe(error)}" if values else describe(error)) from error
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is no more memory, of the machine or of an accelerator."""
+    if isinstance(error, MemoryError):
+        return True
+    # PyTorch's on a GPU and on a CPU; both are plain `RuntimeError`s to those who do not import it.
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("out of memory", "allocate memory", "Storage size calculation overflowed")
+    )
+
+
 def describe(error: BaseException, source: str | os.PathLike | None = None) -> str:
     """What an exception says, as one clause on one line of bounded length; a file that it is about is named unless it
     is `source`, which whoever asks names."""

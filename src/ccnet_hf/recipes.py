@@ -8,13 +8,14 @@ stand the authors' own training on Cityscapes, a training on LIP, and our small 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ccnet_hf.data.benchmarks import Benchmark, get_benchmark
 from ccnet_hf.errors import InputError
+from ccnet_hf.limits import MAX_BATCH_SIZE, MAX_PIXELS, check_range
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
 
@@ -73,27 +74,48 @@ class TrainingRecipe:
             value = getattr(self, name)
             if not is_allowed(value):
                 raise InputError(f"{name} must be {description}, got {value!r}")
+        for name, most in _LARGEST.items():
+            check_range(name, getattr(self, name), 0, most)
+        if math.prod(self.crop_size) > MAX_PIXELS:
+            raise InputError(f"crop_size must be at most {MAX_PIXELS:,} pixels, got {self.crop_size}")
+        low, high = self.ratio_range
+        if self.scale[0] > MAX_PIXELS or math.prod(self.scale) * high**2 > MAX_PIXELS:
+            raise InputError(
+                f"scale and ratio_range must make images of at most {MAX_PIXELS:,} pixels, "
+                f"got {self.scale} times {high}"
+            )
+        if self.ratio_step and (high - low) / self.ratio_step > _MAX_RATIO_STEPS:
+            raise InputError(
+                f"ratio_step must be 0 or make at most {_MAX_RATIO_STEPS:,} steps of ratio_range, "
+                f"got {self.ratio_step}"
+            )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _is_pair(value: Any, kind: type = float) -> bool:
-    """Whether `value` is two positive numbers, integers with the kind `int`."""
-    numbers = int if kind is int else int | float
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, numbers) and v > 0 for v in value)
+def _is_pair(value: Any, is_kind: Callable[[Any], bool] = _is_number) -> bool:
+    """Whether `value` is two positive numbers."""
+    return isinstance(value, tuple) and len(value) == 2 and all(is_kind(v) and v > 0 for v in value)
 
 
-_COUNT = (lambda value: isinstance(value, int) and value >= 1, "a positive integer")
-_COUNT_OR_0 = (lambda value: isinstance(value, int) and value >= 0, "an integer, at least 0")
+_COUNT = (lambda value: _is_integer(value) and value >= 1, "a positive integer")
+_COUNT_OR_0 = (lambda value: _is_integer(value) and value >= 0, "an integer, at least 0")
 _NUMBER_OR_0 = (lambda value: _is_number(value) and value >= 0, "a number, at least 0")
 _SWITCH = (lambda value: isinstance(value, bool), "true or false")
 
 # field of `TrainingRecipe`: what it may be, as a test and in words
 _ALLOWED = {
-    "crop_size": (lambda value: _is_pair(value, int), "two positive integers, height and width"),
-    "scale": (lambda value: _is_pair(value, int) and value[0] >= value[1], "two positive integers, long and short"),
+    "crop_size": (lambda value: _is_pair(value, _is_integer), "two positive integers, height and width"),
+    "scale": (
+        lambda value: _is_pair(value, _is_integer) and value[0] >= value[1],
+        "two positive integers, long and short",
+    ),
     "batch_size": _COUNT,
     "max_train_steps": _COUNT,
     "eval_steps": _COUNT_OR_0,
@@ -112,6 +134,15 @@ _ALLOWED = {
     "max_grad_norm": _NUMBER_OR_0,
     "backbone_learning_rate_factor": _NUMBER_OR_0,
 }
+
+# Beyond these, memory runs out, or float32 does not hold what is computed of them.
+_LARGEST = {
+    "batch_size": MAX_BATCH_SIZE,
+    **dict.fromkeys(("max_train_steps", "eval_steps", "warmup_steps"), 10**9),
+    **dict.fromkeys(("learning_rate", "min_learning_rate", "backbone_learning_rate_factor"), 10**9),
+    **dict.fromkeys(("ratio_step", "power", "weight_decay", "max_grad_norm"), 10**9),
+}
+_MAX_RATIO_STEPS = 10**6
 
 
 def override_training(recipe: TrainingRecipe, values: Mapping[str, Any]) -> TrainingRecipe:

@@ -99,8 +99,8 @@ def test_the_command_writes_table_and_image(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--recurrences", "-1"], "--recurrences takes numbers from 0 on, got [-1]"),
-        (["--seeds", "0", "-2"], "--seeds takes numbers from 0 on, got [0, -2]"),
+        (["--recurrences", "-1"], "--recurrences must be at least 0, got -1"),
+        (["--seeds", "0", "-2"], "--seeds must be at least 0, got -2"),
         (["--max_train_steps", "0"], "--max_train_steps must be at least 1, got 0"),
         (["--output_dir", "file/folder"], "file/folder cannot be written: not a directory"),
     ],

@@ -49,6 +49,8 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
     ("field", "value"),
     [
         ("recurrence", -1),
+        ("recurrence", 10**9),
+        ("num_labels", 10**9),
         ("hidden_size", 0),
         ("query_key_size", 0),
         ("auxiliary_channels", 0),

@@ -1,10 +1,12 @@
 """`benchmark.py data`: how many training examples a worker makes in a second."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ccnet_hf.benchmark import measuring
+from ccnet_hf.limits import MAX_PIXELS, check_range
 from ccnet_hf.recipes import get_recipe
 
 
@@ -22,12 +24,15 @@ class DataArguments:
 def benchmark_data(arguments: DataArguments) -> None:
     """Measure the data loader alone, on synthetic images, and name its slowest stage."""
     # Here, for the other measurements need no `datasets`.
-    from ccnet_hf.benchmark.throughput import measure_loading
+    from ccnet_hf.benchmark.throughput import SMALLEST_SIZE, measure_loading
 
-    measuring.check_at_least_one(num_examples=arguments.num_examples)
+    measuring.check_counts(num_examples=arguments.num_examples)
     for workers in arguments.num_workers:
-        measuring.check_at_least_one(num_workers=workers)
+        measuring.check_counts(num_workers=workers)
     size = measuring.parse_size(arguments.size, "size")
+    for side, name, least in zip(size, ("height", "width"), SMALLEST_SIZE, strict=True):
+        check_range(f"the {name} of --size", side, least, MAX_PIXELS)
+    check_range("the pixels of --size", math.prod(size), 1, MAX_PIXELS)
     environment = measuring.environment(measuring.find_device("cpu"))
     measuring.print_environment(environment)
     measured = measure_loading(get_recipe(arguments.variant), size, arguments.num_examples, arguments.num_workers)

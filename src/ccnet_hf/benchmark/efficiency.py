@@ -78,8 +78,9 @@ def measure_block(block: nn.Module, hidden_state: torch.Tensor) -> tuple[int, in
 def benchmark_memory(arguments: MemoryArguments) -> None:
     """Measure FLOPs and memory of recurrent criss-cross attention against the non-local block: the paper's table."""
     device = measuring.find_device(arguments.device)
-    measuring.check_at_least_one(hidden_size=arguments.hidden_size, query_key_size=arguments.query_key_size)
+    measuring.check_counts(hidden_size=arguments.hidden_size, query_key_size=arguments.query_key_size)
     height, width = measuring.parse_size(arguments.size, "size")
+    measuring.check_elements("the feature map", arguments.hidden_size, height, width)
     environment = measuring.environment(device)
     environment["tensors"] = f"{height}x{width}, {arguments.hidden_size} channels, {arguments.dtype}"
     measuring.print_environment(environment)
@@ -99,7 +100,8 @@ def benchmark_memory(arguments: MemoryArguments) -> None:
         flops = counted_flops(height, width, *channels, recurrence)
         name = f"criss-cross, R = {recurrence}" if recurrence else "non-local"
         paper = PAPER[recurrence] if like_paper else (None, None)
-        rows.append(Efficiency(name, flops, *measure_block(block, hidden_state), *paper))
+        with measuring.enough_memory(name):
+            rows.append(Efficiency(name, flops, *measure_block(block, hidden_state), *paper))
     print(table(rows))
     if arguments.json:
         results = {"environment": environment, "rows": [asdict(row) for row in rows]}

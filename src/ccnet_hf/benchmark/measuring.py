@@ -1,21 +1,36 @@
 """Time and memory of a call, the machine it ran on, and tables of both."""
 
+import math
 import os
 import platform
+import re
+import reprlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from ccnet_hf import __version__, kernels
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, describe, is_out_of_memory
+from ccnet_hf.limits import MAX_BATCH_SIZE, MAX_PROCESSES, MAX_THREADS, check_range
 
 
 # Calls measured as one where launching and measuring would be a large part of a single call.
 _CUDA_CALLS = 20
 _WARM_UP_SECONDS = 0.2
+
+MAX_ELEMENTS = 2**31  # of a tensor that is measured: 8 GB as float32
+_LARGEST = {
+    "threads": MAX_THREADS,
+    "num_workers": MAX_PROCESSES,
+    "repeats": 1_000_000,
+    "num_examples": 1_000_000,
+    **dict.fromkeys(("batch_size", "batch_sizes"), MAX_BATCH_SIZE),
+    **dict.fromkeys(("hidden_size", "query_key_size"), 65_536),
+}
 
 
 def find_device(name: str) -> torch.device:
@@ -35,18 +50,39 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def check_at_least_one(**numbers: int | None) -> None:
-    """`InputError` naming the option whose number is less than 1."""
+def check_counts(**numbers: int | None) -> None:
+    """`InputError` naming the option whose number is less than 1, or more than can be measured."""
     for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise InputError(f"--{name} must be at least 1, got {number}")
+        check_range(f"--{name}", number, 1, _LARGEST[name])
+
+
+def check_elements(what: str, *sizes: int) -> None:
+    """`InputError` if a tensor of these sizes is larger than can be measured."""
+    elements = math.prod(sizes)
+    if elements > MAX_ELEMENTS:
+        raise InputError(f"{what} would have {elements:,} elements, {MAX_ELEMENTS:,} are allowed")
+
+
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Say which of the things that are measured takes more memory than there is.
+
+    Raises:
+        InputError: that, instead of the exceptions that PyTorch and NumPy have for it.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"{what} takes more memory than there is: {describe(error)}") from error
 
 
 def parse_size(size: str, option: str) -> tuple[int, int]:
     """Height and width of `"97x97"`."""
     numbers = size.split("x")
-    if len(numbers) != 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
-        raise InputError(f"--{option} takes heights and widths like 97x97, got {size!r}")
+    if len(numbers) != 2 or not all(re.fullmatch("0*[1-9][0-9]{,8}", number) for number in numbers):
+        raise InputError(f"--{option} takes heights and widths like 97x97, got {reprlib.repr(size)}")
     return int(numbers[0]), int(numbers[1])
 
 

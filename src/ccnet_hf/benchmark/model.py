@@ -46,8 +46,10 @@ class Speed:
 def benchmark_model(arguments: ModelArguments) -> None:
     """Measure a whole network, with the operator and with the einsum form in NCHW in its place."""
     device = measuring.find_device(arguments.device)
-    measuring.check_at_least_one(repeats=arguments.repeats, threads=arguments.threads, batch_size=arguments.batch_size)
+    measuring.check_counts(repeats=arguments.repeats, threads=arguments.threads, batch_size=arguments.batch_size)
     height, width = measuring.parse_size(arguments.size, "size")
+    # The stem's feature maps of 64 channels, at half the size.
+    measuring.check_elements("the stem's feature map", 16, arguments.batch_size, height, width)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -72,12 +74,13 @@ def benchmark_model(arguments: ModelArguments) -> None:
     if arguments.compile:
         compiled = torch.compile(model)
         calls["operator, compiled"] = lambda: run(compiled)
-    for call in calls.values():
-        call()
-    rows = {name: Speed(name, [], measuring.peak_memory(call, device)) for name, call in calls.items()}
-    turns = [name for _ in range(arguments.repeats) for name in calls]
-    for name in tqdm(turns, desc="measuring", unit="call", disable=None, leave=False):
-        rows[name].seconds.append(measuring.call_seconds(calls[name], device)[0])
+    with measuring.enough_memory(environment["network"]):
+        for call in calls.values():
+            call()
+        rows = {name: Speed(name, [], measuring.peak_memory(call, device)) for name, call in calls.items()}
+        turns = [name for _ in range(arguments.repeats) for name in calls]
+        for name in tqdm(turns, desc="measuring", unit="call", disable=None, leave=False):
+            rows[name].seconds.append(measuring.call_seconds(calls[name], device)[0])
     print(table(list(rows.values()), arguments.batch_size))
     if arguments.json:
         results = {"environment": environment, "rows": [asdict(row) for row in rows.values()]}

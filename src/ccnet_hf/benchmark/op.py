@@ -1,5 +1,6 @@
 """`benchmark.py op`: the operator against other ways to compute criss-cross attention, in one run."""
 
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -120,10 +121,12 @@ class Comparison:
 def benchmark_op(arguments: OpArguments) -> None:
     """Measure time and memory of the operator on channels_last tensors against other forms."""
     device = measuring.find_device(arguments.device)
-    measuring.check_at_least_one(repeats=arguments.repeats, threads=arguments.threads)
+    measuring.check_counts(repeats=arguments.repeats, threads=arguments.threads)
     for batch_size in arguments.batch_sizes:
-        measuring.check_at_least_one(batch_sizes=batch_size)
+        measuring.check_counts(batch_sizes=batch_size)
     sizes = [measuring.parse_size(size, "sizes") for size in arguments.sizes]
+    for batch_size, size in itertools.product(arguments.batch_sizes, sizes):
+        measuring.check_elements("value", batch_size, HIDDEN_SIZE, *size)
     forms = _choose_forms(arguments.against, device)
     if arguments.cuda_graphs and device.type != "cuda":
         raise InputError("--cuda_graphs needs --device cuda")
@@ -146,12 +149,8 @@ def benchmark_op(arguments: OpArguments) -> None:
     ]
     rows: list[Comparison] = []
     for case in tqdm(cases, desc="measuring", unit="case", disable=None, leave=False):
-        try:
+        with measuring.enough_memory(f"{case} with {', '.join(forms)}"):
             rows += compare(forms, case, device, arguments.repeats, arguments.cuda_graphs)
-        except RuntimeError as error:
-            if "out of memory" not in str(error):
-                raise
-            raise InputError(f"{case} with {', '.join(forms)} takes more memory than there is: {error}") from error
         if arguments.json:  # after every case, so that a run that ends early leaves what it has
             results = {"environment": environment, "repeats": arguments.repeats}
             results["rows"] = [asdict(row) for row in rows]

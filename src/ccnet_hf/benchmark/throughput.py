@@ -26,6 +26,9 @@ def _png(array: np.ndarray) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
+SMALLEST_SIZE = (36, 72)  # (height, width) that has room for the regions below
+
+
 def synthetic_split(num_examples: int, size: tuple[int, int], num_labels: int, seed: int = 0) -> datasets.Dataset:
     """Draw PNG images that are as hard to decode as photographs, with label maps of a few hundred regions.
 
@@ -34,7 +37,7 @@ def synthetic_split(num_examples: int, size: tuple[int, int], num_labels: int, s
 
     Args:
         num_examples: rows.
-        size: (height, width).
+        size: (height, width), at least `SMALLEST_SIZE`.
         num_labels: ids of the regions are 0..num_labels-1.
         seed: of every draw.
     """

@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from ccnet_hf.command import run_command
-from ccnet_hf.errors import InputError
 from ccnet_hf.experiments.far_marks_dataset import COLOURS, SIDE, far_marks, parts
 from ccnet_hf.files import atomic_file, check_writable, write_text
 from ccnet_hf.inference import predict_logits
-from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.limits import MAX_SEED, check_range
+from ccnet_hf.models.configuration_ccnet import MAX_RECURRENCE, CCNetConfig
 from ccnet_hf.models.configuration_ccnet_resnet import CCNetResNetConfig
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.visualization import attention_map, blend, captioned_grid, draw_attention
@@ -84,12 +84,11 @@ def score(model: nn.Module, num_examples: int = 200) -> dict[str, float]:
 
 def run_experiment(arguments: FarMarksArguments) -> None:
     """Train a small CCNet with every recurrence on images in which one far mark decides the class of every pixel."""
-    if not arguments.seeds or min(arguments.seeds) < 0:
-        raise InputError(f"--seeds takes numbers from 0 on, got {arguments.seeds}")
-    if not arguments.recurrences or min(arguments.recurrences) < 0:
-        raise InputError(f"--recurrences takes numbers from 0 on, got {arguments.recurrences}")
-    if arguments.max_train_steps < 1:
-        raise InputError(f"--max_train_steps must be at least 1, got {arguments.max_train_steps}")
+    check_range("--max_train_steps", arguments.max_train_steps, 1, 10**9)
+    for seed in arguments.seeds:
+        check_range("--seeds", seed, 0, MAX_SEED)
+    for recurrence in arguments.recurrences:
+        check_range("--recurrences", recurrence, 0, MAX_RECURRENCE)
     output_dir = Path(arguments.output_dir)
     check_writable(output_dir)
     example = far_marks(1, torch.Generator().manual_seed(_DRAWN_SEED))

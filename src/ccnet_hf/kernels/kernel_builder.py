@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from string import Template
 
-from ccnet_hf.errors import InputError
+from huggingface_hub.utils import validate_repo_id
+
+from ccnet_hf.errors import InputError, using
 
 from .libraries import TORCH_TARGET, sources
 
@@ -35,12 +37,15 @@ def write_project(output: str | os.PathLike, repo_id: str | None = None) -> Path
         The folder.
 
     Raises:
-        InputError: a repository without a namespace.
+        InputError: a repository without a namespace, or with a name the Hub does not take.
         OSError: the folder holds something already.
     """
     output = Path(output)
-    if repo_id is not None and repo_id.count("/") != 1:
-        raise InputError(f"a Hub repository is written <namespace>/<name>, got {repo_id!r}")
+    if repo_id is not None:
+        if repo_id.count("/") != 1:
+            raise InputError(f"a Hub repository is written <namespace>/<name>, got {repo_id!r}")
+        with using(""):
+            validate_repo_id(repo_id)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty folder")
     shutil.copytree(_PROJECT, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))

@@ -9,6 +9,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from .configuration_ccnet_resnet import CCNetResNetConfig
 
 
+# Beyond these, building or running a model would take memory until the system ends the process.
+MAX_NUM_LABELS = 65_536
+MAX_RECURRENCE = 100
+
+
 @strict
 class CCNetConfig(PreTrainedConfig):
     r"""
@@ -25,7 +30,7 @@ class CCNetConfig(PreTrainedConfig):
             Channels of query and key in the attention.
         recurrence (`int`, defaults to 2):
             How often the criss-cross attention is applied with the same weights (R in the paper, section 3.3). 0 is
-            the plain FCN head, the control of every experiment.
+            the plain FCN head, the control of every experiment; 100 is the most.
         head_activation (`str`, defaults to `"relu"`):
             `"relu"`, or `"leaky_relu"` (slope 0.01) as in the authors' checkpoints.
         concat_input (`bool`, defaults to `True`):
@@ -109,6 +114,9 @@ class CCNetConfig(PreTrainedConfig):
             for name, value in self.inference.items()
         }
         self._check_values()
+        num_labels = kwargs.get("num_labels")
+        if isinstance(num_labels, int) and num_labels > MAX_NUM_LABELS:  # before a name is made for each
+            raise ValueError(f"num_labels must be at most {MAX_NUM_LABELS:,}, got {num_labels}")
         super().__post_init__(**kwargs)
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             ignored = self.semantic_loss_ignore_index
@@ -127,6 +135,8 @@ class CCNetConfig(PreTrainedConfig):
         for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.recurrence > MAX_RECURRENCE:
+            raise ValueError(f"recurrence must be at most {MAX_RECURRENCE}, got {self.recurrence}")
         if self.query_key_size is not None and self.query_key_size < 1:
             raise ValueError(f"query_key_size must be at least 1 or None, got {self.query_key_size}")
         choices = {"head_activation": ("relu", "leaky_relu"), "loss_reduction": ("valid", "all")}

@@ -20,6 +20,7 @@ from ccnet_hf.data.images import turned_note
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.files import remove_leftovers
+from ccnet_hf.limits import MAX_PIXELS, MAX_PROCESSES, MAX_SEED, check_range
 from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training.batches import batch_loader, read_batches
 from ccnet_hf.training.checkpoints import (
@@ -39,6 +40,9 @@ from ccnet_hf.training.distributed import together
 from ccnet_hf.training.initialization import freeze, synchronize_batch_norm
 from ccnet_hf.training.optimization import SegmentationLoss, build_optimizer, build_scheduler
 from ccnet_hf.training.progress import Progress
+
+
+_MAX_SHUFFLE_BUFFER = 1_000_000  # images held encoded; more would be hundreds of gigabytes
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,14 @@ class TrainingSettings:
     dataloader_num_workers: int = 4
 
     def __post_init__(self):
-        for name in ("checkpointing_steps", "checkpoints_total_limit", "logging_steps", "shuffle_buffer_size"):
+        for name in ("checkpointing_steps", "checkpoints_total_limit", "logging_steps"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+            check_range(name, value, 1, 10**9)
+        check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1, _MAX_SHUFFLE_BUFFER)
+        check_range("seed", self.seed, 0, MAX_SEED)
+        check_range("dataloader_num_workers", self.dataloader_num_workers, 0, MAX_PROCESSES)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
-        if self.dataloader_num_workers < 0:
-            raise InputError(f"dataloader_num_workers must be at least 0, got {self.dataloader_num_workers}")
 
 
 def check_settings(
@@ -105,6 +109,12 @@ def check_settings(
     if per_pass < 1:
         raise InputError(
             f"a batch of {recipe.batch_size} is too small for {accelerator.num_processes} processes (--batch_size)"
+        )
+    pixels = settings.per_device_batch_size * math.prod(recipe.crop_size)
+    if pixels > MAX_PIXELS:
+        raise InputError(
+            f"a pass of {settings.per_device_batch_size} images of {recipe.crop_size[0]}x{recipe.crop_size[1]} has "
+            f"{pixels:,} pixels, {MAX_PIXELS:,} are allowed: accumulate more passes (--per_device_train_batch_size)"
         )
     if recipe.batch_size % per_pass:
         raise InputError(

@@ -77,7 +77,7 @@ def _convert_all(checkpoints: Path, output: Path) -> None:
             continue
         try:
             convert_checkpoint(recipe.name, _published(recipe, checkpoints), folder)
-        except ValueError as error:
+        except InputError as error:
             bad.append(f"{recipe.name}: {error}")
         else:
             print(f"{recipe.name} written to {folder}")

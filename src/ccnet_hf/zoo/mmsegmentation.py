@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, using
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.untrusted_checkpoints import read_state_dict
@@ -114,7 +114,8 @@ def convert_checkpoint(
     elif is_authors_recipe(recipe):
         raise InputError(f"{checkpoint} is not laid out as the authors' checkpoints, which {recipe.name} is for")
     changes = {"num_labels": num_labels, "recurrence": recurrence}
-    config = recipe.config(**{name: value for name, value in changes.items() if value is not None})
+    with using(""):
+        config = recipe.config(**{name: value for name, value in changes.items() if value is not None})
     with torch.device("meta"):  # shapes only; every number comes from the checkpoint
         model = CCNetForSemanticSegmentation(config)
     expected = model.state_dict()
