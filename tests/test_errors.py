@@ -1,5 +1,6 @@
 """The door: what a reader raises is one sentence that names the file; mistakes of the package keep their traceback."""
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 import ccnet_hf
 from ccnet_hf.command import run_command
-from ccnet_hf.errors import InputError, describe, reading, using
+from ccnet_hf.errors import InputError, describe, is_out_of_memory, reading, using
 
 
 @dataclass
@@ -74,3 +75,45 @@ def test_a_mistake_of_the_package_keeps_its_traceback():
 
 def test_it_is_public():
     assert ccnet_hf.InputError is InputError and issubclass(InputError, ValueError)
+
+
+def test_a_missing_module_is_one_line_only_where_an_extra_brings_it(capsys):
+    def command(name):
+        def run(arguments):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return run
+
+    assert run_command(NoArguments, command("scipy.io"), []) == 2
+    assert capsys.readouterr().err == "error: scipy is not installed: pip install 'ccnet-hf[train]'\n"
+    with pytest.raises(ModuleNotFoundError, match=r"ccnet_hf\.nowhere"):
+        run_command(NoArguments, command("ccnet_hf.nowhere"), [])
+
+
+def test_a_command_may_be_named(capsys):
+    with pytest.raises(SystemExit):
+        run_command(NoArguments, "no_such_module:function", ["--help"])
+    assert "usage" in capsys.readouterr().out
+    with pytest.raises(ModuleNotFoundError):
+        run_command(NoArguments, "no_such_module:function", [])
+
+
+def test_what_says_that_memory_is_out():
+    for error in (
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried"),
+        RuntimeError("can't allocate memory: you"),
+    ):
+        assert is_out_of_memory(error)
+    for error in (RuntimeError("shapes"), ValueError("out of memory"), OSError(28, "No space left")):
+        assert not is_out_of_memory(error)
+
+
+def test_names_that_are_no_text_can_be_printed(tmp_path, monkeypatch):
+    def command(arguments):
+        print("image\udcff.png")
+
+    with (tmp_path / "out.txt").open("w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert run_command(NoArguments, command, []) == 0
+    assert (tmp_path / "out.txt").read_text() == "image\\udcff.png\n"

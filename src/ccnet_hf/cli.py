@@ -7,9 +7,9 @@ from ccnet_hf.command import run_subcommand
 
 SUBCOMMANDS = {
     "segment": ("ccnet_hf.inference.segment", "segment images"),
-    "train": ("ccnet_hf.training.train", "train a model"),
-    "eval": ("ccnet_hf.evaluation.eval", "score a checkpoint on a dataset"),
-    "prepare": ("ccnet_hf.data.preparation.prepare", "turn a benchmark's archives into a dataset"),
+    "train": ("ccnet_hf.training.training_arguments", "train a model"),
+    "eval": ("ccnet_hf.evaluation.eval_arguments", "score a checkpoint on a dataset"),
+    "prepare": ("ccnet_hf.data.preparation.prepare_arguments", "turn a benchmark's archives into a dataset"),
     "convert": ("ccnet_hf.zoo.convert", "convert checkpoints of mmsegmentation or the authors"),
     "push": ("ccnet_hf.zoo.push", "publish checkpoints or a dataset on the Hub"),
     "far_marks": ("ccnet_hf.experiments.far_marks", "show what recurrence is for, on synthetic images"),

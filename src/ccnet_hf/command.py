@@ -1,5 +1,10 @@
-"""How every command of the package meets its user: arguments from one dataclass, one line when something is wrong."""
+"""How every command of the package meets its user: arguments from one dataclass, one line when something is wrong.
 
+A command that needs an extra of the package is named rather than imported: `--help` and wrong arguments are answered
+without the extra, and running it says which one to install.
+"""
+
+import io
 import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +17,24 @@ from ccnet_hf.errors import InputError
 
 
 Main = Callable[[Sequence[str], str], int]  # arguments, program's name -> exit status
+
+# Modules that not every installation has -> the extra of this package that brings them, as in pyproject.toml.
+EXTRAS = {
+    "accelerate": "train",
+    "datasets": "train",
+    "evaluate": "train",
+    "psutil": "train",
+    "pyarrow": "train",
+    "scipy": "train",
+    "tensorboard": "train",
+    "yaml": "train",
+    "timm": "timm",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+}
+
+_LONGEST_COMPLAINT = 2000  # characters; some repeat an argument or a name, however long it is
 
 
 class _Switch(BooleanOptionalAction):
@@ -41,40 +64,76 @@ class _OneLineParser(HfArgumentParser):
         return super().add_argument(*names, **options)
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (see --help)\n")
+        self.exit(2, f"error: {_one_line(message, 400)} (see --help)\n")
+
+    def parse(self, argv: Sequence[str]) -> Any:
+        """The dataclass that `argv` makes; exits with status 2 where it makes none."""
+        try:
+            # Never from a file `train.args` that happens to lie beside `train.py`.
+            arguments, rest = self.parse_args_into_dataclasses(
+                args=list(argv), return_remaining_strings=True, look_for_args_file=False
+            )
+        except InputError as error:  # arguments that do not go together
+            self.error(str(error))
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return arguments
 
 
 def run_command(
     arguments_class: type,
-    command: Callable[[Any], None],
+    command: Callable[[Any], None] | str,
     argv: Sequence[str] | None = None,
     prog: str | None = None,
     epilog: str | None = None,
+    description: str | None = None,
 ) -> int:
     """Parse `argv` into `arguments_class` and run `command` on it.
 
     Args:
         arguments_class: dataclass with one field per option, as `HfArgumentParser` reads them.
-        command: the function that does the work. What the user can mend it raises as `InputError`.
+        command: the function that does the work, or `"module:function"`, imported when the arguments are understood.
+            What the user can mend it raises as `InputError`.
         argv: command line without the program's name; `None` takes `sys.argv[1:]`.
         prog: program name shown by `--help`.
         epilog: what `--help` says after the options.
+        description: what `--help` says before the options; by default the docstring of `command`.
 
     Returns:
-        Exit status: 0, or 1 after one line on stderr when the input was bad or a file or the network failed. A wrong
-        argument exits with status 2. Anything else is a mistake of the package's and keeps its traceback.
+        Exit status: 0, or 1 after one line on stderr when the input was bad or a file or the network failed; 2 after
+        one line that names the extra of this package that is not installed. A wrong argument exits with status 2.
+        Anything else is a mistake of the package's and keeps its traceback.
     """
-    parser = _OneLineParser(arguments_class, prog=prog, description=command.__doc__, epilog=epilog)
+    if description is None and not isinstance(command, str):
+        description = command.__doc__
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    parser = _OneLineParser(arguments_class, prog=prog, description=description, epilog=epilog)
+    arguments = parser.parse(sys.argv[1:] if argv is None else argv)
     try:
-        (arguments,) = parser.parse_args_into_dataclasses(args=argv)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        command(arguments)
+        _imported(command)(arguments)
     except (InputError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRAS:
+            raise
+        print(f"error: {module} is not installed: pip install 'ccnet-hf[{EXTRAS[module]}]'", file=sys.stderr)
+        return 2
     return 0
+
+
+def _one_line(text: str, longest: int = _LONGEST_COMPLAINT) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[:longest]} ..."
+
+
+def _imported(command: Callable[[Any], None] | str) -> Callable[[Any], None]:
+    if not isinstance(command, str):
+        return command
+    module, _, function = command.partition(":")
+    return getattr(import_module(module), function)
 
 
 def run_subcommand(

@@ -1,12 +1,16 @@
-"""The options of every command that reads a labelled dataset."""
+"""The options of every command that reads a labelled dataset.
+
+Nothing here is imported from the extra `train` until a dataset is read, so that `--help` works without it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import datasets
 
-from ccnet_hf.data.loading import is_prepared, load_split
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass(kw_only=True)
@@ -39,6 +43,8 @@ class DatasetArguments:
 
     def load_split(self, split: str, hint: str = "") -> datasets.Dataset | datasets.IterableDataset:
         """Load one split, or several as in `train+validation`; as `ccnet_hf.data.loading.load_split`."""
+        from ccnet_hf.data.loading import load_split
+
         return load_split(
             self.dataset_name,
             split,
@@ -52,6 +58,8 @@ class DatasetArguments:
 
     def reduces_labels(self, split: datasets.Dataset | datasets.IterableDataset, by_default: bool) -> bool:
         """Whether label 0 of a split is ignored: as said, else `by_default`, but not where labels are training ids."""
+        from ccnet_hf.data.loading import is_prepared
+
         if self.do_reduce_labels is not None:
             return self.do_reduce_labels
         return by_default and not is_prepared(split)

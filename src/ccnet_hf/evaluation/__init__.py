@@ -1,7 +1,21 @@
 """Scores: the metric and the loop over a split."""
 
-from ccnet_hf.evaluation.evaluator import evaluate_dataset
-from ccnet_hf.evaluation.metric import MeanIoU
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from ccnet_hf.evaluation.evaluator import evaluate_dataset
+    from ccnet_hf.evaluation.metric import MeanIoU
+
+_MODULES = {"MeanIoU": "metric", "evaluate_dataset": "evaluator"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for not before it is: it needs the extra `train`, the options of the commands do not."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 __all__ = ["MeanIoU", "evaluate_dataset"]

@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+import transformers
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from ccnet_hf.command import run_command
 from ccnet_hf.data.benchmarks import CITYSCAPES
-from ccnet_hf.data.dataset_arguments import DatasetArguments
 from ccnet_hf.data.images import turned_note
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.evaluation.cityscapes_server import save_label_ids
+from ccnet_hf.evaluation.eval_arguments import EvalArguments, main
 from ccnet_hf.evaluation.evaluator import evaluate_dataset
 from ccnet_hf.evaluation.report import class_table, summary, to_json, unlabelled_classes
 from ccnet_hf.inference import Predictor
-from ccnet_hf.inference.predictor_arguments import PredictorArguments
+from ccnet_hf.limits import check_range
 
 
-@dataclass(kw_only=True)
-class EvalArguments(DatasetArguments, PredictorArguments):
-    split: str = field(default="validation", metadata={"help": "split to score on"})
-    label_column_name: str = field(
-        default="label", metadata={"help": "column of label maps; '' for a split without labels, with --export_dir"}
-    )
-    name_prefix: str = field(default="", metadata={"help": "score only examples whose name starts so"})
-    batch_size: int = field(default=1, metadata={"help": "images in one forward pass, where their sizes are equal"})
-    output_json: str | None = field(default=None, metadata={"help": "file for scores and confusion matrix"})
-    output_markdown: str | None = field(default=None, metadata={"help": "file for the table of classes"})
-    export_dir: str | None = field(
-        default=None, metadata={"help": "folder for label id PNG files as the Cityscapes test server takes them"}
-    )
+_MAX_BATCH_SIZE = 1024  # images, which are all held decoded
 
 
 def evaluate(arguments: EvalArguments) -> None:
     """Score a CCNet on a split: mIoU and accuracies from one confusion matrix, at every image's own size."""
-    if arguments.batch_size < 1:
-        raise InputError(f"--batch_size must be at least 1, got {arguments.batch_size}")
+    transformers.utils.logging.disable_progress_bar()
+    check_range("--batch_size", arguments.batch_size, 1, _MAX_BATCH_SIZE)
     if not arguments.label_column_name and arguments.export_dir is None:
         raise InputError("without a column of label maps there is nothing to score; --export_dir exports predictions")
     # Left alone, processes without a GPU would not know of each other.
@@ -154,6 +142,4 @@ def _notes(predictor: Predictor, class_names: Sequence[str], result: dict[str, A
     return notes
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "eval.py") -> int:
-    """Run the command; returns the exit status."""
-    return run_command(EvalArguments, evaluate, argv, prog)
+__all__ = ["EvalArguments", "evaluate", "main"]

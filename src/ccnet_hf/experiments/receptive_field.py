@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import datasets
 import torch
 from tqdm.auto import tqdm
 
 from ccnet_hf.command import run_command
-from ccnet_hf.data.loading import SegmentationDataset, load_split
-from ccnet_hf.errors import InputError
 from ccnet_hf.inference.loading import load_checkpoint
+from ccnet_hf.limits import MAX_SEED, check_range
 
 
 # Shares of the gradient whose distance is reported.
@@ -64,8 +62,12 @@ def gradient_by_distance(model: torch.nn.Module, pixel_values: torch.Tensor, row
 
 def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
     """Print within how many pixels of a place the gradient of its class lies, averaged over random places."""
-    if arguments.num_examples < 1:
-        raise InputError(f"--num_examples must be at least 1, got {arguments.num_examples}")
+    import datasets  # here, so that --help needs no extra
+
+    from ccnet_hf.data.loading import SegmentationDataset, load_split
+
+    check_range("--num_examples", arguments.num_examples, 1, 10**9)
+    check_range("--seed", arguments.seed, 0, MAX_SEED)
     datasets.disable_progress_bars()
     model, image_processor = load_checkpoint(arguments.model_name_or_path)
     if arguments.without_attention and model.model.head.attention is not None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
 
 from ccnet_hf.command import run_command
-from ccnet_hf.data.preparation.card import dataset_repository
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, using
 from ccnet_hf.hub import HubRepository, check_license, check_token, collect, publish
 from ccnet_hf.recipes import get_recipe, zoo_recipes
 from ccnet_hf.zoo.repository import model_repositories
@@ -47,6 +47,8 @@ class PushArguments:
             raise InputError(f"{'--dataset needs' if self.dataset else 'checkpoints need'} {' and '.join(missing)}")
         if self.dataset and self.hub_dataset_id.count("/") != 1:
             raise InputError(f"--hub_dataset_id must be namespace/name, got {self.hub_dataset_id!r}")
+        with using("--hub_dataset_id" if self.dataset else "--namespace"):
+            validate_repo_id(self.hub_dataset_id if self.dataset else f"{self.namespace}/ccnet")
 
 
 def push(arguments: PushArguments) -> None:
@@ -76,6 +78,8 @@ def list_repositories(arguments: PushArguments) -> list[HubRepository]:
         InputError: an unknown variant, or a folder that is not what it should be.
     """
     if arguments.dataset:
+        from ccnet_hf.data.preparation.card import dataset_repository  # here, for checkpoints need no extra
+
         return [dataset_repository(Path(arguments.dataset), arguments.hub_dataset_id)]
     recipes = zoo_recipes()
     if not arguments.all:

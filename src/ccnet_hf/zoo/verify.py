@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from ccnet_hf.command import run_command
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
 from ccnet_hf.inference.loading import load_checkpoint
 from ccnet_hf.recipes import Recipe, get_recipe
 from ccnet_hf.zoo.authors import authors_recipe
@@ -99,7 +99,7 @@ def _check_goldens(model: torch.nn.Module, folder: Path) -> None:
     if not files:
         raise InputError(f"{folder} holds no golden file {pattern}")
     for file in files:
-        with np.load(file) as golden:
+        with reading(file), np.load(file) as golden:
             pixel_values = torch.from_numpy(golden["input"])
             expected = {"logits": golden["decode_logits"], "auxiliary_logits": golden["aux_logits"]}
         labels = torch.full((len(pixel_values), *pixel_values.shape[-2:]), config.semantic_loss_ignore_index)
@@ -118,10 +118,7 @@ def _check_goldens(model: torch.nn.Module, folder: Path) -> None:
 
 def _check_score(arguments: VerifyArguments, recipe: Recipe) -> None:
     """Score the folder by its own protocol, at a single scale, and compare with the reported mIoU."""
-    try:  # only here, for it needs the training extra
-        from ccnet_hf.evaluation.eval import EvalArguments, evaluate
-    except ImportError as error:
-        raise InputError(f"--dataset_name needs the `train` extra of ccnet_hf ({error})") from error
+    from ccnet_hf.evaluation.eval import EvalArguments, evaluate  # only here, for it needs the extra `train`
 
     with tempfile.TemporaryDirectory() as work:
         output_json = Path(work) / "scores.json"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from ccnet_hf.command import run_command
 from ccnet_hf.data.archives import close_archives, list_files
-from ccnet_hf.data.benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from ccnet_hf.data.benchmarks import Benchmark, get_benchmark
 from ccnet_hf.data.benchmarks.layout import RawExample, find_examples
 from ccnet_hf.data.images import check_max_pixels, turned_note
 from ccnet_hf.data.preparation.card import dataset_repository, write_card
+from ccnet_hf.data.preparation.prepare_arguments import PrepareArguments, main
 from ccnet_hf.data.preparation.shards import Shard, dataset_features, plan_shards, row_maker, write_shard
 from ccnet_hf.errors import InputError
 from ccnet_hf.hub import CARD_FILE, check_token, publish
+from ccnet_hf.limits import MAX_PROCESSES, check_range
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ def prepare_dataset(
         OSError: the disk is full, or a worker died.
     """
     benchmark = get_benchmark(name)
-    if num_proc < 1:
-        raise InputError(f"num_proc must be at least 1, it is {num_proc}")
+    check_range("num_proc", num_proc, 1, MAX_PROCESSES)
     check_max_pixels(max_image_pixels)
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     output_dir = Path(output_dir)
@@ -82,10 +82,6 @@ def prepare_dataset(
         found = find_examples(list_files(sources, scratch), benchmark.raw)
         examples = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt)
         prepared = _write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels)
-    except ImportError as error:
-        raise InputError(
-            f"{benchmark.title} needs {error.name.partition('.')[0]}, of the `train` extra of ccnet_hf"
-        ) from error
     finally:
         close_archives()
     shutil.rmtree(scratch, ignore_errors=True)
@@ -230,28 +226,6 @@ def push_dataset(output_dir: str | Path, hub_dataset_id: str) -> list[str]:
     return publish(HfApi(), dataset_repository(Path(output_dir), hub_dataset_id), private=True)
 
 
-@dataclass
-class PrepareArguments:
-    name: str = field(metadata={"positional": True, "choices": list(BENCHMARKS), "help": "benchmark"})
-    source: list[str] = field(
-        metadata={"help": "the distribution as downloaded: a folder, archives (zip, tar, tar.gz), or several of both"}
-    )
-    output_dir: str = field(metadata={"help": "folder for the dataset; finished shards in it are kept"})
-    hub_dataset_id: str | None = field(
-        default=None, metadata={"help": "namespace/name of a private dataset repository to upload to"}
-    )
-    num_proc: int = field(default=1, metadata={"help": "workers that read, check and encode"})
-    allow_incomplete: bool = field(
-        default=False, metadata={"help": "take fewer examples than the benchmark has, leaving out empty splits"}
-    )
-    skip_corrupt: bool = field(
-        default=False, metadata={"help": "leave out examples with a missing or damaged file and list them at the end"}
-    )
-    max_image_pixels: int | None = field(
-        default=None, metadata={"help": "largest image that is read, in pixels, 0: any; default: 178956970"}
-    )
-
-
 def prepare(arguments: PrepareArguments) -> None:
     """Turn a benchmark's official distribution into a Hugging Face dataset of parquet shards, and push it if asked."""
     if arguments.hub_dataset_id:
@@ -279,6 +253,4 @@ def prepare(arguments: PrepareArguments) -> None:
         print(f"{arguments.hub_dataset_id}: {f'sent {len(sent)} files' if sent else 'up to date'}")
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "prepare_dataset.py") -> int:
-    archives = (f"{benchmark.name}: {benchmark.raw.description}" for benchmark in BENCHMARKS.values())
-    return run_command(PrepareArguments, prepare, argv, prog, epilog=f"What is looked for. {'; '.join(archives)}.")
+__all__ = ["PreparedDataset", "build", "main", "prepare", "prepare_dataset", "push_dataset"]
