@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import HfArgumentParser
 
+from ccnet_hf.command import run_command
 from ccnet_hf.data.transforms import RandomHorizontalFlip
 from ccnet_hf.evaluation.eval import main as evaluate
 from ccnet_hf.recipes import TrainingRecipe
@@ -142,7 +143,7 @@ def test_only_a_whole_ccnet_is_trained_on(coloured_folder, tmp_path, capfd):
     tiny_model().save_pretrained(damaged)
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    messages = {foreign: "its model type is 'segformer', not 'ccnet'", damaged: f"{damaged} cannot be read"}
+    messages = {foreign: "its model type is 'segformer', not 'ccnet'", damaged: "model.safetensors cannot be read: "}
     for folder, message in messages.items():
         arguments = train_arguments(coloured_folder, tmp_path / "model", "--model_name_or_path", str(folder))
         assert train(arguments) == 1
@@ -265,8 +266,6 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
 
 
 def test_config_file(tmp_path):
-    from ccnet_hf.command import run_command
-
     file = tmp_path / "config.yaml"
     content = {"variant": "v", "dataset_name": "d", "output_dir": "o", "crop_size": [4, 8], "streaming": True}
     content |= {"compile": False, "learning_rate": 1e-3, "do_reduce_labels": False, "photometric_distortion": False}
@@ -292,10 +291,36 @@ def test_config_file(tmp_path):
     "content, message",
     [
         (b"learning_rat: 1", "there is no field 'learning_rat'"),
+        (b"config: other.yaml", "there is no field 'config'"),
+        (b"1: 2", "there is no field 1"),
         (b"- 1", "does not map fields to values"),
-        (b"a: [", "cannot be read"),
+        (b"", "does not map fields to values"),
+        (b"a: [", "cannot be read: "),
+        (b"[1]: 2", "cannot be read: "),
+        (b"seed: 1\nseed: 2", "cannot be read: seed is given twice"),
+        (b"\x89PNG\r\n\x1a\n\0", "cannot be read: "),
+        ("optimizer: sgd".encode("utf-16"), "cannot be read: "),
+        (b"[" * 20_000, "cannot be read: it is nested too deeply"),
+        (b"# " + b"x" * 2**20, "cannot be read: it has more than 1,048,576 bytes"),
+        (b"!!python/object/apply:os.abort []", "cannot be read: "),
         (b"streaming: 3", "streaming is true or false, got 3"),
-        (b"optimizer: lion", "invalid choice: 'lion'"),
+        (b"streaming: 'false'", "streaming is true or false, got 'false'"),
+        (b"photometric_distortion: 1", "photometric_distortion is true or false, got 1"),
+        (b"optimizer: lion", "optimizer is sgd or adamw, got 'lion'"),
+        (b"optimizer: [sgd]", "optimizer is sgd or adamw, got ['sgd']"),
+        (b"seed: true", "seed is an integer, got True"),
+        (b"seed: 1.5", "seed is an integer, got 1.5"),
+        (b"seed: [1]", "seed is an integer, got [1]"),
+        (b"seed: 2020-01-01", "seed is an integer, got datetime.date(2020, 1, 1)"),
+        (b"learning_rate: fast", "learning_rate is a number, got 'fast'"),
+        (b"learning_rate: {a: 1}", "learning_rate is a number, got {'a': 1}"),
+        (b"crop_size: [1, two]", "crop_size is a list, each an integer, got [1, 'two']"),
+        (b"crop_size: [[1, 2], 3]", "crop_size is a list, each an integer, got [[1, 2], 3]"),
+        (b"freeze: [--help]", "freeze is a list, each a text, got ['--help']"),
+        (b"freeze: [null]", "freeze is a list, each a text, got [None]"),
+        (b"hub_model_id: [me/model]", "hub_model_id is a text, got ['me/model']"),
+        (b'hub_model_id: "a\\0b"', "hub_model_id is a text, got 'a\\x00b'"),
+        (b"a: &a [1, 1]\nb: &b [*a, *a]\nseed: [*b, *b]", "there is no field 'a'"),
     ],
 )
 def test_bad_config_files_are_one_line(tmp_path, capsys, content, message):
@@ -307,7 +332,22 @@ def test_bad_config_files_are_one_line(tmp_path, capsys, content, message):
     except SystemExit as error:
         status = error.code
     printed = capsys.readouterr().err
-    assert status == 2 and message in printed and printed.count("\n") == 1
+    assert status == 2 and printed.startswith(f"error: {file}") and message in printed and printed.count("\n") == 1
+
+
+def test_values_of_a_config_file_reach_the_command_as_they_are(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "variant: -v\ndataset_name: d\noutput_dir: 2017\nlearning_rate: 1e-3\nratio_range: [1, 2.5]\nseed: 0x10\n"
+        "crop_size: 4\nfreeze: [a, b]\nmin_learning_rate: 0\n",
+        encoding="utf-8-sig",
+    )
+    seen = []
+    assert run_command(TrainArguments, seen.append, with_config_file(["--config", str(file)])) == 0
+    (arguments,) = seen
+    assert (arguments.variant, arguments.output_dir, arguments.freeze) == ("-v", "2017", ["a", "b"])
+    assert (arguments.learning_rate, arguments.min_learning_rate, arguments.seed) == (1e-3, 0, 16)
+    assert (arguments.ratio_range, arguments.crop_size) == ([1, 2.5], [4])
 
 
 def test_every_field_of_a_recipe_is_an_argument_with_help():

@@ -1,21 +1,31 @@
-"""The fields of the training command: on the command line, or in a YAML file."""
+"""The fields of the training command: on the command line, or in a YAML file.
+
+Nothing of the extra `train` but YAML, which transformers brings too, is imported until the training begins.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
+import reprlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ccnet_hf.command import run_command
 from ccnet_hf.data.dataset_arguments import DatasetArguments
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
+from ccnet_hf.limits import read_settings
 from ccnet_hf.recipes import TrainingRecipe
 
+
+_LARGEST_CONFIG = 2**20  # bytes
 
 # Fields of `CCNetConfig` the command can change.
 MODEL_FIELDS = (
@@ -134,11 +144,21 @@ TrainArguments = make_dataclass("TrainArguments", _recipe_fields(), bases=(_RunA
 TrainArguments.__doc__ = "What the training command is told. Fields named as in `TrainingRecipe` override the recipe."
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads plain values only, as `yaml.safe_load`, and no field twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [name for name in names if isinstance(name, str) and names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def with_config_file(argv: Sequence[str]) -> list[str]:
     """A command line with the fields of the YAML file that its `--config` names put in front, so that it wins.
 
     Raises:
-        InputError: the file cannot be read, is no mapping, or has a key that is no field.
+        InputError: the file cannot be read, is no mapping, has a key that is no field, or a value of the wrong type.
     """
     argv = list(argv)
     files = [value for name, value in pairwise(argv) if name == "--config"]
@@ -146,22 +166,85 @@ def with_config_file(argv: Sequence[str]) -> list[str]:
     if not files:
         return argv
     file = files[-1]
-    try:
-        content = yaml.safe_load(Path(file).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} does not map fields to values")
+    content = _read_yaml(Path(file))
     switches = {f.name for f in fields(TrainArguments) if f.default is False}
-    known = {f.name for f in fields(TrainArguments)} - {"config"}
+    kinds = get_type_hints(TrainArguments)
     words: list[str] = []
     for name, value in content.items():
-        if name not in known:
-            raise InputError(f"{file}: there is no field {name!r}")
+        if name not in kinds or name == "config":
+            raise InputError(f"{file}: there is no field {reprlib.repr(name)}")
+        if value is None or value == []:
+            continue
+        given = _words(value, kinds[name])
+        if given is None:
+            raise InputError(f"{file}: {name} is {_described(kinds[name])}, got {reprlib.repr(value)}")
         if name in switches:
-            if not isinstance(value, bool):
-                raise InputError(f"{file}: {name} is true or false, got {value!r}")
             words += [f"--{name}"] * value
-        elif value is not None and value != []:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        elif isinstance(given, list):
+            words += [f"--{name}", *given]
+        else:
+            words.append(f"--{name}={given}")  # in one word, for it may begin with a dash
     return words + argv
+
+
+def _read_yaml(file: Path) -> dict:
+    with reading(file):
+        content = yaml.load(read_settings(file, _LARGEST_CONFIG), _Loader)
+    if not isinstance(content, dict):
+        raise InputError(f"{file} does not map fields to values")
+    return content
+
+
+def _words(value: Any, kind: Any) -> str | list[str] | None:
+    """What a command line says for a value of a YAML file, or `None` if the value is not of this kind."""
+    kind = _required(kind)
+    if get_origin(kind) is list:
+        words = [_words(part, get_args(kind)[0]) for part in (value if isinstance(value, list) else [value])]
+        # A word that begins with a dash would be read as an option.
+        return None if any(word is None or re.match(r"-\D", word) for word in words) else words
+    if kind is bool:
+        return str(value).lower() if isinstance(value, bool) else None
+    if get_origin(kind) is Literal:
+        return value if value in get_args(kind) else None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    if kind is int:
+        return str(value) if isinstance(value, int) else None
+    if kind is float:  # YAML takes 1e-3 for text
+        return str(value) if not isinstance(value, str) or _is_decimal(value) else None
+    return str(value) if not isinstance(value, float) and "\0" not in str(value) else None
+
+
+def _required(kind: Any) -> Any:
+    """The kind of what is given, of an option that may be left out."""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    return parts[0] if NoneType in get_args(kind) else kind
+
+
+def _is_decimal(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE | re.ASCII) is not None
+
+
+def _described(kind: Any) -> str:
+    kind = _required(kind)
+    if get_origin(kind) is list:
+        return f"a list, each {_described(get_args(kind)[0])}"
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
+    return {bool: "true or false", int: "an integer", float: "a number", str: "a text"}[kind]
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
+    """Run the command; returns the exit status."""
+    try:
+        argv = with_config_file(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return run_command(
+        TrainArguments,
+        "ccnet_hf.training.train:train",
+        argv,
+        prog,
+        description="Train a CCNet by a recipe; start it with `accelerate launch`.",
+    )
