@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor, CCNetResNetConfig
 from ccnet_hf.inference import Predictor
+from ccnet_hf.inference import segment as segment_module
 from ccnet_hf.inference.segment import main, share_table
 
 
@@ -70,7 +72,7 @@ def test_overlay_and_label_map_are_what_the_predictor_says(checkpoint, here, cap
     assert Image.open("out/street_overlay.png").height > 40
     output = capsys.readouterr()
     assert output.err == ""
-    assert re.search(r"1 image segmented, \d+\.\d\d s each, results in out", output.out)
+    assert "\n1 image segmented, results in out\n" in output.out
     shares = {CLASSES[label]: 100 * (np.asarray(labels) == label).mean() for label in np.unique(labels)}
     for name, share in shares.items():
         assert re.search(rf"^{name} +{share:.1f} %$|^{name} +<0.1 %$", output.out, flags=re.MULTILINE)
@@ -89,6 +91,15 @@ def test_overlay_and_label_map_are_what_the_predictor_says(checkpoint, here, cap
 def test_options(checkpoint, here, options):
     assert run(checkpoint, "street.png", *options) == 0
     assert reads("out/street_labels.png").shape == (40, 60)
+
+
+def test_the_first_image_says_nothing_of_the_speed(checkpoint, here, monkeypatch, capsys):
+    for name in ("b.png", "c.png", "d.png"):
+        shutil.copy("street.png", name)
+    clock = iter([0.0, 100.0, 100.0, 100.25, 200.0, 200.5, 300.0, 300.75])  # before and after each image
+    monkeypatch.setattr(segment_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert run(checkpoint, "street.png", "b.png", "c.png", "d.png") == 0
+    assert "\n4 images segmented, 0.50 s each after the first, results in out\n" in capsys.readouterr().out
 
 
 def test_folders_patterns_and_equal_names(checkpoint, here, make_image, capsys):
@@ -238,16 +249,19 @@ def drop_tensor(folder: Path) -> None:
     "damage, message",
     [
         (shutil.rmtree, "no such model folder: model"),
-        (lambda folder: (folder / "config.json").unlink(), "cannot load model: "),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "ccn'), "cannot load model: .*config"),
+        (lambda folder: (folder / "config.json").unlink(), "model holds no config.json"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "ccn'),
+            "model/config.json cannot be read: Unterminated string",
+        ),
         (lambda folder: break_config(folder, model_type="segformer"), "'segformer', not 'ccnet'"),
-        (lambda folder: break_config(folder, recurrence=-1), "cannot load model: .*recurrence"),
-        (lambda folder: break_config(folder, recurrence="two"), "cannot load model: .*recurrence"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "cannot load model: .*safetensors"),
-        (lambda folder: truncate(str(folder / "model.safetensors")), "cannot load model: "),
+        (lambda folder: break_config(folder, recurrence=-1), "model/config.json cannot be read: .*recurrence"),
+        (lambda folder: break_config(folder, recurrence="two"), "model/config.json cannot be read: .*recurrence"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model holds no model.safetensors"),
+        (lambda folder: truncate(str(folder / "model.safetensors")), "model/model.safetensors cannot be read: "),
         (drop_tensor, "weights are missing, classifier.weight"),
-        (lambda folder: break_config(folder, hidden_size=24), "cannot load model: "),
-        (lambda folder: (folder / "preprocessor_config.json").unlink(), "cannot load model: "),
+        (lambda folder: break_config(folder, hidden_size=24), r"shape .* in model.safetensors, .* by config.json"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "model holds no preprocessor_config.json"),
     ],
 )
 def test_a_bad_model_folder_is_answered_in_one_line(checkpoint, here, capsys, damage, message):

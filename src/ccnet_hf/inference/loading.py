@@ -1,26 +1,41 @@
-"""A checkpoint by its folder or Hub name, ready to segment, or one sentence why not."""
+"""A checkpoint by its folder or Hub name, ready to segment, or one sentence that names the file and says why not."""
 
+from __future__ import annotations
+
+import json
 import re
+import reprlib
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
-    BaseImageProcessor,
-    PreTrainedModel,
+from safetensors import safe_open
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
+from transformers.utils import (
+    CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
 )
 
 import ccnet_hf  # noqa: F401, registers CCNet with the Auto classes
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, describe, reading
+from ccnet_hf.limits import MAX_PIXELS, read_settings
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.image_processing_common_ccnet import CCNetImageProcessorMixin
+from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_ADAPTER_CONFIG_NAME = "adapter_config.json"
+_LARGEST_JSON = 16 * 2**20  # bytes; the configuration of 65,536 classes has about 3 MB
+_DEEPEST_BACKBONE = 1000  # layers or blocks of one kind; building more would take all time and memory
 
 
 def load_checkpoint(
@@ -39,58 +54,230 @@ def load_checkpoint(
 
     Raises:
         InputError: there is no such folder, it holds no complete CCNet, or the device is not there.
+        ModuleNotFoundError: the backbone is timm's, which is not installed.
     """
-    device = _device(device)
+    device = find_device(device)
     if dtype not in get_args(Dtype):
         raise InputError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
-    load_config(name_or_path)
-    try:
-        image_processor = AutoImageProcessor.from_pretrained(name_or_path)
-        model, loading_info = AutoModelForSemanticSegmentation.from_pretrained(
-            name_or_path, dtype=dtype, output_loading_info=True
-        )
-    except (ValueError, OSError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
-        raise InputError(f"cannot load {name_or_path}: {error}") from error
-    if loading_info["missing_keys"]:
-        missing = sorted(loading_info["missing_keys"])
-        raise InputError(f"cannot load {name_or_path}: {len(missing)} weights are missing, {missing[0]} among them")
+    config = load_config(name_or_path)
+    image_processor = load_image_processor(name_or_path, config)
+    model = load_model(name_or_path, config, dtype)
     try:
         return model.to(device=device, memory_format=torch.channels_last).eval(), image_processor
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"cannot use device {device}: {error}") from error
+    except RuntimeError as error:
+        raise InputError(f"cannot use device {device}: {describe(error)}") from error
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of this name, `"auto"` being the accelerator, if there is one, or else the CPU.
+
+    Raises:
+        InputError: nothing can be computed there and fetched from there.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"unknown device {name!r}; devices are cpu, cuda, cuda:1, mps, ...") from error
+    try:
+        torch.ones(1, device=device).cpu()
+    except Exception as error:  # every kind of device that this PyTorch cannot use has an exception of its own
+        reason = describe(error).partition(". ")[0]  # PyTorch goes on about its own source code
+        raise InputError(f"cannot use device {name}: {reason}") from error
+    return device
 
 
 def load_config(name_or_path: str) -> CCNetConfig:
     """Load the configuration of a CCNet checkpoint.
 
     Raises:
-        InputError: there is no such checkpoint, or it is another kind of model.
+        InputError: there is no such checkpoint, it is another kind of model, or its configuration is malformed.
     """
-    _check_name(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-        if config.model_type != CCNetConfig.model_type:
-            raise InputError(f"its model type is {config.model_type!r}, not {CCNetConfig.model_type!r}")
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise InputError(f"cannot load {name_or_path}: {error}") from error
+    content, file = _read_settings(name_or_path, CONFIG_NAME)
+    model_type = content.get("model_type")
+    if model_type != CCNetConfig.model_type:
+        raise InputError(f"{file}: its model type is {reprlib.repr(model_type)}, not {CCNetConfig.model_type!r}")
+    _check_settings(content, file)
+    with reading(file):
+        # What transformers computes of a configuration would be hidden by a value of the same name.
+        if shadowing := sorted(name for name in content if callable(getattr(CCNetConfig, name, None))):
+            raise ValueError(f"there is no field {shadowing[0]!r}")
+        config = CCNetConfig.from_pretrained(name_or_path)
+        if sorted(config.id2label) != list(range(config.num_labels)):
+            raise ValueError(
+                f"id2label must name the labels 0 to {config.num_labels - 1}, got {sorted(config.id2label)[:20]}"
+            )
+        if not all(isinstance(name, str) for name in config.id2label.values()):
+            raise ValueError("id2label must map labels to names")
+    config.return_dict = True  # a tuple has no logits
     return config
 
 
-def _check_name(name_or_path: str) -> None:
-    """Refuse what is neither a folder nor a Hub name, before a search of the Hub waits for its time limit."""
-    path = Path(name_or_path)
-    if path.is_dir():
-        return
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) or path.parent.exists():
+def load_image_processor(name_or_path: str, config: CCNetConfig) -> BaseImageProcessor:
+    """Load the image processor of a CCNet checkpoint, whose configuration is `config`.
+
+    Raises:
+        InputError: there is none, it is another kind, or it does not make finite numbers of an image.
+    """
+    content, file = _read_settings(name_or_path, IMAGE_PROCESSOR_NAME)
+    kind = content.get("image_processor_type")
+    if kind is not None and not str(kind).startswith("CCNetImageProcessor"):
+        raise InputError(f"{file} is of a {kind}, not of a CCNetImageProcessor")
+    with reading(file):
+        if shadowing := sorted(name for name in content if callable(getattr(CCNetImageProcessorMixin, name, None))):
+            raise ValueError(f"there is no field {shadowing[0]!r}")
+        image_processor = AutoImageProcessor.from_pretrained(name_or_path, config=config, trust_remote_code=False)
+        if any(isinstance(side, int) and side > MAX_PIXELS for _, side in image_processor.size):
+            raise ValueError(f"size is at most {MAX_PIXELS:,} pixels a side, got {dict(image_processor.size)}")
+        channels = getattr(config.backbone_config, "num_channels", 3)
+        # Not resized, for the size of the result is no fault of the file alone.
+        image = torch.zeros(channels, 2, 3, dtype=torch.uint8)
+        trial = image_processor(image, input_data_format="channels_first", do_resize=False, return_tensors="pt")
+        if not trial["pixel_values"].isfinite().all():
+            raise ValueError("image_mean, image_std and rescale_factor do not make finite numbers of an image")
+    return image_processor
+
+
+def load_model(
+    name_or_path: str, config: CCNetConfig, dtype: Dtype | torch.dtype = "auto"
+) -> CCNetForSemanticSegmentation:
+    """Load the weights of a CCNet checkpoint, whose configuration is `config`, all of them.
+
+    Args:
+        name_or_path: as for `load_checkpoint`.
+        config: what `load_config` has returned.
+        dtype: of the weights in memory; `"auto"` takes the one they are stored in.
+
+    Raises:
+        InputError: weights are missing, damaged, of another shape or kind, or not finite.
+        ModuleNotFoundError: the backbone is timm's, which is not installed.
+    """
+    require_backbone(config)
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        _check_weights(folder, config)
+    with reading(name_or_path):
+        model, info = CCNetForSemanticSegmentation.from_pretrained(
+            name_or_path, config=config, dtype=dtype, output_loading_info=True
+        )
+        if info["missing_keys"]:
+            raise ValueError(_missing(info["missing_keys"]))
+        check_finite(model)
+    return model
+
+
+def require_backbone(config: CCNetConfig) -> None:
+    """Raise ModuleNotFoundError if the backbone is of a library that is not installed; unlike transformers' complaint
+    it has the library's name, by which a command knows the extra that brings it."""
+    if config.backbone_config.model_type == "timm_backbone":
+        import_module("timm")
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """Raise ValueError if a weight or a statistic of `model` is NaN or infinite."""
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file in UTF-8 holds.
+
+    Raises:
+        InputError: the file is no such file, or larger than a configuration can be.
+    """
+    with reading(file):
+        content = json.loads(read_settings(file, _LARGEST_JSON))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds no object, but {type(content).__name__}")
+    return content
+
+
+def _read_settings(name_or_path: str, name: str) -> tuple[dict[str, Any], str]:
+    """What a JSON file of a checkpoint holds, and how its user knows the file."""
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            adapter = " but that of an adapter (LoRA): merge it into its model and save that"
+            raise InputError(f"{folder} holds no {name}{adapter if (folder / _ADAPTER_CONFIG_NAME).is_file() else ''}")
+        return read_json(folder / name), str(folder / name)
+    # Before a search of the Hub waits for its time limit.
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) or folder.parent.exists():
         raise InputError(f"no such model folder: {name_or_path} (on the Hub, models are named namespace/name)")
+    with reading(name_or_path):
+        file = Path(cached_file(name_or_path, name))
+    return read_json(file), f"{name_or_path}/{name}"
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {name!r}") from error
+def _check_settings(settings: dict[str, Any], file: str) -> None:
+    """Refuse what would take all time or memory before anything could complain: a network without end."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            _check_settings(value, file)
+        elif re.search("depth|layers|blocks", name):
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int) and number > _DEEPEST_BACKBONE:
+                    raise InputError(f"{file}: {name} is at most {_DEEPEST_BACKBONE}, got {number}")
+
+
+def _check_weights(folder: Path, config: CCNetConfig) -> None:
+    """Compare the names, shapes and dtypes in the headers of safetensors files with the model of `config`, before
+    memory for either is taken."""
+    found = weight_headers(folder)
+    if not found:
+        return
+    with reading(folder / CONFIG_NAME), torch.device("meta"):
+        expected = CCNetForSemanticSegmentation(config).state_dict()
+    if missing := expected.keys() - found.keys():
+        raise InputError(f"cannot load {folder}: {_missing(missing)}")
+    for name, tensor in expected.items():
+        file, shape, dtype = found[name]
+        needed = tuple(tensor.shape)
+        if shape != needed:
+            raise InputError(
+                f"cannot load {folder}: {name} has shape {shape} in {file.name}, {needed} by {CONFIG_NAME}"
+            )
+        allowed = ("F16", "BF16", "F32", "F64") if tensor.is_floating_point() else ("I64", "I32")
+        if dtype not in allowed:
+            raise InputError(f"cannot load {folder}: {name} in {file.name} is of dtype {dtype}, not {allowed[0]}")
+
+
+def weight_headers(folder: Path) -> dict[str, tuple[Path, tuple[int, ...], str]]:
+    """The weights in a folder's safetensors files: name -> file, shape, and dtype as safetensors calls it.
+
+    Raises:
+        InputError: there are no weights, a file is damaged, or one that the index names is missing.
+    """
+    headers = {}
+    for file in _weight_files(folder):
+        with reading(file), safe_open(file, framework="pt") as opened:
+            for name in opened.keys():
+                entry = opened.get_slice(name)
+                headers[name] = file, tuple(entry.get_shape()), entry.get_dtype()
+    return headers
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would read; none where it would read PyTorch's own format."""
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return [folder / SAFE_WEIGHTS_NAME]
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        if any((folder / name).is_file() for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+            return []
+        raise InputError(f"{folder} holds no {SAFE_WEIGHTS_NAME}")
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{index} cannot be read: it has no weight_map of tensors' names to files' names")
+    for name in sorted(set(names.values())):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise InputError(f"{index} names {name!r}, which is not in {folder}")
+    return [folder / name for name in sorted(set(names.values()))]
+
+
+def _missing(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return f"{len(names)} weights are missing, {names[0]} among them"

@@ -1,5 +1,6 @@
 """From images to label maps by the definitions of mmsegmentation's test pipelines, augmentation included."""
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -13,8 +14,9 @@ from ccnet_hf.data import benchmarks
 from ccnet_hf.data.images import read_image
 from ccnet_hf.errors import InputError
 from ccnet_hf.inference.logits import Size, low_resolution_logits, positive, slide_logits, sliding_window
+from ccnet_hf.limits import MAX_PIXELS
 from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
-from ccnet_hf.models.image_transforms_ccnet import image_size, rescale_output_size, upright
+from ccnet_hf.models.image_transforms_ccnet import image_size, output_size, rescale_output_size, upright
 
 
 InputImage = Image.Image | np.ndarray | torch.Tensor | str | os.PathLike
@@ -39,7 +41,8 @@ class Predictor:
             the benchmark whose classes the model has, if there is one.
 
     Raises:
-        InputError: no scale, a scale that is not positive, impossible windows or label pairs.
+        InputError: no scale, a scale that is not positive, impossible windows or label pairs; and from a prediction,
+            an image that a scale or the processor would enlarge beyond what `ccnet_hf.limits` allows.
     """
 
     def __init__(
@@ -123,9 +126,14 @@ class Predictor:
         inputs = []
         for image in images:
             options = {"do_pad": False}
+            size = image_size(image)
             if scale is not None:
-                height, width = rescale_output_size(*image_size(image), scale)
+                _check_enlarged(size, scale * size[0] * scale * size[1], f"scale {scale:g}")
+                height, width = rescale_output_size(*size, scale)
                 options |= {"do_resize": True, "size": {"height": height, "width": width}}
+            elif self.image_processor.do_resize:
+                enlarged = output_size(*size, self.image_processor.size)
+                _check_enlarged(size, math.prod(enlarged), "the size of the image processor")
             inputs.append(self.image_processor(image, return_tensors="pt", **options)["pixel_values"][0])
         return inputs
 
@@ -160,6 +168,15 @@ def _exchange(num_labels: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
             raise InputError(f"flip_label_pairs names label {first} or {second} twice: {tuple(pairs)}")
         exchanged[first], exchanged[second] = second, first
     return exchanged
+
+
+def _check_enlarged(size: tuple[int, int], pixels: float, by: str) -> None:
+    """Refuse what would take memory until there is no more."""
+    if pixels > max(MAX_PIXELS, math.prod(size)):
+        raise InputError(
+            f"{by} makes {pixels / 1e6:.4g} megapixels of an image of {size[0]}x{size[1]} (height x width); "
+            f"{MAX_PIXELS / 1e6:.4g} are allowed"
+        )
 
 
 def _upright(image: InputImage) -> Image.Image | np.ndarray | torch.Tensor:

@@ -8,14 +8,13 @@ from statistics import median
 
 import huggingface_hub.utils.logging
 import numpy as np
-import torch
 import transformers.utils.logging
 from PIL import Image
 from tqdm import tqdm
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data.images import check_max_pixels, read_image
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, is_out_of_memory
 from ccnet_hf.inference.images import find_images, unique_stems
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.predictor_arguments import PredictorArguments
@@ -65,7 +64,7 @@ def segment(arguments: SegmentArguments) -> None:
     for path, stem in tqdm(list(zip(paths, stems, strict=True)), desc="segmenting", unit="image", disable=None):
         try:
             image = read_image(path, arguments.max_image_pixels)
-        except ValueError as error:
+        except InputError as error:
             if not arguments.skip_corrupt:
                 raise
             skipped.append(str(error))
@@ -80,7 +79,9 @@ def segment(arguments: SegmentArguments) -> None:
 
     if seconds:
         print(share_table(class_names, np.average(shares, axis=0, weights=pixels)))
-        print(f"\n{_counted(len(seconds))} segmented, {median(seconds):.2f} s each, results in {output_dir}")
+        # The first image also waits for what libraries prepare once; it says nothing of the others.
+        speed = f"{median(seconds[1:]):.2f} s each after the first, " if len(seconds) > 1 else ""
+        print(f"\n{_counted(len(seconds))} segmented, {speed}results in {output_dir}")
     for path, stem in zip(paths, stems, strict=True):
         if stem != path.stem:
             print(f"{path} is called {stem} there, because another image has its name")
@@ -102,8 +103,8 @@ def share_table(class_names: Sequence[str], shares: Sequence[float]) -> str:
 def _label_map(predictor: Predictor, image: Image.Image, path: Path) -> np.ndarray:
     try:
         return predictor.label_map(image).cpu().numpy()
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise InputError(
             f"{path} ({image.width}x{image.height} pixels) needs more memory than there is; --mode slide needs less"

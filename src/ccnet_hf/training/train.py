@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -23,7 +23,6 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 from torchvision.transforms import v2
 
-from ccnet_hf.command import run_command
 from ccnet_hf.data.benchmarks import flip_label_pairs
 from ccnet_hf.data.images import turned_note
 from ccnet_hf.data.loading import SegmentationDataset, label_counts, sample_label_counts
@@ -33,7 +32,15 @@ from ccnet_hf.evaluation.report import unlabelled_classes
 from ccnet_hf.files import DISK_ERRNOS, explained
 from ccnet_hf.hub import CARD_FILE, HubRepository, publish, retry
 from ccnet_hf.inference import Predictor
-from ccnet_hf.inference.loading import load_checkpoint, load_config
+from ccnet_hf.inference.loading import (
+    check_finite,
+    load_checkpoint,
+    load_config,
+    load_image_processor,
+    require_backbone,
+    weight_headers,
+)
+from ccnet_hf.limits import check_range
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
@@ -47,7 +54,7 @@ from ccnet_hf.training.loop import Trainer, TrainingSettings, check_settings
 from ccnet_hf.training.optimization import class_weights_from_counts
 from ccnet_hf.training.progress import LOG_FILE
 from ccnet_hf.training.report import CURVES_FILE, save_report
-from ccnet_hf.training.training_arguments import MODEL_FIELDS, TrainArguments, with_config_file
+from ccnet_hf.training.training_arguments import MODEL_FIELDS, TrainArguments, main
 from ccnet_hf.visualization import complete_palette
 
 
@@ -62,6 +69,7 @@ def train(arguments: TrainArguments) -> None:
     huggingface_hub.utils.logging.set_verbosity_error()  # what matters of it is in the errors
     recipe = get_recipe(arguments.variant)
     training = override_training(recipe.training, {f.name: getattr(arguments, f.name) for f in fields(TrainingRecipe)})
+    check_range("--class_weight_power", arguments.class_weight_power, 0, 10)
     if arguments.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -110,6 +118,8 @@ def _train(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe, 
     set_seed(arguments.seed)
     model = _build_model(arguments, recipe)
     freeze(model, arguments.freeze)  # refuses unknown names now
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"--freeze {' '.join(arguments.freeze)} leaves nothing that learns")
     set_seed(arguments.seed, device_specific=True)  # processes start from one model, but drop different channels
     image_processor = _build_image_processor(arguments, recipe, training)
     dataset, validation = _build_datasets(arguments, training, model.config, image_processor)
@@ -205,6 +215,7 @@ def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticS
     changes = {name: getattr(arguments, name) for name in MODEL_FIELDS if getattr(arguments, name) is not None}
     config = (load_config(source) if source else recipe.config()).to_dict()
     if num_labels is not None:
+        check_range("--num_labels", num_labels, 2, 255)  # label maps are held in bytes, 255 being no class
         config = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
         config["num_labels"] = num_labels
     if arguments.output_stride is not None:
@@ -216,6 +227,7 @@ def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticS
         changes["backbone_config"] = backbone | {"output_stride": arguments.output_stride}
     with using(source or f"--variant {arguments.variant}"):
         config = CCNetConfig.from_dict(config | changes)  # checks the values
+    require_backbone(config)
     if source:
         return _load_model(source, config)
     model = CCNetForSemanticSegmentation(config)
@@ -232,10 +244,13 @@ def _build_model(arguments: TrainArguments, recipe: Recipe) -> CCNetForSemanticS
 
 def _load_model(source: str, config: CCNetConfig) -> CCNetForSemanticSegmentation:
     """The model in `source`, in training's float32; parts that `config` adds or shapes otherwise start anew."""
+    if Path(source).is_dir():
+        weight_headers(Path(source))  # names the file that is damaged
     with reading(source):
         model, found = CCNetForSemanticSegmentation.from_pretrained(
             source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
+        check_finite(model)
     missing = [key for key in found["missing_keys"] if not key.startswith(_ADDED_PARTS)]
     mismatched = [key for key, *_ in found["mismatched_keys"] if "classifier." not in key]
     if missing or mismatched:
@@ -249,8 +264,8 @@ def _load_model(source: str, config: CCNetConfig) -> CCNetForSemanticSegmentatio
 def _build_image_processor(arguments: TrainArguments, recipe: Recipe, training: TrainingRecipe) -> CCNetImageProcessor:
     """The image processor of the model that is trained on, or the recipe's, for the size that is trained on."""
     if arguments.model_name_or_path:
-        with reading(arguments.model_name_or_path):
-            image_processor = CCNetImageProcessor.from_pretrained(arguments.model_name_or_path)
+        source = arguments.model_name_or_path
+        image_processor = load_image_processor(source, load_config(source))
     else:
         image_processor = recipe.image_processor()
     image_processor.size = {"shortest_edge": min(training.scale), "longest_edge": max(training.scale)}
@@ -336,11 +351,4 @@ def _upload(output_dir: Path, repo_id: str) -> None:
     print(f"uploaded: https://huggingface.co/{repo_id}")
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
-    """Run the command; returns the exit status."""
-    try:
-        argv = with_config_file(sys.argv[1:] if argv is None else argv)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return run_command(TrainArguments, train, argv, prog)
+__all__ = ["main", "train"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
 from ccnet_hf.hub import CARD_FILE, HubRepository
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.recipes import Recipe
@@ -52,7 +52,9 @@ def model_repositories(recipe: Recipe, checkpoints: Path, namespace: str) -> lis
 def _check_variant(folder: Path, config: dict, processor: dict, recipe: Recipe) -> None:
     if config.get("model_type") != CCNetConfig.model_type:
         raise InputError(f"{folder} holds a {config.get('model_type')!r} model, not a {CCNetConfig.model_type!r}")
-    found, expected = CCNetConfig.from_dict(config), recipe.config()
+    with reading(folder / CONFIG_FILE):
+        found = CCNetConfig.from_dict(config)
+    expected = recipe.config()
     for name in _CONFIG_FIELDS:
         _check_equal(folder / CONFIG_FILE, name, getattr(found, name), getattr(expected, name), recipe)
     depths = [getattr(side.backbone_config, "depths", None) for side in (found, expected)]

@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor
 
 from ccnet_hf.command import run_command
 from ccnet_hf.errors import InputError
+from ccnet_hf.inference.loading import load_config, load_image_processor, load_model
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
-from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.visualization import generate_palette
 from ccnet_hf.zoo.mmsegmentation import mmsegmentation_key
 
@@ -45,15 +43,10 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
         raise InputError(f"{output} exists; name a new file")
     if not folder.is_dir():
         raise InputError(f"no such model folder: {folder}")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        _check_config(folder, config)
-        palette = AutoImageProcessor.from_pretrained(folder).palette
-        model, loading = CCNetForSemanticSegmentation.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"cannot load {folder}: {error}") from error
-    if loading["missing_keys"]:
-        raise InputError(f"cannot load {folder}: its weights lack {sorted(loading['missing_keys'])[0]}")
+    config = load_config(str(folder))
+    _check_config(folder, config)
+    palette = load_image_processor(str(folder), config).palette
+    model = load_model(str(folder), config)
 
     tensors = model.state_dict()
     # The projection of the category-consistent loss takes part in training alone, and mmsegmentation has none.
@@ -72,8 +65,6 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
 
 def _check_config(folder: Path, config: CCNetConfig) -> None:
     """Refuse what has no counterpart in mmsegmentation's `ResNetV1c`, `CCHead` and `FCNHead`."""
-    if config.model_type != "ccnet":
-        raise InputError(f"{folder} holds a model of type {config.model_type!r}, not 'ccnet'")
     backbone = config.backbone_config
     if backbone.model_type != "ccnet_resnet":
         raise InputError(f"{folder} has a backbone of type {backbone.model_type!r}; only 'ccnet_resnet' is exported")
