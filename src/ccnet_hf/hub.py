@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, using
 
 
 CARD_FILE = "README.md"
@@ -88,7 +88,8 @@ def check_token(api: HfApi, repo_id: str) -> None:
             namespace nor may write to it.
         OSError: the Hub does not accept the token, or does not answer.
     """
-    validate_repo_id(repo_id)
+    with using(""):
+        validate_repo_id(repo_id)
     namespace, _, name = repo_id.rpartition("/")
     if not namespace:
         raise InputError(f"a repository on the Hub is namespace/name, got {name!r}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.images import open_image
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
 from ccnet_hf.models.image_transforms_ccnet import stored_orientation
 
 
@@ -183,7 +183,9 @@ def read_names(files: Sequence[RawFile], pattern: str) -> list[str] | None:
     lists = [file for _, file in _match(files, pattern)]
     if not lists:
         return None
-    lines = read_same(lists).decode().splitlines()
+    content = read_same(lists)
+    with reading(str(lists[0])):
+        lines = content.decode().splitlines()
     return [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
 
 
