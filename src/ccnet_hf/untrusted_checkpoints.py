@@ -84,9 +84,18 @@ def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
     return bare
 
 
+def _stated_hash(name: str) -> re.Match[str] | None:
+    return re.search(r"-([0-9a-f]{8})\.pth$", name)
+
+
+def has_hash(name: str) -> bool:
+    """Whether a file's name ends with eight hexadecimal digits of its SHA-256, as those of the zoo do."""
+    return _stated_hash(name) is not None
+
+
 def check_hash(file: Path, name: str) -> None:
     """Raise `InputError` if `name` ends with eight hexadecimal digits that `file`'s SHA-256 does not start with."""
-    stated = re.search(r"-([0-9a-f]{8})\.pth$", name)
+    stated = _stated_hash(name)
     if stated is None:
         return
     with file.open("rb") as opened:

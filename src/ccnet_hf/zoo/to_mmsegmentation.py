@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor
 
 from ccnet_hf.command import run_command
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
+from ccnet_hf.files import atomic_file, check_file
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.visualization import generate_palette
@@ -45,15 +45,14 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
         raise InputError(f"{output} exists; name a new file")
     if not folder.is_dir():
         raise InputError(f"no such model folder: {folder}")
-    try:
+    check_file(output)
+    with reading(folder):
         config = AutoConfig.from_pretrained(folder)
         _check_config(folder, config)
         palette = AutoImageProcessor.from_pretrained(folder).palette
         model, loading = CCNetForSemanticSegmentation.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"cannot load {folder}: {error}") from error
-    if loading["missing_keys"]:
-        raise InputError(f"cannot load {folder}: its weights lack {sorted(loading['missing_keys'])[0]}")
+        if loading["missing_keys"]:
+            raise ValueError(f"its weights lack {sorted(loading['missing_keys'])[0]}")
 
     tensors = model.state_dict()
     # The projection of the category-consistent loss takes part in training alone, and mmsegmentation has none.
@@ -61,13 +60,8 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
     state_dict = {mmsegmentation_key(key): tensors[key] for key in kept}
     gamma = "decode_head.cca.gamma.scale"
     state_dict[gamma] = state_dict[gamma].reshape(())
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    try:
+    with atomic_file(output) as unfinished:
         torch.save({"meta": _meta(config, palette), "state_dict": state_dict}, unfinished)
-        os.replace(unfinished, output)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _check_config(folder: Path, config: CCNetConfig) -> None:

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from ccnet_hf.command import run_command
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
 from ccnet_hf.inference.loading import load_checkpoint
 from ccnet_hf.recipes import Recipe, get_recipe
 from ccnet_hf.zoo.authors import authors_recipe
@@ -99,13 +99,15 @@ def _check_goldens(model: torch.nn.Module, folder: Path) -> None:
     if not files:
         raise InputError(f"{folder} holds no golden file {pattern}")
     for file in files:
-        with np.load(file) as golden:
+        with reading(file), np.load(file) as golden:
             pixel_values = torch.from_numpy(golden["input"])
             expected = {"logits": golden["decode_logits"], "auxiliary_logits": golden["aux_logits"]}
         labels = torch.full((len(pixel_values), *pixel_values.shape[-2:]), config.semantic_loss_ignore_index)
         with torch.inference_mode():  # labels only because the auxiliary head runs where there is a loss
             outputs = model(pixel_values.to(model.device), labels=labels.to(model.device))
         for name, wanted in expected.items():
+            if outputs[name].shape != wanted.shape:
+                raise InputError(f"{file}: {name} has shape {wanted.shape}, the model's {tuple(outputs[name].shape)}")
             error = np.abs(outputs[name].float().cpu().numpy() - wanted).max() / np.abs(wanted).max()
             # written so that NaN fails
             if not error <= GOLDEN_TOLERANCES[depth]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ccnet_hf.errors import InputError
-from ccnet_hf.reading import read_state_dict
+from ccnet_hf.untrusted_checkpoints import read_state_dict
 
 
 def saved(content, new_format=True) -> bytes:
