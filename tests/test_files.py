@@ -166,8 +166,9 @@ def test_other_faults_stay_what_they_are(error, tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):
-    check_writable(tmp_path / "new")
-    assert names(tmp_path / "new") == []
+    check_writable(tmp_path)
+    check_writable(tmp_path / "new" / "folder")
+    assert names(tmp_path) == []
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file/folder cannot be written: not a directory"):
         check_writable(tmp_path / "file" / "folder")
@@ -181,7 +182,7 @@ def test_a_place_for_something_new_is_tried_without_making_anything(tmp_path, fu
     check_file(tmp_path / "new" / "report.json")
     check_new(tmp_path / "new" / "model")
     (tmp_path / "file").touch()
-    for check in (check_file, check_new):
+    for check in (check_file, check_new, check_writable):
         with pytest.raises(OSError, match=r"file/deep/new cannot be written: not a directory"):
             check(tmp_path / "file" / "deep" / "new")
         with full_disk(1000), pytest.raises(OSError, match=r"new cannot be written: file too large"):

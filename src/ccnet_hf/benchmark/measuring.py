@@ -1,16 +1,19 @@
 """Time and memory of a call, the machine it ran on, and tables of both."""
 
+import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ccnet_hf import __version__, kernels
 from ccnet_hf.errors import InputError
+from ccnet_hf.files import check_file, write_text
 
 
 # Calls measured as one where launching and measuring would be a large part of a single call.
@@ -33,6 +36,18 @@ def find_device(name: str) -> torch.device:
         # CUDA graphs capture on the current device, and Triton launches there, wherever the tensors are.
         torch.cuda.set_device(index)
     return device
+
+
+def check_results(file: str | None) -> None:
+    """Find out before the work that the file for the results, if one is asked for, cannot be written (`OSError`)."""
+    if file is not None:
+        check_file(file)
+
+
+def write_results(file: str | None, results: Mapping[str, Any]) -> None:
+    """Write what was measured as JSON, if a file is asked for."""
+    if file is not None:
+        write_text(file, json.dumps(results, indent=1) + "\n")
 
 
 def check_at_least_one(**numbers: int | None) -> None:

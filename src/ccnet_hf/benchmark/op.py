@@ -1,10 +1,8 @@
 """`benchmark.py op`: the operator against other ways to compute criss-cross attention, in one run."""
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -119,6 +117,7 @@ class Comparison:
 
 def benchmark_op(arguments: OpArguments) -> None:
     """Measure time and memory of the operator on channels_last tensors against other forms."""
+    measuring.check_results(arguments.json)
     device = measuring.find_device(arguments.device)
     measuring.check_at_least_one(repeats=arguments.repeats, threads=arguments.threads)
     for batch_size in arguments.batch_sizes:
@@ -152,10 +151,9 @@ def benchmark_op(arguments: OpArguments) -> None:
             if "out of memory" not in str(error):
                 raise
             raise InputError(f"{case} with {', '.join(forms)} takes more memory than there is: {error}") from error
-        if arguments.json:  # after every case, so that a run that ends early leaves what it has
-            results = {"environment": environment, "repeats": arguments.repeats}
-            results["rows"] = [asdict(row) for row in rows]
-            Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
+        # after every case, so that a run that ends early leaves what it has
+        results = {"environment": environment, "repeats": arguments.repeats, "rows": [asdict(row) for row in rows]}
+        measuring.write_results(arguments.json, results)
     print(table(rows))
 
 
