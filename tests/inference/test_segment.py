@@ -268,6 +268,18 @@ def test_a_kill_leaves_complete_images_only(checkpoint, here):
         assert Path(f"out/street_{name}.png").read_bytes() == Path(f"out/other_{name}.png").read_bytes()
 
 
+def test_two_processes_write_into_one_folder(checkpoint, here):
+    shutil.copy("street.png", "other.png")
+    command = [sys.executable, str(SCRIPT), "street.png", "--model_name_or_path", str(checkpoint), "--output_dir"]
+    with subprocess.Popen([*command, "out", "--device", "cpu"], stdout=subprocess.DEVNULL) as process:
+        assert run(checkpoint, "street.png", "other.png") == 0
+        assert process.wait(300) == 0
+    results = sorted(path.name for path in Path("out").iterdir())
+    assert results == [f"{stem}_{name}.png" for stem in ("other", "street") for name in ("labels", "overlay")]
+    for name in ("overlay", "labels"):
+        assert Path(f"out/street_{name}.png").read_bytes() == Path(f"out/other_{name}.png").read_bytes()
+
+
 def break_config(folder: Path, **changes) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))

@@ -144,6 +144,19 @@ def test_a_kill_leaves_no_file(tiny_folder, tmp_path, monkeypatch):
     assert torch.load(tmp_path / "exported.pth", weights_only=True)["state_dict"]
 
 
+def test_two_exports_into_one_file(tiny_folder, tmp_path):
+    """Each writes under a name of its own; the file is the one or the other."""
+    arguments = (tiny_folder, tmp_path / "exported.pth")
+    processes = [multiprocessing.get_context("fork").Process(target=export_alone, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert 0 in [process.exitcode for process in processes]
+    assert torch.load(tmp_path / "exported.pth", weights_only=True)["state_dict"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported.pth", "folder"]
+
+
 def export_alone(*arguments):
     torch.set_num_threads(1)  # the threads of the parent are not there
     export_checkpoint(*arguments)

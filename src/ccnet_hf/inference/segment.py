@@ -66,7 +66,7 @@ def segment(arguments: SegmentArguments) -> None:
     for path, stem in tqdm(list(zip(paths, stems, strict=True)), desc="segmenting", unit="image", disable=None):
         try:
             image = read_image(path, arguments.max_image_pixels)
-        except ValueError as error:
+        except InputError as error:
             if not arguments.skip_corrupt:
                 raise
             skipped.append(str(error))
