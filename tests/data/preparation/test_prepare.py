@@ -347,6 +347,20 @@ def test_a_folder_of_something_else_is_refused(tmp_path, name):
         prepare_dataset(name, tmp_path / "raw", tmp_path / "out", allow_incomplete=True)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_name_that_is_no_text(tmp_path, packed):
+    """As of a file that was packed under another encoding."""
+    write_distribution(tmp_path / "raw", "lip")
+    source = tmp_path / "raw"
+    for path in EXAMPLES["lip"]["train"][0][1:]:
+        target = source / path
+        target.rename(target.with_name(os.fsdecode(b"caf\xe9" + target.suffix.encode())))
+    if packed:
+        source = pack(source, tmp_path / "lip.tar")
+    with pytest.raises(InputError, match=r"^the name of .*caf.*cannot be read: 'utf-8' codec"):
+        prepare_dataset("lip", source, tmp_path / "out", allow_incomplete=True)
+
+
 def test_too_many_examples_are_not_the_benchmark(tmp_path):
     write_distribution(tmp_path / "raw", "cityscapes")
     write(tmp_path / "raw", "leftImg8bit/val/lindau/lindau_000000_000009_leftImg8bit.png", b"")

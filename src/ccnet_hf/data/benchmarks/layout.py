@@ -170,6 +170,8 @@ def _match(files: Sequence[RawFile], pattern: str) -> list[tuple[re.Match[str], 
 def _by_name(files: Sequence[RawFile], pattern: str, raw_split: str) -> dict[str, list[RawFile]]:
     groups = defaultdict(list)
     for match, file in _match(files, pattern.replace("{split}", raw_split)):
+        with reading(f"the name of {file}"):
+            match["name"].encode()  # file systems and archives allow names that are no text
         groups[match["name"]].append(file)
     return groups
 
