@@ -55,7 +55,7 @@ def _write_files(folder: Path, repo_id: str | None) -> None:
         shutil.copyfile(source, target)
 
     package = folder / "torch-ext" / _NAME
-    operator = Path(__file__).parents[1] / f"{_NAME}.py"
+    operator = Path(__file__).parents[1] / "models" / f"{_NAME}.py"
     (package / operator.name).write_text(_with_namespace_of_a_build(operator.read_text()))
     shutil.copyfile(Path(__file__).parent / "fallback.py", package / "fallback.py")
 
