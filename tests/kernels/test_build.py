@@ -296,7 +296,7 @@ def test_wheel(toolkit, installed, tmp_path, capsys):
             expected = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
             assert (digest, size) == (f"sha256={expected}", str(len(content)))
     assert sorted(row[0] for row in record) == sorted(names)
-    assert "ccnet_hf/modeling_ccnet.py" in names and "ccnet_hf/kernels/csrc/binding.cu" in names
+    assert "ccnet_hf/models/modeling_ccnet.py" in names and "ccnet_hf/kernels/csrc/binding.cu" in names
     assert not any("__pycache__" in name for name in names)
 
     # The unpacked package finds its library before the cache's.
