@@ -1,5 +1,7 @@
 """Fixtures every part of the suite may use."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,3 +16,23 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip("needs the reference material in ../shared, which this clone does not have")
     return path
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """`with full_disk(n):` a disk on which no file grows beyond n bytes: writing more fails, as where it is full.
+
+    What fails is the same call of the operating system, with "file too large" for "no space left on device".
+    """
+    resource = pytest.importorskip("resource", reason="needs the limits that Unix has for a process")
+
+    @contextmanager
+    def limited(num_bytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

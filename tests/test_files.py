@@ -9,12 +9,17 @@ import sys
 import time
 
 import pytest
+import torch
+from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.files import (
     atomic_file,
     atomic_folder,
+    check_file,
+    check_new,
     check_writable,
     exclusive,
     explained,
@@ -161,8 +166,9 @@ def test_other_faults_stay_what_they_are(error, tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):
-    check_writable(tmp_path / "new")
-    assert names(tmp_path / "new") == []
+    check_writable(tmp_path)
+    check_writable(tmp_path / "new" / "folder")
+    assert names(tmp_path) == []
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file/folder cannot be written: not a directory"):
         check_writable(tmp_path / "file" / "folder")
@@ -170,6 +176,104 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):
         with pytest.raises(OSError, match="no space left"), explained(tmp_path):
             with open("/dev/full", "w") as full:
                 full.write("x")
+
+
+def test_a_place_for_something_new_is_tried_without_making_anything(tmp_path, full_disk):
+    check_file(tmp_path / "new" / "report.json")
+    check_new(tmp_path / "new" / "model")
+    (tmp_path / "file").touch()
+    for check in (check_file, check_new, check_writable):
+        with pytest.raises(OSError, match=r"file/deep/new cannot be written: not a directory"):
+            check(tmp_path / "file" / "deep" / "new")
+        with full_disk(1000), pytest.raises(OSError, match=r"new cannot be written: file too large"):
+            check(tmp_path / "new")
+    with pytest.raises(OSError, match=r"cannot be written: is a directory"):
+        check_file(tmp_path)
+    with pytest.raises(InputError, match=r"file exists; name a new folder"):
+        check_new(tmp_path / "file")
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("folder", [".", "", "../here", ".."])
+def test_the_current_folder_is_not_replaced(folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match=r"name one in it|exists; name a new folder"), atomic_folder(folder):
+        pass
+    assert [path.name for path in tmp_path.rglob("*") if not path.name.endswith(".lock")] == ["here"]
+
+
+@pytest.mark.parametrize("length", [251, 255])
+def test_names_as_long_as_they_may_be(length, tmp_path):
+    file, folder = tmp_path / ("f" * (length - 4) + ".txt"), tmp_path / ("ä" * (length // 2))
+    write_text(file, "text")
+    with atomic_folder(folder) as unfinished:
+        (unfinished / "file").touch()
+    assert names(tmp_path) == [file.name, folder.name]
+
+
+def test_leftovers_of_a_neighbour_are_its_own(tmp_path):
+    for name in (".model.v2.0123abcd.unfinished", ".model[1].0123abcd.unfinished", ".model.0123abcd.unfinished.pt"):
+        (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path, "model")
+    assert names(tmp_path) == [".model.v2.0123abcd.unfinished", ".model[1].0123abcd.unfinished"]
+    remove_leftovers(tmp_path, "model[1]")
+    assert names(tmp_path) == [".model.v2.0123abcd.unfinished"]
+
+
+def test_a_fault_of_another_file_is_not_called_the_targets(tmp_path):
+    source = tmp_path / "source.png"
+    with pytest.raises(FileNotFoundError, match=r"source\.png"), atomic_file(tmp_path / "target.png") as unfinished:
+        unfinished.write_bytes(source.read_bytes())
+
+
+def test_what_does_not_fit_is_one_sentence(tmp_path, full_disk):
+    """Each library has its own way to say so."""
+    content = {"weight": torch.zeros(10_000)}
+    writers = {
+        "text": lambda path: path.write_text("x" * 40_000),
+        "torch": lambda path: torch.save(content, path),
+        "safetensors": lambda path: save_file(content, path),
+        "image": lambda path: Image.effect_noise((200, 200), 50).save(path, "PNG"),
+    }
+    with full_disk(10_000):
+        for name, write in writers.items():
+            with pytest.raises(OSError, match=rf"{name} cannot be written: .*\w"):
+                with atomic_file(tmp_path / name) as unfinished:
+                    write(unfinished)
+            with pytest.raises(OSError, match="folder cannot be written"):
+                with atomic_folder(tmp_path / "folder") as unfinished:
+                    write(unfinished / name)
+    assert names(tmp_path) == []
+
+
+def wait_for(path, waiting, done):
+    waiting.set()
+    with exclusive(path, wait=True):
+        done.set()
+
+
+def test_a_process_may_wait_for_another(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    waiting, done = context.Event(), context.Event()
+    process = context.Process(target=wait_for, args=(tmp_path / "file", waiting, done))
+    with exclusive(tmp_path / "file"):
+        process.start()
+        assert waiting.wait(60)
+        assert not done.wait(0.5)
+    assert done.wait(60)
+    process.join()
+
+
+def test_the_lock_of_a_folder_may_lie_in_it(tmp_path):
+    with exclusive(tmp_path / "folder", inside=True):
+        assert [path.name for path in tmp_path.rglob("*")] == ["folder", ".lock"]
+        with pytest.raises(InputError, match="another process is writing"):
+            with exclusive(tmp_path / "folder", inside=True):
+                pass
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file cannot be written"), exclusive(tmp_path / "file", inside=True):
+        pass
 
 
 def test_the_lock_ends_with_its_process(tmp_path):

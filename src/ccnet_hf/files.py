@@ -1,16 +1,17 @@
 """The one way to write: a file or a folder that appears complete or not at all.
 
 What is written lies under a hidden name of its own beside its target, `.NAME.XXXXXXXX.unfinished`, until it is
-complete, and then takes the target's name in one step. So neither kill -9 nor a full disk nor a second process leaves
-half of anything under a name that somebody reads.
+complete and on the disk, and then takes the target's name in one step. So neither kill -9 nor a full disk nor a second
+process nor a power cut leaves half of anything under a name that somebody reads.
 """
 
 import errno
+import glob
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,6 +22,7 @@ from ccnet_hf.errors import InputError
 
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)  # it is full, or cannot be written
 _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
+_LONGEST_NAME = 200  # bytes of a target's name in hidden ones
 
 
 @contextmanager
@@ -43,6 +45,7 @@ def atomic_file(file: str | os.PathLike) -> Iterator[Path]:
         unfinished = unfinished_name(file).with_suffix(f"{_UNFINISHED}{file.suffix}")
         try:
             yield unfinished
+            flush(unfinished)
             os.replace(unfinished, file)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -88,14 +91,22 @@ def atomic_folder(folder: str | os.PathLike, replace: bool = False) -> Iterator[
 
 def unfinished_name(target: Path) -> Path:
     """A hidden name of its own beside `target`, for what will take the target's name when it is complete."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    return target.with_name(f".{_shortened(target.name)}.{secrets.token_hex(4)}{_UNFINISHED}")
 
 
 def check_new(folder: str | os.PathLike) -> None:
-    """Raise `InputError` unless there is no such folder yet, or an empty one."""
+    """Find out before the work, not after it, that a new folder cannot appear there; makes nothing.
+
+    Raises:
+        InputError: there is something already, other than an empty folder, or it is the current folder.
+        OSError: the folder around it cannot be written.
+    """
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} exists; name a new folder")
+    if folder.name in ("", "..") or (folder.exists() and folder.samefile(Path.cwd())):
+        raise InputError(f"{folder} cannot be replaced by a new folder; name one in it")
+    _try_to_write(_folder_above(folder), folder)
 
 
 def publish_folder(unfinished: Path, folder: Path) -> None:
@@ -105,7 +116,7 @@ def publish_folder(unfinished: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(replaced)
     unfinished.rename(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -115,7 +126,7 @@ def publish_files(unfinished: Path, folder: Path, last: str) -> None:
     _flush_all(unfinished)
     for file in sorted(unfinished.iterdir(), key=lambda file: (file.name == last, file.name)):
         os.replace(file, folder / file.name)
-    _flush(folder)
+    flush(folder)
     unfinished.rmdir()
 
 
@@ -126,14 +137,16 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(removed, ignore_errors=True)
 
 
-def remove_leftovers(parent: Path, name: str = "*") -> None:
-    """Remove what a killed writer of `parent / name` left there, and give a folder back its name that was about to be
-    replaced. To be called by whoever has the place to itself (see [`exclusive`])."""
-    for replaced in parent.glob(f".{name}.*{_REPLACED}"):
+def remove_leftovers(parent: Path, name: str | None = None) -> None:
+    """Remove what a killed writer of `parent / name`, or of anything there, left behind, and give a folder back its
+    name that was about to be replaced. To be called by whoever has the place to itself (see [`exclusive`])."""
+    name = "*" if name is None else glob.escape(_shortened(name))
+    replaced_pattern, unfinished_pattern = (f".{name}.{'[0-9a-f]' * 8}{end}" for end in (_REPLACED, _UNFINISHED))
+    for replaced in parent.glob(replaced_pattern):
         folder = parent / replaced.name[1 : -len(f".xxxxxxxx{_REPLACED}")]
         if not folder.exists():
             replaced.rename(folder)
-    for pattern in (f".{name}.*{_REPLACED}", f".{name}.*{_UNFINISHED}*"):
+    for pattern in (replaced_pattern, f"{unfinished_pattern}*"):
         for leftover in parent.glob(pattern):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -142,7 +155,7 @@ def remove_leftovers(parent: Path, name: str = "*") -> None:
 
 
 @contextmanager
-def exclusive(path: str | os.PathLike, inside: bool = False) -> Iterator[None]:
+def exclusive(path: str | os.PathLike, inside: bool = False, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing the same file or folder meanwhile. The lock ends with the process, however it
     ends; its file, `.NAME.lock` beside the target, stays.
 
@@ -150,16 +163,20 @@ def exclusive(path: str | os.PathLike, inside: bool = False) -> Iterator[None]:
         path: what is written.
         inside: it is a folder that is written piece by piece, and the lock's file lies in it as `.lock`: whoever may
             write there may not be allowed to write beside it.
+        wait: wait for the other process, whose result serves as well.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, and `wait` is not set.
+        OSError: the lock's file cannot be written, as for [`atomic_file`].
     """
-    path = Path(path).absolute()
-    file = path / ".lock" if inside else path.with_name(f".{path.name}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    place = path.absolute()
+    file = place / ".lock" if inside else place.with_name(f".{_shortened(place.name)}.lock")
+    lock = FileLock(file, timeout=-1 if wait else 0)
     try:
-        lock = FileLock(file, timeout=0)
-        lock.acquire()
+        with explained(path):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
     except Timeout as error:
         raise InputError(f"another process is writing {path}; wait for it, or name another place") from error
     try:
@@ -169,19 +186,46 @@ def exclusive(path: str | os.PathLike, inside: bool = False) -> Iterator[None]:
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Find out before the work, not after it, that a folder cannot be made or written.
+    """Find out before the work, not after it, that a folder cannot be made or written; makes nothing.
 
     Raises:
         OSError: as [`atomic_file`].
     """
     folder = Path(folder)
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = unfinished_name(folder / "trial")
-        try:
-            trial.write_bytes(b"\0" * 4096)  # a file system that is full still makes empty files
-        finally:
-            trial.unlink(missing_ok=True)
+    _try_to_write(folder if folder.exists() else _folder_above(folder), folder)
+
+
+def check_file(file: str | os.PathLike) -> None:
+    """Find out before the work, not after it, that a file cannot be written; makes nothing.
+
+    Raises:
+        OSError: as [`atomic_file`].
+    """
+    file = Path(file)
+    if file.is_dir():
+        raise _not_written(file, errno.EISDIR)
+    _try_to_write(_folder_above(file), file)
+
+
+def _folder_above(path: Path) -> Path:
+    """The innermost folder around `path` that exists."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
+
+
+def _try_to_write(folder: Path, path: Path) -> None:
+    """Raise the error of `path` if nothing can be written in `folder`."""
+    trial = unfinished_name(folder / "trial")
+    try:
+        trial.write_bytes(b"\0" * 4096)  # a file system that is full still makes empty files
+    except OSError as error:
+        raise _not_written(path, error.errno) from error
+    finally:
+        with suppress(OSError):
+            trial.unlink()
+
+
+def _not_written(path: Path, number: int) -> OSError:
+    return OSError(number, f"{path} cannot be written: {os.strerror(number).lower()}")
 
 
 @contextmanager
@@ -189,28 +233,56 @@ def explained(path: Path) -> Iterator[None]:
     """Say in one sentence that `path` cannot be written, and why, whichever library found out.
 
     torch reports a full disk as `RuntimeError`, safetensors with a class of its own; both are told from other faults
-    by their text.
+    by their text. Errors of other files pass as they are.
     """
     try:
         yield
+    except shutil.Error as error:  # of copying folders: a list of file, copy, reason
+        raise OSError(errno.EIO, f"{path} cannot be written: {error.args[0][0][-1]}") from error
     except OSError as error:
-        if error.errno is None or (error.filename is None and error.errno not in DISK_ERRNOS):
+        named = [name for name in (error.filename, error.filename2) if name is not None]  # two where files are copied
+        is_ours = any(_belongs(name, path) for name in named) if named else error.errno in DISK_ERRNOS
+        if error.errno is None or not is_ours:
             raise
-        raise OSError(error.errno, f"{path} cannot be written: {os.strerror(error.errno).lower()}") from error
+        raise _not_written(path, error.errno) from error
     except (RuntimeError, SafetensorError) as error:
         said = str(error).lower()
-        if not any(words in said for words in ("no space left", "writing file", "file write", "i/o error")):
+        if not any(words in said for words in _DISK_WORDS):
             raise
-        raise OSError(errno.ENOSPC, f"{path} cannot be written: {' '.join(str(error).split())}") from error
+        told = f"the disk is full or fails ({' '.join(str(error).split())})"
+        raise OSError(errno.ENOSPC, f"{path} cannot be written: {told}") from error
+
+
+# "Unexpected pos": what PyTorch says when it closes an archive after a failed write.
+_DISK_WORDS = ("no space left", "writing file", "file write", "i/o error", "iostream error", "unexpected pos")
+
+
+def _belongs(filename: str | bytes | int, path: Path) -> bool:
+    """Whether a file is `path`, in it, above it, or one of its hidden neighbours."""
+    if isinstance(filename, int):  # a descriptor
+        return False
+    file, path = Path(os.fsdecode(filename)).absolute(), path.absolute()
+    neighbours = f".{_shortened(path.name)}."
+    return (
+        file.is_relative_to(path)
+        or path.is_relative_to(file)
+        or any(part.parent == path.parent and part.name.startswith(neighbours) for part in (file, *file.parents))
+    )
+
+
+def _shortened(name: str) -> str:
+    """As much of a file's name as leaves room for what a hidden name adds; file systems take 255 bytes."""
+    return os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
 
 
 def _flush_all(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
-        _flush(path)
-    _flush(folder)
+        flush(path)
+    flush(folder)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,13 +1,18 @@
 """Reads the state dict of a foreign `.pth` file without running code from it."""
 
 import hashlib
+import io
+import pickletools
 import re
+import reprlib
+import warnings
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, describe
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
@@ -22,6 +27,8 @@ _IGNORED_CLASSES = (
         for name in ("_reconstruct", "scalar")
     ),
 )
+_ACCEPTED = "and only tensors and plain containers are accepted"
+_PICKLES_OF_THE_OLD_FORMAT = 5  # magic number, version, sizes of types, content, names of storages
 
 
 class _Ignored:
@@ -41,15 +48,25 @@ def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Read the state dict of a `.pth` file, wrapped or bare, without the prefix of `DistributedDataParallel`.
 
     Raises:
-        InputError: the file is damaged, is no checkpoint, does not match the hash in its name, or its pickle asks for
-            anything but tensors, plain containers and mmengine's log, which is left out. No code of the file is run.
+        InputError: the file is damaged, is no checkpoint, claims more numbers than it holds, does not match the hash
+            in its name, or its pickle asks for anything but tensors, plain containers and mmengine's log, which is
+            left out. No code of the file is run.
         OSError: the file cannot be opened.
     """
+    if not checkpoint.is_file():
+        raise InputError(f"no such file: {checkpoint}")
     check_hash(checkpoint, checkpoint.name)
     with checkpoint.open("rb") as file:
         try:
-            with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_CLASSES]):
+            _check_claims(file)
+            with (
+                torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_CLASSES]),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")  # about what is refused
                 content = torch.load(file, map_location="cpu", weights_only=True)
+        except InputError as error:
+            raise InputError(f"{checkpoint} was refused: {error}") from error
         except Exception as error:  # a damaged file can raise any
             raise InputError(f"{checkpoint} was refused: {_reason(error)}") from error
     state_dict = content
@@ -59,16 +76,26 @@ def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{checkpoint} holds no state dict")
     for key, value in state_dict.items():
         if not isinstance(key, str) or not _is_plain_tensor(value):
-            raise InputError(f"{checkpoint} holds no state dict: entry {key!r} is no plain tensor")
+            raise InputError(f"{checkpoint} holds no state dict: entry {reprlib.repr(key)} is no plain tensor")
+    _check_storages(checkpoint, state_dict)
     bare = {key.removeprefix("module."): value for key, value in state_dict.items()}
     if len(bare) < len(state_dict):
         raise InputError(f"{checkpoint} holds entries that differ in nothing but a leading 'module.'")
     return bare
 
 
+def _stated_hash(name: str) -> re.Match[str] | None:
+    return re.search(r"-([0-9a-f]{8})\.pth$", name)
+
+
+def has_hash(name: str) -> bool:
+    """Whether a file's name ends with eight hexadecimal digits of its SHA-256, as those of the zoo do."""
+    return _stated_hash(name) is not None
+
+
 def check_hash(file: Path, name: str) -> None:
     """Raise `InputError` if `name` ends with eight hexadecimal digits that `file`'s SHA-256 does not start with."""
-    stated = re.search(r"-([0-9a-f]{8})\.pth$", name)
+    stated = _stated_hash(name)
     if stated is None:
         return
     with file.open("rb") as opened:
@@ -80,11 +107,51 @@ def check_hash(file: Path, name: str) -> None:
         )
 
 
+def _check_claims(file: BinaryIO) -> None:
+    """Refuse what would fill all memory before anything could be said about it: a compressed file, as `torch.save`
+    makes none, and arrays of zeros of any length, the one thing that `torch.load` makes out of a mere number.
+
+    Raises:
+        InputError: as above.
+        Exception: the file is damaged.
+    """
+    if file.read(4) == b"PK\x03\x04":
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+            length = file.seek(0, io.SEEK_END)
+            if claimed > length:
+                raise InputError(f"its {length:,} bytes unpack to {claimed:,}, and checkpoints are not compressed")
+            for member in archive.infolist():
+                if member.filename.endswith("/data.pkl"):
+                    _check_pickle(io.BytesIO(archive.read(member)))
+    else:
+        file.seek(0)
+        for _ in range(_PICKLES_OF_THE_OLD_FORMAT):
+            _check_pickle(file)
+    file.seek(0)
+
+
+def _check_pickle(file: BinaryIO) -> None:
+    for code, argument, _ in pickletools.genops(file):
+        if code.name == "GLOBAL" and argument.endswith(" bytearray"):
+            raise InputError(f"its pickle asks for bytearray, {_ACCEPTED}")
+
+
+def _check_storages(checkpoint: Path, state_dict: dict[str, torch.Tensor]) -> None:
+    """Raise `InputError` if the tensors have more memory than the file has bytes: they are not from the file."""
+    storages = [tensor.untyped_storage() for tensor in state_dict.values()]
+    claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if claimed > checkpoint.stat().st_size:
+        raise InputError(f"{checkpoint} was refused: its tensors claim {claimed:,} bytes, more than it has")
+
+
 def _reason(error: Exception) -> str:
     """Why `torch.load(weights_only=True)` failed, in one clause."""
-    forbidden = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class) (\S+)", str(error))
+    if isinstance(error, MemoryError | RecursionError):
+        return describe(error)
+    forbidden = re.search(r"nsupported (?:global: GLOBAL|GLOBAL|class) (\S+)", str(error))
     if forbidden:
-        return f"its pickle asks for {forbidden[1]}, and only tensors and plain containers are accepted"
+        return f"its pickle asks for {forbidden[1]}, {_ACCEPTED}"
     return f"it is damaged or no PyTorch checkpoint ({type(error).__name__})"
 
 
@@ -93,6 +160,7 @@ def _is_plain_tensor(value: Any) -> bool:
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
+        and not value.is_nested
         and value.device.type == "cpu"
         and value.dtype in _DTYPES
     )

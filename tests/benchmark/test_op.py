@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ccnet_hf import benchmark, criss_cross_attention
-from ccnet_hf.benchmark import checks, op
+from ccnet_hf.benchmark import checks, measuring, op
 from ccnet_hf.benchmark.forms import einsum_attention, merged_attention, non_local_attention
 from ccnet_hf.benchmark.measuring import find_device, peak_memory
 from ccnet_hf.benchmark.op import Case, Comparison, table
@@ -184,6 +184,28 @@ def test_what_does_not_fit_leaves_what_was_measured(tmp_path, monkeypatch, capsy
     assert benchmark.main(["op", "--sizes", "3x4", "--dtypes", "float32", "--json", str(file)]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "height=3" in error and "backward=True" in error and "einsum" in error
+    assert [row["case"]["backward"] for row in json.loads(file.read_text())["rows"]] == [False]
+
+
+@pytest.mark.parametrize("command", [["op"], ["model"], ["memory"], ["data"]])
+def test_a_file_that_cannot_be_written_is_found_before_the_work(command, tmp_path, monkeypatch, capsys, full_disk):
+    monkeypatch.setattr(measuring, "environment", None)
+    with full_disk(1000):
+        assert benchmark.main([*command, "--json", str(tmp_path / "new" / "file.json")]) == 1
+    assert "file.json cannot be written: file too large" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_measurements_before(tmp_path, monkeypatch, capsys, full_disk):
+    def compare(forms, case, *_):
+        return [Comparison(case, "einsum", [1.0] * (1000 if case.backward else 1), [1.0], [1.0], [1.0], 1, 1)]
+
+    monkeypatch.setattr(op, "compare", compare)
+    monkeypatch.setattr(op, "table", lambda rows: "")
+    file = tmp_path / "op.json"
+    with full_disk(5000):
+        assert benchmark.main(["op", "--sizes", "3x4", "--dtypes", "float32", "--json", str(file)]) == 1
+    assert "op.json cannot be written: file too large" in capsys.readouterr().err
     assert [row["case"]["backward"] for row in json.loads(file.read_text())["rows"]] == [False]
 
 

@@ -3,13 +3,17 @@
 import gzip
 import io
 import os
+import random
 import tarfile
+import warnings
 import zipfile
 
 import pytest
 from distributions import pack, write
 
+from ccnet_hf.data import archives
 from ccnet_hf.data.archives import close_archives, list_files
+from ccnet_hf.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -88,9 +92,9 @@ def test_names_a_truncated_archive(tmp_path, folder, name):
     write(folder, "last.bin", bytes(range(256)) * 400)
     archive = pack(folder, tmp_path / name)
     archive.write_bytes(archive.read_bytes()[: -archive.stat().st_size // 3])
-    with pytest.raises(ValueError, match=f"{name} is not a whole .*archive"):
+    with pytest.raises(InputError, match=f"{name} cannot be read: "):
         list_files([archive], tmp_path / "scratch")
-    assert not list((tmp_path / "scratch").glob("*.tar"))
+    assert not list(tmp_path.glob("scratch/*"))
 
 
 def test_names_a_damaged_member_and_what_is_no_archive(tmp_path, folder):
@@ -99,13 +103,13 @@ def test_names_a_damaged_member_and_what_is_no_archive(tmp_path, folder):
         target.writestr("d.bin", b"0123456789")
     archive.write_bytes(archive.read_bytes().replace(b"0123456789", b"0123456780"))
     (file,) = list_files([archive], tmp_path / "scratch")
-    with pytest.raises(ValueError, match=r"x.zip:d.bin: cannot be read \(Bad CRC"):
+    with pytest.raises(ValueError, match=r"x\.zip:d\.bin cannot be read: Bad CRC"):
         file.read()
     (tmp_path / "y.tgz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"y\.tgz is not a whole archive"):
+    with pytest.raises(InputError, match=r"y\.tgz cannot be read: Not a gzipped file"):
         list_files([tmp_path / "y.tgz"], tmp_path / "scratch")
     (tmp_path / "z.tgz").write_bytes(gzip.compress(b"no tar file" * 100))
-    with pytest.raises(ValueError, match="is not a whole tar archive"):
+    with pytest.raises(InputError, match=r"z\.tgz cannot be read: "):
         list_files([tmp_path / "z.tgz"], tmp_path / "scratch")
 
 
@@ -129,3 +133,207 @@ def test_a_folder_may_have_two_names(tmp_path):
     (tmp_path / "source" / "leftImg8bit" / "again").symlink_to("..")  # without an end
     paths = {file.path for file in list_files([tmp_path / "source"], tmp_path / "scratch")}
     assert paths == {"leftImg8bit/one.png", "images/one.png"}
+
+
+def write_members(archive, members):
+    """Write pairs of name and content as they are, names twice too."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about names twice
+            for name, content in members:
+                target.writestr(name, content)
+    else:
+        with tarfile.open(archive, "w:gz" if archive.suffix == ".tgz" else "w") as target:
+            for name, content in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                target.addfile(info, io.BytesIO(content))
+    return archive
+
+
+@pytest.mark.parametrize("second", ["a/b.txt", "./a/b.txt", "a//b.txt"])
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tgz"])
+def test_one_name_twice(tmp_path, name, second):
+    """The later one would win, and nobody knows whether it should."""
+    archive = write_members(tmp_path / name, [("a/b.txt", b"one"), ("c", b"see"), (second, b"one")])
+    assert read_all([archive], tmp_path / "scratch") == {"a/b.txt": b"one", "c": b"see"}
+    for content in (b"two", b"longer"):
+        close_archives()
+        write_members(archive, [("a/b.txt", b"one"), ("c", b"see"), (second, content)])
+        with pytest.raises(InputError, match=rf"{name} holds .*a/+b\.txt twice with different content"):
+            list_files([archive], tmp_path / "scratch")
+
+
+def test_one_name_twice_as_link_and_file(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as target:
+        for name, content in (("one", b"1"), ("two", b"2")):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            target.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("two")
+        link.type, link.linkname = tarfile.SYMTYPE, "one"
+        target.addfile(link)
+    with pytest.raises(InputError, match=r"x\.tar holds two twice"):
+        list_files([tmp_path / "x.tar"], tmp_path / "scratch")
+
+
+def change_zip(archive, offset, value):
+    """Overwrite bytes in every entry of the table of contents."""
+    content = bytearray(archive.read_bytes())
+    place = content.find(b"PK\x01\x02")
+    while place >= 0:
+        content[place + offset : place + offset + len(value)] = value
+        place = content.find(b"PK\x01\x02", place + 4)
+    archive.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "reason"),
+    [
+        (8, b"\x01\x00", r"x\.zip cannot be read: its member \S+ is encrypted; unpack the archive"),
+        (10, b"\x09\x00", r"x\.zip cannot be read: its member \S+ is compressed by method 9, which is not known here"),
+        (24, b"\xfe\xff\xff\xff", r"x\.zip:\S+ cannot be read: it has 4,294,967,294 bytes, and at most 1,073,741,824"),
+        (24, b"\x01\x00\x00\x00", r"x\.zip:\S+ cannot be read: "),
+        (42, b"\xf0\xff\xff\x0f", r"x\.zip:\S+ cannot be read: "),
+        (16, b"\x00\x00\x00\x00", r"x\.zip:\S+ cannot be read: Bad CRC"),
+        (8, b"\x00\x08", r"x\.zip(:\S+)? cannot be read: "),  # says that the name is UTF-8, and it is not
+    ],
+    ids=["encrypted", "method", "absurd size", "small size", "no such place", "checksum", "name"],
+)
+def test_a_zip_file_that_tells_stories(tmp_path, offset, value, reason):
+    archive = write_members(tmp_path / "x.zip", [("b\xe4" if offset == 8 and value[0] == 0 else "b", bytes(5000))])
+    if "b\xe4".encode() in archive.read_bytes() and value == b"\x00\x08":
+        archive.write_bytes(archive.read_bytes().replace("b\xe4".encode(), b"b\xe4!"))
+    change_zip(archive, offset, value)
+    with pytest.raises(InputError, match=reason):
+        for file in list_files([archive], tmp_path / "scratch"):
+            file.read()
+
+
+def test_archives_without_end(tmp_path):
+    archive = write_members(tmp_path / "0.zip", [("a.txt", b"one")])
+    for depth in range(1, 6):
+        outer = tmp_path / f"{depth}.{'zip' if depth % 2 else 'tgz'}"
+        archive = write_members(outer, [(archive.name, archive.read_bytes())])
+        if depth == 3:
+            assert read_all([archive], tmp_path / "scratch") == {"a.txt": b"one"}
+    inside = r"5\.zip:4\.tgz:3\.zip:2\.tgz:1\.zip: more than 4 archives lie in each other"
+    with pytest.raises(InputError, match=inside):
+        list_files([archive], tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("kind", ["tgz", "zip in zip", "tgz in tar"])
+def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(archives, "_ALWAYS_UNPACKED", 100_000)
+    if kind == "tgz":
+        archive = write_members(tmp_path / "x.tgz", [("zeros", bytes(10**7))])
+    else:
+        inner = "y.zip" if kind == "zip in zip" else "y.tgz"
+        content = [(inner, bytes(10**7) if inner == "y.zip" else gzip.compress(bytes(10**7)))]
+        archive = write_members(tmp_path / ("x.zip" if kind == "zip in zip" else "x.tar"), content)
+    with pytest.raises(InputError, match=r"x\.\S+ is refused: it unpacks to more than [\d,]+ bytes, far more than"):
+        list_files([archive], tmp_path / "scratch")
+    assert not [path for path in tmp_path.glob("scratch/*") if path.stat().st_size > 2_000_000]
+
+
+def test_a_file_that_is_read_as_a_whole_has_a_bound(tmp_path, monkeypatch):
+    write(tmp_path / "raw", "a.png", bytes(2000))
+    files = [
+        *list_files([tmp_path / "raw"], tmp_path / "scratch"),
+        *list_files([pack(tmp_path / "raw", tmp_path / "x.zip")], tmp_path / "scratch"),
+        *list_files([pack(tmp_path / "raw", tmp_path / "x.tar")], tmp_path / "scratch"),
+    ]
+    monkeypatch.setattr(archives, "_MAX_FILE_BYTES", 1000)
+    for file in files:
+        with pytest.raises(InputError, match=r"cannot be read: it has 2,000 bytes, and at most 1,000 are read"):
+            file.read()
+
+
+@pytest.mark.parametrize("name", ["raw", "x.zip", "x.tar"])
+def test_a_file_that_has_changed_or_gone_is_named(tmp_path, name):
+    write(tmp_path / "raw", "a.png", random.Random(0).randbytes(2000))
+    source = tmp_path / "raw" if name == "raw" else pack(tmp_path / "raw", tmp_path / name)
+    (file,) = list_files([source], tmp_path / "scratch")
+    container = file.container
+    close_archives()
+    container.write_bytes(container.read_bytes()[:700])
+    with pytest.raises(InputError, match=r"a\.png cannot be read: "):
+        file.read()
+    close_archives()
+    container.unlink()
+    with pytest.raises(InputError, match=r"a\.png cannot be read: no such file"):
+        file.read()
+
+
+def test_a_sparse_member_is_named(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as target:
+        info = tarfile.TarInfo("huge.bin")
+        info.type = tarfile.GNUTYPE_SPARSE
+        target.addfile(info)
+    with pytest.raises(InputError, match=r"x\.tar cannot be read: its member huge\.bin is stored as a sparse file"):
+        list_files([tmp_path / "x.tar"], tmp_path / "scratch")
+
+
+def test_headers_without_end(tmp_path):
+    """A long name that has a long name, and so on: `tarfile` descends once for each."""
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2
+    block = header.tobuf(tarfile.GNU_FORMAT) + b"x\0" + bytes(510)
+    (tmp_path / "x.tar").write_bytes(block * 2000 + bytes(1024))
+    with pytest.raises(InputError, match=r"x\.tar cannot be read: "):
+        list_files([tmp_path / "x.tar"], tmp_path / "scratch")
+
+
+def test_an_archive_in_an_archive_may_have_a_long_name(tmp_path):
+    inner = write_members(tmp_path / "inner.zip", [("a", b"one")])
+    outer = write_members(tmp_path / "outer.tar", [("n" * 250 + ".zip", inner.read_bytes())])
+    (file,) = list_files([outer], tmp_path / "scratch")
+    assert file.read() == b"one" and str(file) == f"{outer}:{'n' * 250}.zip:a"
+
+
+def test_a_full_disk_is_not_called_a_damaged_archive(tmp_path, folder, full_disk):
+    write(folder, "last.bin", random.Random(0).randbytes(100_000))
+    archive = pack(folder, tmp_path / "x.tgz")
+    with full_disk(50_000), pytest.raises(OSError, match=r"scratch/\w+\.tar cannot be written: file too large"):
+        list_files([archive], tmp_path / "scratch")
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert len(read_all([archive], tmp_path / "scratch")) == 4
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tgz", "nested.zip", "bzip2.zip", "lzma.zip"])
+def test_damage_anywhere_is_one_error_that_names_the_archive(tmp_path, folder, name):
+    """Seeded: bytes changed, cut off, repeated. A tar file without compression has no checksums, and notices less."""
+    write(folder, "b.bin", random.Random(0).randbytes(3000) + bytes(3000))
+    method = {"bzip2.zip": zipfile.ZIP_BZIP2, "lzma.zip": zipfile.ZIP_LZMA}.get(name)
+    archive = tmp_path / name
+    if method:
+        with zipfile.ZipFile(archive, "w", method) as target:
+            for path in sorted(folder.rglob("*.*")):
+                target.write(path, path.relative_to(folder))
+    elif name == "nested.zip":
+        pack(folder, tmp_path / "outer" / "inner.tgz")
+        pack(tmp_path / "outer", archive)
+    else:
+        pack(folder, archive)
+    whole = archive.read_bytes()
+    generator = random.Random(1)
+    refused = 0
+    for case in range(80):
+        content = bytearray(whole)
+        place = generator.randrange(len(content))
+        if case % 4 == 0:
+            content = content[:place]
+        elif case % 4 == 1:
+            content[place : place + 4] = generator.randbytes(4)
+        elif case % 4 == 2:
+            content[place] ^= 1 << generator.randrange(8)
+        else:
+            content[place:place] = content[: generator.randrange(2000)]
+        archive.write_bytes(content)
+        close_archives()
+        try:
+            read_all([archive], tmp_path / f"scratch{case}")
+        except InputError as error:
+            assert str(archive) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused >= 20

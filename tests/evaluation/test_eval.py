@@ -17,8 +17,10 @@ from turned import encode_turned, turn
 from ccnet_hf import CCNetImageProcessor
 from ccnet_hf.data.benchmarks import CITYSCAPES
 from ccnet_hf.data.benchmarks.cityscapes import LABEL_IDS
+from ccnet_hf.evaluation import eval as evaluate_module
 from ccnet_hf.evaluation.eval import main
 from ccnet_hf.inference import Predictor
+from ccnet_hf.inference.arguments import PredictorArguments
 
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "eval.py"
@@ -214,8 +216,9 @@ def test_corrupt_images_are_named_and_counted(run, split, tmp_path, capsys):
         (["--label_column_name", ""], "there is nothing to score"),
         (["--label_column_name", "mask"], "no column 'mask'"),
         (["--scales", "-1"], "scales must be positive"),
-        (["--export_dir", "SCRIPT"], "File exists"),
-        (["--output_json", "SCRIPT/scores.json"], "SCRIPT"),
+        (["--export_dir", "SCRIPT"], "SCRIPT cannot be written: not a directory"),
+        (["--output_json", "SCRIPT/scores.json"], "SCRIPT/scores.json cannot be written: not a directory"),
+        (["--output_markdown", "."], ". cannot be written: is a directory"),
     ],
 )
 def test_bad_input_is_one_line(run, capsys, options, message):
@@ -223,6 +226,34 @@ def test_bad_input_is_one_line(run, capsys, options, message):
     assert run(*options) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+@pytest.mark.parametrize("option", ["--output_json", "--output_markdown"])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(run, option, capsys, full_disk, monkeypatch):
+    monkeypatch.setattr(PredictorArguments, "load_predictor", None)
+    with full_disk(1000):
+        assert run(option, "deep/file") == 1
+    assert "deep/file cannot be written: file too large" in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("deep").exists()
+
+
+def test_a_full_disk_leaves_the_old_report(run, capsys, full_disk, monkeypatch):
+    """It is full only when the work is done."""
+    Path("scores.json").write_text("old")
+    monkeypatch.setattr(evaluate_module, "check_file", lambda file: None)
+    with full_disk(1000):
+        assert run("--output_json", "scores.json") == 1
+    assert "scores.json cannot be written: file too large" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in Path().iterdir()] == ["scores.json"] and Path("scores.json").read_text() == "old"
+    assert run("--output_json", "scores.json") == 0
+    assert json.loads(Path("scores.json").read_text())["num_examples"] == 5
+
+
+def test_what_a_killed_export_left_is_not_handed_in(run):
+    Path("export").mkdir()
+    Path("export/.berlin_000001_000019_labelIds.png.0123abcd.unfinished.png").write_bytes(b"half")
+    assert run("--export_dir", "export") == 0
+    assert len(list(Path("export").iterdir())) == 5
 
 
 def test_the_export_refuses_other_classes_and_names(run, checkpoint, split, tmp_path, capsys):

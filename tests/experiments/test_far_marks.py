@@ -112,3 +112,19 @@ def test_bad_input_is_one_line_before_any_training(tmp_path, monkeypatch, capsys
     assert experiment.main(["--output_dir", "out", *arguments]) == 1
     told = capsys.readouterr().err
     assert told.startswith("error: ") and message in told and told.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path, capsys, full_disk, monkeypatch):
+    monkeypatch.setattr(experiment, "build_model", None)
+    with full_disk(1000):
+        assert experiment.main(["--output_dir", str(tmp_path / "out")]) == 1
+    assert "out cannot be written: file too large" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing_half(tmp_path, capsys, full_disk, monkeypatch):
+    monkeypatch.setattr(experiment, "train", lambda *arguments: None)
+    monkeypatch.setattr(experiment, "score", lambda model: {"near": 1.0})
+    with full_disk(5000):
+        assert experiment.main(["--output_dir", str(tmp_path), "--seeds", "0", "--recurrences", "0"]) == 1
+    assert "far_marks.png cannot be written: file too large" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["far_marks.md"]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor, CCNetResNetConfig
 from ccnet_hf.inference import Predictor
 from ccnet_hf.inference import segment as segment_module
-from ccnet_hf.inference.segment import main, share_table
+from ccnet_hf.inference.segment import SegmentArguments, main, share_table
 
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "segment.py"
@@ -230,6 +231,64 @@ def test_an_output_folder_that_is_a_file(checkpoint, here, capsys):
     Path("out").touch()
     assert run(checkpoint, "street.png") == 1
     fails(capsys, "out")
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(checkpoint, here, capsys, full_disk, monkeypatch):
+    monkeypatch.setattr(SegmentArguments, "load_predictor", None)
+    with full_disk(1000):
+        assert run(checkpoint, "street.png") == 1
+    fails(capsys, "out cannot be written: file too large")
+    assert not Path("out").exists()
+
+
+def test_a_full_disk_leaves_complete_images_only(checkpoint, here, make_image, capsys, full_disk):
+    Image.effect_noise((200, 200), 100).save("noise.png")
+    with full_disk(10_000):
+        assert run(checkpoint, "street.png", "noise.png") == 1
+    fails(capsys, "noise_overlay.png cannot be written: file too large")
+    assert sorted(path.name for path in Path("out").iterdir()) == ["street_labels.png", "street_overlay.png"]
+    assert run(checkpoint, "street.png", "noise.png") == 0
+    assert len(list(Path("out").iterdir())) == 4
+
+
+KILLED = """
+import os, signal, sys
+from PIL import Image
+from ccnet_hf.inference.segment import main
+save, count = Image.Image.save, 0
+def save_half(image, file):
+    global count
+    save(image, file)
+    count += 1
+    if count == 3:
+        os.truncate(file, os.path.getsize(file) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+Image.Image.save = save_half
+main(sys.argv[1:])
+"""
+
+
+def test_a_kill_leaves_complete_images_only(checkpoint, here):
+    shutil.copy("street.png", "other.png")
+    command = [sys.executable, "-c", KILLED, "street.png", "other.png", "--model_name_or_path", str(checkpoint)]
+    killed = subprocess.run([*command, "--output_dir", "out", "--device", "cpu"], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in Path("out").glob("[!.]*")) == ["street_labels.png", "street_overlay.png"]
+    assert run(checkpoint, "street.png", "other.png") == 0
+    for name in ("overlay", "labels"):
+        assert Path(f"out/street_{name}.png").read_bytes() == Path(f"out/other_{name}.png").read_bytes()
+
+
+def test_two_processes_write_into_one_folder(checkpoint, here):
+    shutil.copy("street.png", "other.png")
+    command = [sys.executable, str(SCRIPT), "street.png", "--model_name_or_path", str(checkpoint), "--output_dir"]
+    with subprocess.Popen([*command, "out", "--device", "cpu"], stdout=subprocess.DEVNULL) as process:
+        assert run(checkpoint, "street.png", "other.png") == 0
+        assert process.wait(300) == 0
+    results = sorted(path.name for path in Path("out").iterdir())
+    assert results == [f"{stem}_{name}.png" for stem in ("other", "street") for name in ("labels", "overlay")]
+    for name in ("overlay", "labels"):
+        assert Path(f"out/street_{name}.png").read_bytes() == Path(f"out/other_{name}.png").read_bytes()
 
 
 def break_config(folder: Path, **changes) -> None:

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.kernels import build as build_module
 from ccnet_hf.kernels import libraries
 from ccnet_hf.kernels.__main__ import main
@@ -178,6 +180,37 @@ def test_build_from_several_processes(toolkit):
     assert len(calls(toolkit)) == 1 and len(list(libraries.find_libraries())) == 1
 
 
+def test_a_killed_build_leaves_no_library(toolkit):
+    version = '[ "$1" = --version ] && echo "release 13.0," && exit'
+    half = 'while [ $# -gt 1 ]; do [ "$1" = -o ] && echo half > "$2"; shift; done'
+    write_nvcc(toolkit, f"#!/bin/sh\n{version}\n{half}\nkill -9 $PPID\n")
+    process = multiprocessing.get_context("fork").Process(target=build, args=(["8.0"],))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+    assert list(libraries.find_libraries()) == [] and list(libraries.cache_folder().glob(".*.unfinished.so"))
+    write_nvcc(toolkit, NVCC)
+    library = build(["8.0"])
+    assert library.read_text() == "library\n"
+    assert sorted(path.suffix for path in library.parent.iterdir()) == [".lock", ".so"]
+
+
+@pytest.mark.parametrize("options", [[], ["--wheel"]])
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(options, toolkit, tmp_path, capsys, full_disk):
+    with full_disk(1000):
+        assert main(["build", "--arch", "8.0", "--output", str(tmp_path / "here"), *options]) == 1
+    assert "here cannot be written: file too large" in only_message(capsys)
+    assert calls(toolkit) == [] and not (tmp_path / "here").exists()
+
+
+def test_a_full_disk_leaves_no_wheel(toolkit, installed, tmp_path, capsys, full_disk):
+    library = build(["8.0"])
+    with full_disk(10_000), pytest.raises(OSError, match=r"\.whl cannot be written: file too large"):
+        build_wheel(library, tmp_path / "dist")
+    assert list((tmp_path / "dist").iterdir()) == []
+    assert zipfile.ZipFile(build_wheel(library, tmp_path / "dist")).testzip() is None
+
+
 def test_build_into_a_folder(toolkit, tmp_path, capsys):
     assert main(["build", "--arch", "8.0", "9.0", "--output", str(tmp_path / "here")]) == 0
     library = Path(capsys.readouterr().out.strip())
@@ -263,7 +296,7 @@ def test_wheel(toolkit, installed, tmp_path, capsys):
             expected = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
             assert (digest, size) == (f"sha256={expected}", str(len(content)))
     assert sorted(row[0] for row in record) == sorted(names)
-    assert "ccnet_hf/modeling_ccnet.py" in names and "ccnet_hf/kernels/csrc/binding.cu" in names
+    assert "ccnet_hf/models/modeling_ccnet.py" in names and "ccnet_hf/kernels/csrc/binding.cu" in names
     assert not any("__pycache__" in name for name in names)
 
     # The unpacked package finds its library before the cache's.
@@ -280,7 +313,7 @@ def test_wheel_needs_metadata(toolkit, monkeypatch, tmp_path):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", not_found)
-    with pytest.raises(OSError, match="not installed here"):
+    with pytest.raises(InputError, match="not installed here"):
         build_wheel(build(["8.0"]), tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
 

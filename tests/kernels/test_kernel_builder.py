@@ -173,10 +173,19 @@ def test_command(tmp_path, capsys):
     assert main(["hub", "--output", str(tmp_path / "new"), "--repo_id", "me/kernel"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "new")
     assert main(["hub", "--output", str(tmp_path / "new")]) == 1
-    assert "is not an empty folder" in capsys.readouterr().err
+    assert "new exists; name a new folder" in capsys.readouterr().err
     assert main(["hub", "--output", str(tmp_path / "other"), "--repo_id", "kernel"]) == 1
     assert "<namespace>/<name>, got 'kernel'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_full_disk_leaves_nothing_half(tmp_path, capsys, full_disk):
+    with full_disk(5000):
+        assert main(["hub", "--output", str(tmp_path / "new")]) == 1
+    error = capsys.readouterr().err
+    assert "new cannot be written: " in error and "file too large" in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [".new.lock"]
+    assert main(["hub", "--output", str(tmp_path / "new")]) == 0
 
 
 def test_a_changed_operator_is_noticed():

@@ -1,6 +1,7 @@
 """A server on loopback that gives one file and misbehaves as it is told."""
 
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -10,7 +11,9 @@ class FileServer(ThreadingHTTPServer):
     Attributes:
         content: the file.
         faults: what is wrong with the next answers, one each, then all is well: a status, `("cut", n)` to close the
-            connection after n bytes of the body, `"no range"` to give the whole file in any case, `"other range"`.
+            connection after n bytes of the body, `("pause", n, s)` to wait s seconds there, `"no range"` to give the
+            whole file in any case, `"other range"`.
+        states_size: whether it says how large the file is where nothing is left of it.
         ranges: the `Range` header of every request, or `None`.
     """
 
@@ -18,7 +21,7 @@ class FileServer(ThreadingHTTPServer):
 
     def __init__(self, content: bytes):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.content, self.faults, self.ranges = content, [], []
+        self.content, self.faults, self.ranges, self.states_size = content, [], [], True
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/some/folder/{name}"
@@ -42,7 +45,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         start = 0 if wanted is None or fault == "no range" else int(wanted.removeprefix("bytes=").removesuffix("-"))
         if start and start >= len(server.content):
-            self.send_error(416)
+            self.send_response(416)
+            if server.states_size:
+                self.send_header("Content-Range", f"bytes */{len(server.content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         start += fault == "other range"
         body = server.content[start:]
@@ -51,7 +58,14 @@ class _Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
         self.end_headers()
-        self.wfile.write(body[: fault[1]] if isinstance(fault, tuple) else body)
+        if isinstance(fault, tuple):
+            self.wfile.write(body[: fault[1]])
+            if fault[0] == "pause":
+                self.wfile.flush()
+                time.sleep(fault[2])
+                self.wfile.write(body[fault[1] :])
+        else:
+            self.wfile.write(body)
         self.close_connection = True
 
     def log_message(self, *arguments):

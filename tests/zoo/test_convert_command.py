@@ -43,7 +43,8 @@ def zoo_of_three(published, small_variant, monkeypatch) -> list[str]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """What a folder holds, but for the locks."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
 class TestOne:
@@ -105,6 +106,19 @@ class TestAll:
         assert main(["--all", "--checkpoints", str(tmp_path / "files"), "--output", str(tmp_path / "zoo")]) == 1
         assert len(published.ranges) == download.ATTEMPTS
         assert not (tmp_path / "zoo").exists()
+
+    @pytest.mark.parametrize("options", [["--all"], ["--variant", "ccnet-a"]])
+    def test_a_folder_that_cannot_be_written_is_found_before_the_download(
+        self, options, zoo_of_three, published, tmp_path, capsys, full_disk
+    ):
+        (tmp_path / "file").touch()
+        arguments = [*options, "--checkpoints", str(tmp_path / "files"), "--output"]
+        assert main([*arguments, str(tmp_path / "file" / "zoo")]) == 1
+        assert "cannot be written: not a directory" in capsys.readouterr().err
+        with full_disk(1000):
+            assert main([*arguments, str(tmp_path / "zoo")]) == 1
+        assert "cannot be written: file too large" in capsys.readouterr().err
+        assert published.ranges == [] and names(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ import torch
 from reference_weights import key_shapes, mmsegmentation_state_dict
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from ccnet_hf import CCNetImageProcessor
+from ccnet_hf import CCNetForSemanticSegmentation, CCNetImageProcessor
+from ccnet_hf.errors import InputError
+from ccnet_hf.files import exclusive
 from ccnet_hf.recipes import RECIPES, get_recipe
 from ccnet_hf.zoo import convert_checkpoint, mmsegmentation_key
 from ccnet_hf.zoo.convert import main
@@ -56,6 +58,11 @@ def test_config_and_processor_of_every_variant_survive_saving(name, tmp_path):
     assert AutoImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
 
 
+def names(folder: Path) -> list[str]:
+    """What a folder holds, but for the locks."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
 class TestForms:
     """One state dict in every form that mmsegmentation, DistributedDataParallel and PyTorch have written it."""
 
@@ -77,7 +84,7 @@ class TestForms:
         assert model.config.id2label[11] == "person"
         weight = model.state_dict()["model.head.input_projection.convolution.weight"]
         assert torch.equal(weight, expected["decode_head.convs.0.conv.weight"])
-        assert [path.name for path in output.parent.iterdir()] == ["folder"]
+        assert names(output.parent) == ["folder"]
 
 
 def test_other_classes(small_variant, small_checkpoint, tmp_path, capsys):
@@ -100,7 +107,8 @@ def test_other_classes(small_variant, small_checkpoint, tmp_path, capsys):
 def test_other_classes_are_not_reduced(tmp_path, monkeypatch):
     """As the variant's own are, whose benchmark counts from 1."""
     written = []
-    monkeypatch.setattr("ccnet_hf.zoo.mmsegmentation._write_whole", lambda folder, parts: written.append(parts[1]))
+    monkeypatch.setattr(CCNetForSemanticSegmentation, "save_pretrained", lambda model, folder: None)
+    monkeypatch.setattr(CCNetImageProcessor, "save_pretrained", lambda processor, folder: written.append(processor))
     torch.save(mmsegmentation_state_dict(50, 19), tmp_path / "checkpoint.pth")
     convert_checkpoint("ccnet-r50-ade20k", tmp_path / "checkpoint.pth", tmp_path / "folder", num_labels=19)
     assert get_recipe("ccnet-r50-ade20k").image_processor().do_reduce_labels
@@ -170,6 +178,8 @@ STEM_BIAS, CLASSIFIER = "backbone.stem.1.bias", "decode_head.conv_seg.weight"
 BAD_ENTRIES = {
     "missing": ({"decode_head.cca.gamma.scale": None}, "missing: decode_head.cca.gamma.scale"),
     "left over": ({"decode_head.extra": NAN}, "left over: decode_head.extra"),
+    "long name": ({"x" * 100_000: NAN}, "left over: xxxxx"),
+    "odd name": ({"a\nb\ud800": NAN}, "left over: a\\nb"),
     "shape": ({STEM_BIAS: torch.zeros(63)}, "has shape (63,)"),
     "scalar classifier": ({CLASSIFIER: torch.zeros(())}, "classes"),
     "nan": ({"backbone.stem.7.weight": NAN}, "stem.7.weight holds NaN"),
@@ -203,6 +213,7 @@ class TestRefusal:
             captured = capsys.readouterr()
             assert captured.out == ""
             assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+            assert len(captured.err) < 3000
             assert sorted(folder.iterdir()) == before
             return captured.err
 
@@ -289,15 +300,53 @@ class TestRefusal:
         assert [path.name for path in output.iterdir()] == ["mine.txt"]
 
 
-def test_a_full_disk_leaves_nothing_behind(small_variant, small_checkpoint, tmp_path, monkeypatch):
-    def fail(self, folder):
-        raise OSError(28, "No space left on device")
-
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
+    small_variant, small_checkpoint, tmp_path, capsys, full_disk
+):
     torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
-    monkeypatch.setattr("ccnet_hf.models.image_processing_ccnet.CCNetImageProcessor.save_pretrained", fail)
-    with pytest.raises(OSError, match="No space left"):
-        convert_checkpoint(small_variant, tmp_path / "checkpoint.pth", tmp_path / "output")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pth"]
+    arguments = ["--variant", small_variant, "--checkpoint", str(tmp_path / "checkpoint.pth")]
+    arguments += ["--output", str(tmp_path / "output")]
+    with full_disk(20_000):  # the configuration still fits, the weights do not
+        assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "output cannot be written: the disk is full or fails" in error and error.count("\n") == 1
+    assert names(tmp_path) == ["checkpoint.pth"]
+    assert main(arguments) == 0
+
+
+def test_two_conversions_into_one_folder(small_variant, small_checkpoint, tmp_path):
+    """One of them is refused, and the other one completes."""
+    torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
+    arguments = (small_variant, tmp_path / "checkpoint.pth", tmp_path / "output")
+    with exclusive(tmp_path / "output"), pytest.raises(InputError, match=r"another process is writing .*output"):
+        convert_checkpoint(*arguments)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=convert_alone, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert sorted(process.exitcode for process in processes) == [0, 3, 3]
+    assert names(tmp_path) == ["checkpoint.pth", "output"]
+    AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "output")
+
+
+def convert_alone(*arguments):
+    torch.set_num_threads(1)  # the threads of the parent are not there
+    try:
+        convert_checkpoint(*arguments)
+    except InputError as error:
+        assert "another process is writing" in str(error) or "exists; name a new folder" in str(error)
+        os._exit(3)
+
+
+@pytest.mark.parametrize("option", [["--num_labels", "0"], ["--num_labels", "-3"], ["--recurrence", "-1"]])
+def test_impossible_values_are_one_line(option, small_variant, small_checkpoint, tmp_path, capsys):
+    torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
+    arguments = ["--variant", small_variant, "--checkpoint", str(tmp_path / "checkpoint.pth"), *option]
+    assert main([*arguments, "--output", str(tmp_path / "output")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and option[0].strip("-") in error
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -316,7 +365,8 @@ def test_killed_while_it_writes(number, small_variant, small_checkpoint, tmp_pat
     process.join(300)
     assert process.exitcode == -number
     assert not (tmp_path / "output").exists()
-    assert (tmp_path / ".output.unfinished" / "model.safetensors").is_file()
+    (unfinished,) = tmp_path.glob(".output.*.unfinished")
+    assert (unfinished / "model.safetensors").is_file()
     convert_checkpoint(small_variant, tmp_path / "checkpoint.pth", tmp_path / "output")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pth", "output"]
+    assert names(tmp_path) == ["checkpoint.pth", "output"]
     AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "output")

@@ -8,14 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-import torch
 from fake_hub import PUSH_REQUESTS, FakeHub
 from fake_hub_store import Fault
 from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 from tiny_zoo import connect, quiet, write_checkpoint
 
+from ccnet_hf.data.preparation.parquet import parquet_writer
 from ccnet_hf.data.preparation.prepare import push_dataset
 from ccnet_hf.hub import collect
 from ccnet_hf.recipes import get_recipe
@@ -294,6 +295,16 @@ def damage(folder: Path, how: str) -> None:
         weights.write_bytes(weights.read_bytes()[:-1])
     elif how == "no JSON":
         (folder / "preprocessor_config.json").write_text("{")
+    elif how == "a list":
+        (folder / "config.json").write_text("[]")
+    elif how == "a field of a wrong type":
+        (folder / "config.json").write_text(json.dumps(config | {"backbone_config": 5}))
+    elif how == "a part is missing":
+        weights.rename(folder / "model-00001-of-00002.safetensors")
+        parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    elif how == "a broken index":
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": [1]}))
     elif how == "another model":
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "segformer"}))
     elif how == "R-101":
@@ -309,8 +320,12 @@ def damage(folder: Path, how: str) -> None:
     [
         ("no config", "holds no config.json"),
         ("no weights", "holds no model.safetensors"),
-        ("truncated weights", "model.safetensors is damaged"),
-        ("no JSON", "preprocessor_config.json is no JSON"),
+        ("truncated weights", "model.safetensors cannot be read: "),
+        ("no JSON", "preprocessor_config.json cannot be read: "),
+        ("a list", "config.json cannot be read: it holds no object, but list"),
+        ("a field of a wrong type", "config.json cannot be read: "),
+        ("a part is missing", "holds no model-00002-of-00002.safetensors, which model.safetensors.index.json lists"),
+        ("a broken index", "model.safetensors.index.json cannot be read: "),
         ("another model", "holds a 'segformer' model, not a 'ccnet'"),
         ("R-101", "backbone_config.depths is [3, 4, 23, 3] there and [3, 4, 6, 3] in the variant"),
         ("other classes", f"is not {NAME}'s: id2label is {{0: 'road', 1: 'sky'}} there"),
@@ -365,17 +380,22 @@ def test_wrong_arguments(arguments, message, capsys):
 class TestDataset:
     """A folder of parquet files with a card."""
 
-    OWN_TERMS = "---\nlicense: other\nlicense_name: camvid-terms\nlicense_link: http://example.org\n---\n"
+    OWN_TERMS = "license: other\nlicense_name: camvid-terms\nlicense_link: http://example.org"
 
     @staticmethod
-    def write(folder: Path, card: str | None = "---\nlicense: cc-by-4.0\n---\n# Data\n") -> Path:
+    def write(folder: Path, metadata: str | None = "license: cc-by-4.0") -> Path:
+        """What prepare_dataset.py writes, with other columns; without a card for `None`."""
         (folder / "data").mkdir(parents=True)
+        splits = ""
         for split in ("train", "test"):
-            content = torch.arange(100).numpy().tobytes() + split.encode()
-            (folder / f"data/{split}-00000-of-00001.parquet").write_bytes(content)
+            file = folder / f"data/{split}-00000-of-00001.parquet"
+            with parquet_writer(file, pa.schema([(split, pa.int64())])) as writer:
+                writer.write_table(pa.table({split: list(range(100))}))
+            splits += f"  - name: {split}\n    num_examples: 100\n    num_bytes: {file.stat().st_size}\n"
         (folder / ".cache").mkdir()
         (folder / ".cache/note").write_text("not to be sent")
-        if card is not None:
+        if metadata is not None:
+            card = f"---\n{metadata}\ndataset_info:\n  splits:\n{splits}---\n# Data\n"
             (folder / "README.md").write_text(card)
         return folder
 
@@ -422,9 +442,9 @@ class TestDataset:
         ("card", "message"),
         [
             (None, "holds no README.md"),
-            ("# Data\n", "states no license in its metadata"),
-            ("---\nlicense: other\n---\n", "needs license_name and license_link"),
-            ("---\nlicense: [\n---\n", "cannot be read"),
+            ("language: en", "states no license in its metadata"),
+            ("license: other", "needs license_name and license_link"),
+            ("license: [", "cannot be read"),
         ],
     )
     def test_wrong_card(self, card, message, hub, tmp_path, capsys):
@@ -440,6 +460,21 @@ class TestDataset:
         hub.create("me/public", "dataset")
         with pytest.raises(ValueError, match="me/public exists and is public"):
             push_dataset(folder, "me/public")
+
+    @pytest.mark.parametrize("damage", ["empty", "cut", "missing", "other rows"])
+    def test_incomplete_data_is_found_before_the_first_byte(self, damage, hub, tmp_path, capsys):
+        folder = self.write(tmp_path / "camvid")
+        file = folder / "data/train-00000-of-00001.parquet"
+        if damage == "missing":
+            file.unlink()
+        elif damage == "other rows":
+            with parquet_writer(file, pa.schema([("train", pa.int64())])) as writer:
+                writer.write_table(pa.table({"train": list(range(99))}))
+        else:
+            file.write_bytes(b"" if damage == "empty" else file.read_bytes()[:-1])
+        assert self.push(folder) == 1
+        assert "train" in complaint(capsys)
+        assert hub.log == []
 
     def test_no_data(self, hub, tmp_path, capsys):
         assert self.push(tmp_path) == 1

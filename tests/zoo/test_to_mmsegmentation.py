@@ -1,6 +1,9 @@
 """The way back to mmsegmentation."""
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,67 @@ def test_classes_without_a_palette(small_variant, small_checkpoint, tmp_path):
     assert len({tuple(colour) for colour in meta["PALETTE"]}) == len(meta["CLASSES"]) == 19
 
 
+@pytest.fixture
+def tiny_folder(tmp_path) -> Path:
+    tiny_model().save_pretrained(tmp_path / "folder")
+    CCNetImageProcessor().save_pretrained(tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_folder, tmp_path, capsys, full_disk):
+    capsys.readouterr()
+    arguments = ["export", str(tiny_folder), "--output", str(tmp_path / "exported.pth")]
+    with full_disk(20_000):
+        assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "exported.pth cannot be written: the disk is full or fails" in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert main(arguments) == 0 and torch.load(tmp_path / "exported.pth", weights_only=True)["state_dict"]
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tiny_folder, tmp_path, capsys, full_disk):
+    (tiny_folder / "model.safetensors").unlink()  # not read by then
+    capsys.readouterr()
+    with full_disk(1000):
+        assert main(["export", str(tiny_folder), "--output", str(tmp_path / "new" / "exported.pth")]) == 1
+    assert "exported.pth cannot be written: file too large" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_kill_leaves_no_file(tiny_folder, tmp_path, monkeypatch):
+    def save_half(content, file):
+        Path(file).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(torch, "save", save_half)
+    arguments = (tiny_folder, tmp_path / "exported.pth")
+    process = multiprocessing.get_context("fork").Process(target=export_alone, args=arguments)
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "exported.pth").exists()
+    monkeypatch.undo()
+    export_checkpoint(*arguments)
+    assert torch.load(tmp_path / "exported.pth", weights_only=True)["state_dict"]
+
+
+def test_two_exports_into_one_file(tiny_folder, tmp_path):
+    """Each writes under a name of its own; the file is the one or the other."""
+    arguments = (tiny_folder, tmp_path / "exported.pth")
+    processes = [multiprocessing.get_context("fork").Process(target=export_alone, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert 0 in [process.exitcode for process in processes]
+    assert torch.load(tmp_path / "exported.pth", weights_only=True)["state_dict"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported.pth", "folder"]
+
+
+def export_alone(*arguments):
+    torch.set_num_threads(1)  # the threads of the parent are not there
+    export_checkpoint(*arguments)
+
+
 class TestRefusal:
     def refuse(self, capsys, folder: Path, output: Path) -> str:
         capsys.readouterr()
@@ -130,7 +194,7 @@ class TestRefusal:
         assert "exists" in self.refuse(capsys, tmp_path, tmp_path / "mine.pth")
         assert (tmp_path / "mine.pth").read_text() == "keep"
 
-    @pytest.mark.parametrize("damage", ["absent", "empty", "no weights", "cut weights", "foreign"])
+    @pytest.mark.parametrize("damage", ["absent", "empty", "no weights", "cut weights", "foreign", "list", "nested"])
     def test_no_model(self, damage, tmp_path, capsys):
         folder = tmp_path / "folder"
         if damage != "absent":
@@ -145,6 +209,10 @@ class TestRefusal:
                 weights.write_bytes(content[: len(content) // 2])
         if damage == "foreign":
             (folder / "config.json").write_text(json.dumps({"model_type": "segformer"}))
+        if damage == "list":
+            (folder / "config.json").write_text("[1, 2]")
+        if damage == "nested":
+            (folder / "config.json").write_text("[" * 100_000)
         message = self.refuse(capsys, folder, tmp_path / "exported.pth")
         assert str(folder) in message
         assert not (tmp_path / "exported.pth").exists()

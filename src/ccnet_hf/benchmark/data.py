@@ -1,9 +1,7 @@
 """`benchmark.py data`: how many training examples a worker makes in a second."""
 
-import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.limits import MAX_PIXELS, check_range
@@ -26,6 +24,7 @@ def benchmark_data(arguments: DataArguments) -> None:
     # Here, for the other measurements need no `datasets`.
     from ccnet_hf.benchmark.throughput import SMALLEST_SIZE, measure_loading
 
+    measuring.check_results(arguments.json)
     measuring.check_counts(num_examples=arguments.num_examples)
     for workers in arguments.num_workers:
         measuring.check_counts(num_workers=workers)
@@ -44,5 +43,4 @@ def benchmark_data(arguments: DataArguments) -> None:
     for stage, seconds in sorted(measured["stages"].items(), key=lambda item: -item[1]):
         lines.append((stage, f"{1e3 * seconds:.1f}", f"{seconds / total:.0%}"))
     print(measuring.aligned(lines, left=1))
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps({"environment": environment, **measured}, indent=1) + "\n")
+    measuring.write_results(arguments.json, {"environment": environment, **measured})

@@ -1,9 +1,7 @@
 """`benchmark.py memory`: the paper's efficiency table, recurrent criss-cross attention against the non-local block."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -77,6 +75,7 @@ def measure_block(block: nn.Module, hidden_state: torch.Tensor) -> tuple[int, in
 
 def benchmark_memory(arguments: MemoryArguments) -> None:
     """Measure FLOPs and memory of recurrent criss-cross attention against the non-local block: the paper's table."""
+    measuring.check_results(arguments.json)
     device = measuring.find_device(arguments.device)
     measuring.check_counts(hidden_size=arguments.hidden_size, query_key_size=arguments.query_key_size)
     height, width = measuring.parse_size(arguments.size, "size")
@@ -103,9 +102,7 @@ def benchmark_memory(arguments: MemoryArguments) -> None:
         with measuring.enough_memory(name):
             rows.append(Efficiency(name, flops, *measure_block(block, hidden_state), *paper))
     print(table(rows))
-    if arguments.json:
-        results = {"environment": environment, "rows": [asdict(row) for row in rows]}
-        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
+    measuring.write_results(arguments.json, {"environment": environment, "rows": [asdict(row) for row in rows]})
 
 
 def table(rows: list[Efficiency]) -> str:

@@ -1,20 +1,23 @@
 """Time and memory of a call, the machine it ran on, and tables of both."""
 
+import json
 import math
 import os
 import platform
 import re
 import reprlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ccnet_hf import __version__, kernels
 from ccnet_hf.errors import InputError, describe, is_out_of_memory
+from ccnet_hf.files import check_file, write_text
 from ccnet_hf.limits import MAX_BATCH_SIZE, MAX_PROCESSES, MAX_THREADS, check_range
 
 
@@ -48,6 +51,18 @@ def find_device(name: str) -> torch.device:
         # CUDA graphs capture on the current device, and Triton launches there, wherever the tensors are.
         torch.cuda.set_device(index)
     return device
+
+
+def check_results(file: str | None) -> None:
+    """Find out before the work that the file for the results, if one is asked for, cannot be written (`OSError`)."""
+    if file is not None:
+        check_file(file)
+
+
+def write_results(file: str | None, results: Mapping[str, Any]) -> None:
+    """Write what was measured as JSON, if a file is asked for."""
+    if file is not None:
+        write_text(file, json.dumps(results, indent=1) + "\n")
 
 
 def check_counts(**numbers: int | None) -> None:

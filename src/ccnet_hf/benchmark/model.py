@@ -1,11 +1,9 @@
 """`benchmark.py model`: a whole network, with the operator and with the einsum form in its place."""
 
 import copy
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -45,6 +43,7 @@ class Speed:
 
 def benchmark_model(arguments: ModelArguments) -> None:
     """Measure a whole network, with the operator and with the einsum form in NCHW in its place."""
+    measuring.check_results(arguments.json)
     device = measuring.find_device(arguments.device)
     measuring.check_counts(repeats=arguments.repeats, threads=arguments.threads, batch_size=arguments.batch_size)
     height, width = measuring.parse_size(arguments.size, "size")
@@ -82,9 +81,8 @@ def benchmark_model(arguments: ModelArguments) -> None:
         for name in tqdm(turns, desc="measuring", unit="call", disable=None, leave=False):
             rows[name].seconds.append(measuring.call_seconds(calls[name], device)[0])
     print(table(list(rows.values()), arguments.batch_size))
-    if arguments.json:
-        results = {"environment": environment, "rows": [asdict(row) for row in rows.values()]}
-        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
+    results = {"environment": environment, "rows": [asdict(row) for row in rows.values()]}
+    measuring.write_results(arguments.json, results)
 
 
 def _in_nchw(model: CCNetForSemanticSegmentation) -> CCNetForSemanticSegmentation:

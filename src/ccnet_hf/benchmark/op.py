@@ -1,11 +1,9 @@
 """`benchmark.py op`: the operator against other ways to compute criss-cross attention, in one run."""
 
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -120,6 +118,7 @@ class Comparison:
 
 def benchmark_op(arguments: OpArguments) -> None:
     """Measure time and memory of the operator on channels_last tensors against other forms."""
+    measuring.check_results(arguments.json)
     device = measuring.find_device(arguments.device)
     measuring.check_counts(repeats=arguments.repeats, threads=arguments.threads)
     for batch_size in arguments.batch_sizes:
@@ -151,10 +150,9 @@ def benchmark_op(arguments: OpArguments) -> None:
     for case in tqdm(cases, desc="measuring", unit="case", disable=None, leave=False):
         with measuring.enough_memory(f"{case} with {', '.join(forms)}"):
             rows += compare(forms, case, device, arguments.repeats, arguments.cuda_graphs)
-        if arguments.json:  # after every case, so that a run that ends early leaves what it has
-            results = {"environment": environment, "repeats": arguments.repeats}
-            results["rows"] = [asdict(row) for row in rows]
-            Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
+        # after every case, so that a run that ends early leaves what it has
+        results = {"environment": environment, "repeats": arguments.repeats, "rows": [asdict(row) for row in rows]}
+        measuring.write_results(arguments.json, results)
     print(table(rows))
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ccnet_hf.data.benchmarks.cityscapes import LABEL_IDS
 from ccnet_hf.errors import InputError
+from ccnet_hf.files import atomic_file
 
 
 def save_label_ids(name: str, label_map: torch.Tensor, folder: Path) -> Path:
@@ -21,10 +22,13 @@ def save_label_ids(name: str, label_map: torch.Tensor, folder: Path) -> Path:
 
     Raises:
         InputError: the name begins otherwise.
+        OSError: the file cannot be written.
     """
     frame = re.match(r"[a-z-]+_\d{6}_\d{6}", Path(name).name)
     if frame is None:
         raise InputError(f"{name} does not begin with <city>_<sequence>_<frame>, as the Cityscapes server needs it")
     path = folder / f"{frame[0]}_labelIds.png"
-    Image.fromarray(np.array(LABEL_IDS, dtype=np.uint8)[label_map.cpu().numpy()]).save(path)
+    label_ids = Image.fromarray(np.array(LABEL_IDS, dtype=np.uint8)[label_map.cpu().numpy()])
+    with atomic_file(path) as unfinished:
+        label_ids.save(unfinished)
     return path

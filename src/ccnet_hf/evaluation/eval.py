@@ -22,6 +22,7 @@ from ccnet_hf.evaluation.cityscapes_server import save_label_ids
 from ccnet_hf.evaluation.eval_arguments import EvalArguments, main
 from ccnet_hf.evaluation.evaluator import evaluate_dataset
 from ccnet_hf.evaluation.report import class_table, summary, to_json, unlabelled_classes
+from ccnet_hf.files import check_file, check_writable, remove_leftovers, write_text
 from ccnet_hf.inference import Predictor
 from ccnet_hf.limits import check_range
 
@@ -50,6 +51,9 @@ def evaluate(arguments: EvalArguments) -> None:
 def _evaluate(arguments: EvalArguments, process: PartialState) -> None:
     if arguments.device == "auto" and process.num_processes > 1:
         arguments = replace(arguments, device=str(process.device))
+    for file in (arguments.output_json, arguments.output_markdown):
+        if file is not None:
+            check_file(file)  # before the work, not after it
     predictor = arguments.load_predictor()
     config = predictor.model.config
     class_names = [config.id2label[label] for label in range(config.num_labels)]
@@ -58,10 +62,10 @@ def _evaluate(arguments: EvalArguments, process: PartialState) -> None:
         if tuple(class_names) != CITYSCAPES.class_names:
             raise InputError(f"--export_dir is for models with the {CITYSCAPES.num_labels} classes of Cityscapes")
         export = partial(save_label_ids, folder=Path(arguments.export_dir))
-        Path(arguments.export_dir).mkdir(parents=True, exist_ok=True)
-    files = [Path(name) for name in (arguments.output_json, arguments.output_markdown) if name is not None]
-    for file in files:  # before the work, not after it
-        file.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(arguments.export_dir)
+        if process.is_main_process:
+            remove_leftovers(Path(arguments.export_dir))
+        process.wait_for_everyone()
 
     split = _split(arguments)
     dataset = SegmentationDataset(
@@ -119,7 +123,7 @@ def _report(
     }
     about = {"model": arguments.model_name_or_path, "dataset": arguments.dataset_name, "split": arguments.split, **how}
     if arguments.output_json is not None:
-        Path(arguments.output_json).write_text(to_json({**about, "class_names": class_names, **result}))
+        write_text(arguments.output_json, to_json({**about, "class_names": class_names, **result}))
     if arguments.output_markdown is not None:
         protocol = ", ".join(f"{name} {value}" for name, value in how.items() if value is not None)
         heading = [
@@ -128,7 +132,7 @@ def _report(
             protocol,
             "",
         ]
-        Path(arguments.output_markdown).write_text("\n".join([*heading, *lines]) + "\n")
+        write_text(arguments.output_markdown, "\n".join([*heading, *lines]) + "\n")
 
 
 def _notes(predictor: Predictor, class_names: Sequence[str], result: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ccnet_hf.command import run_command
 from ccnet_hf.data.images import check_max_pixels, read_image
 from ccnet_hf.errors import InputError, is_out_of_memory
+from ccnet_hf.files import atomic_file, check_writable
 from ccnet_hf.inference.images import find_images, unique_stems
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.predictor_arguments import PredictorArguments
@@ -47,6 +48,7 @@ def segment(arguments: SegmentArguments) -> None:
     check_max_pixels(arguments.max_image_pixels)
     output_dir = Path(arguments.output_dir)
     paths = find_images(arguments.images, exclude=output_dir)
+    check_writable(output_dir)
     predictor = arguments.load_predictor()
     model = predictor.model
     if arguments.compile:
@@ -57,7 +59,6 @@ def segment(arguments: SegmentArguments) -> None:
             f"label maps are written as 8-bit images, which hold 256 classes; the model has {len(class_names)}"
         )
     palette = complete_palette(predictor.image_processor.palette, len(class_names))
-    output_dir.mkdir(parents=True, exist_ok=True)
 
     seconds, pixels, shares, skipped = [], [], [], []
     stems = unique_stems(paths)
@@ -74,8 +75,10 @@ def segment(arguments: SegmentArguments) -> None:
         seconds.append(time.perf_counter() - start)
         pixels.append(label_map.size)
         shares.append(class_shares(label_map, len(class_names)))
-        overlay(image, label_map, palette, class_names).save(output_dir / f"{stem}_overlay.png")
-        colorize(label_map, palette).save(output_dir / f"{stem}_labels.png")
+        results = {"overlay": overlay(image, label_map, palette, class_names), "labels": colorize(label_map, palette)}
+        for name, result in results.items():
+            with atomic_file(output_dir / f"{stem}_{name}.png") as unfinished:
+                result.save(unfinished)
 
     if seconds:
         print(share_table(class_names, np.average(shares, axis=0, weights=pixels)))

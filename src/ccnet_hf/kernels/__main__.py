@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ccnet_hf.command import run_command, run_subcommand
+from ccnet_hf.files import check_writable
 
 from .build import build
 from .kernel_builder import write_project
@@ -38,6 +39,8 @@ class HubArguments:
 
 def run_build(arguments: BuildArguments) -> None:
     """Compile the CUDA kernels of criss-cross attention with nvcc (about a minute, once)."""
+    if arguments.wheel:
+        check_writable(arguments.output or ".")  # before the work, not after it
     library = build(arguments.arch, None if arguments.wheel else arguments.output)
     print(build_wheel(library, arguments.output or ".") if arguments.wheel else library)
 

@@ -6,14 +6,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from ccnet_hf.errors import InputError
+from ccnet_hf.files import atomic_file, check_writable, exclusive, remove_leftovers
 
 from .libraries import NVCC_FLAGS, SOURCES, TORCH_TARGET, cache_folder, code_targets, library_name, sources
 
@@ -38,18 +37,20 @@ def build(architectures: Sequence[str] | None = None, output: str | os.PathLike 
         The library. It appears whole or not at all, under a name that says what it holds.
 
     Raises:
-        InputError: an architecture that is none, or too old.
-        InputError: no nvcc, no C++ compiler, a PyTorch without CUDA, or sources that do not compile.
+        InputError: an architecture that is none, or too old; no nvcc, no C++ compiler, a PyTorch without CUDA, or
+            sources that do not compile.
+        OSError: the folder cannot be written.
     """
     architectures = architectures or default_architectures()
     library = Path(output or cache_folder()) / library_name(architectures, _toolkit_version())
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{library}.lock"):
+    if library.exists():
+        return library
+    check_writable(library.parent)
+    with exclusive(library, wait=True):
+        remove_leftovers(library.parent, library.name)
         if not library.exists():
-            with tempfile.TemporaryDirectory(dir=library.parent, prefix=".building-") as folder:
-                unfinished = Path(folder) / library.name
+            with atomic_file(library) as unfinished:
                 _compile(_nvcc_command(code_targets(architectures), unfinished))
-                os.replace(unfinished, library)
     return library
 
 
@@ -76,7 +77,7 @@ def _nvcc_command(targets: list[str], library: Path) -> list[str]:
 
 
 def _compile(command: list[str]) -> None:
-    result = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, errors="replace")
     if result.returncode != 0:
         lines = [line.strip() for line in (result.stderr + result.stdout).splitlines() if line.strip()]
         told = [line for line in lines if "error" in line.lower()] or lines[-1:]

@@ -11,6 +11,7 @@ from string import Template
 from huggingface_hub.utils import validate_repo_id
 
 from ccnet_hf.errors import InputError, using
+from ccnet_hf.files import atomic_folder
 
 from .libraries import TORCH_TARGET, sources
 
@@ -37,8 +38,9 @@ def write_project(output: str | os.PathLike, repo_id: str | None = None) -> Path
         The folder.
 
     Raises:
-        InputError: a repository without a namespace, or with a name the Hub does not take.
-        OSError: the folder holds something already.
+        InputError: a repository without a namespace, or with a name the Hub does not take; or a folder that holds
+            something already.
+        OSError: the folder cannot be written.
     """
     output = Path(output)
     if repo_id is not None:
@@ -46,20 +48,24 @@ def write_project(output: str | os.PathLike, repo_id: str | None = None) -> Path
             raise InputError(f"a Hub repository is written <namespace>/<name>, got {repo_id!r}")
         with using(""):
             validate_repo_id(repo_id)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder")
-    shutil.copytree(_PROJECT, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    with atomic_folder(output) as unfinished:
+        _write_files(unfinished, repo_id)
+    return output
+
+
+def _write_files(folder: Path, repo_id: str | None) -> None:
+    shutil.copytree(_PROJECT, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for source in sources():
-        target = output / _KERNEL_FOLDER / source.name
+        target = folder / _KERNEL_FOLDER / source.name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
 
-    package = output / "torch-ext" / _NAME
+    package = folder / "torch-ext" / _NAME
     operator = Path(__file__).parents[1] / "models" / f"{_NAME}.py"
     (package / operator.name).write_text(_with_namespace_of_a_build(operator.read_text()))
     shutil.copyfile(Path(__file__).parent / "fallback.py", package / "fallback.py")
 
-    configuration = output / "build.toml"
+    configuration = folder / "build.toml"
     configuration.write_text(
         Template(configuration.read_text()).substitute(
             hub=f'\n[general.hub]\nrepo-id = "{repo_id}"\n' if repo_id else "",
@@ -68,12 +74,11 @@ def write_project(output: str | os.PathLike, repo_id: str | None = None) -> Path
             sources="\n".join(f'  "{_KERNEL_FOLDER}/{source.name}",' for source in sources()),
         )
     )
-    return output
 
 
 def _with_namespace_of_a_build(text: str) -> str:
     for old, new in _NAMESPACE_OF_A_BUILD.items():
         if old not in text:
-            raise InputError(f"{_NAME}.py no longer contains {old.strip()!r}, which a build's namespace replaces")
+            raise ValueError(f"{_NAME}.py no longer contains {old.strip()!r}, which a build's namespace replaces")
         text = text.replace(old, new, 1 if "\n" in old else -1)
     return text

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 from ccnet_hf.errors import InputError
+from ccnet_hf.files import atomic_file
 
 from .build import platform_tag
 
@@ -34,6 +35,7 @@ def build_wheel(library: Path, output: str | os.PathLike) -> Path:
 
     Raises:
         InputError: the package is not installed, so that its metadata is unknown, or this is no Linux.
+        OSError: the wheel cannot be written.
     """
     try:
         distribution = importlib.metadata.distribution(_DISTRIBUTION)
@@ -55,18 +57,12 @@ def build_wheel(library: Path, output: str | os.PathLike) -> Path:
     files[f"{name}.dist-info/RECORD"] = _record(files, f"{name}.dist-info/RECORD")
 
     target = Path(output) / f"{name}-{tag}.whl"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_suffix(f".{os.getpid()}")
-    try:
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path, content in files.items():
-                entry = zipfile.ZipInfo(path, _DATE)
-                entry.external_attr = 0o644 << 16
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(entry, content)
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_file(target) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in files.items():
+            entry = zipfile.ZipInfo(path, _DATE)
+            entry.external_attr = 0o644 << 16
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
     return target
 
 

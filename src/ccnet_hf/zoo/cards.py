@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data.benchmarks import get_benchmark
+from ccnet_hf.files import write_text
 from ccnet_hf.recipes import SHORT_NAMES, Recipe, zoo_recipes
 
 
@@ -281,9 +282,8 @@ class CardsArguments:
 def write_cards(arguments: CardsArguments) -> None:
     """Write the model card of every zoo variant."""
     folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     for recipe in zoo_recipes():
-        (folder / f"{recipe.name}.md").write_text(render_card(recipe), encoding="utf-8")
+        write_text(folder / f"{recipe.name}.md", render_card(recipe))
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m ccnet_hf.zoo cards") -> int:

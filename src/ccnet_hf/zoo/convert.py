@@ -9,6 +9,7 @@ import transformers
 
 from ccnet_hf.command import run_command
 from ccnet_hf.errors import InputError
+from ccnet_hf.files import check_new
 from ccnet_hf.recipes import Recipe, get_recipe, zoo_recipes
 from ccnet_hf.zoo.authors import is_authors_recipe
 from ccnet_hf.zoo.download import download_checkpoint
@@ -62,6 +63,7 @@ def convert(arguments: ConvertArguments) -> None:
     if arguments.all:
         _convert_all(checkpoints, output)
         return
+    check_new(output)  # before the download, not after it
     checkpoint = arguments.checkpoint or _published(get_recipe(arguments.variant), checkpoints)
     convert_checkpoint(arguments.variant, checkpoint, output, arguments.num_labels, arguments.recurrence)
     print(f"{Path(checkpoint).name} written to {output}")
@@ -76,6 +78,7 @@ def _convert_all(checkpoints: Path, output: Path) -> None:
             print(f"{recipe.name} is there already")
             continue
         try:
+            check_new(folder)
             convert_checkpoint(recipe.name, _published(recipe, checkpoints), folder)
         except InputError as error:
             bad.append(f"{recipe.name}: {error}")

@@ -12,7 +12,8 @@ from urllib.request import Request, urlopen
 from tqdm.auto import tqdm
 
 from ccnet_hf.errors import InputError
-from ccnet_hf.untrusted_checkpoints import check_hash
+from ccnet_hf.files import exclusive, explained, flush
+from ccnet_hf.untrusted_checkpoints import check_hash, has_hash
 
 
 ATTEMPTS = 5  # in a row without a single new byte
@@ -26,7 +27,8 @@ def download_checkpoint(url: str, folder: str | os.PathLike) -> Path:
     """Return the file of `url` in `folder`, downloading what of it is not there yet.
 
     What has arrived is kept as `NAME.part` until the file is whole, so that a later call goes on from there. A
-    connection that breaks and an answer that may pass (408, 429, 5xx) are tried again.
+    connection that breaks and an answer that may pass (408, 429, 5xx) are tried again. Of several processes that ask
+    for one file, one downloads it and the others wait.
 
     Args:
         url: address of the file; its last part is the file's name. If that ends with eight hexadecimal digits, they
@@ -37,11 +39,16 @@ def download_checkpoint(url: str, folder: str | os.PathLike) -> Path:
         InputError: what arrived is not the file that its name promises; it is removed.
         OSError: the server does not give the file, cannot be reached, or the file cannot be written.
     """
-    folder = Path(folder)
-    file = folder / Path(urlsplit(url).path).name
+    file = Path(folder) / Path(urlsplit(url).path).name
     if file.is_file():
         return file
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(file), exclusive(file, wait=True):
+        if not file.is_file():  # it may have come in the meantime
+            _download(url, file)
+    return file
+
+
+def _download(url: str, file: Path) -> None:
     partial = file.with_name(f"{file.name}.part")
     failures = 0
     while True:
@@ -50,7 +57,11 @@ def download_checkpoint(url: str, folder: str | os.PathLike) -> Path:
             _fetch_rest(url, partial)
             break
         except _NETWORK_ERRORS as error:
-            if isinstance(error, HTTPError) and error.code not in (408, 416, 429) and error.code < 500:
+            if isinstance(error, HTTPError) and error.code == 416:  # nothing lies behind what is there
+                if partial.is_file() and _is_complete(partial, file.name, error):
+                    break
+                partial.unlink(missing_ok=True)
+            elif isinstance(error, HTTPError) and error.code not in (408, 429) and error.code < 500:
                 raise OSError(f"{url} cannot be had: the server answers {error.code} {error.reason}") from error
             failures = 1 if _size(partial) > before else failures + 1
             if failures == ATTEMPTS:
@@ -60,31 +71,36 @@ def download_checkpoint(url: str, folder: str | os.PathLike) -> Path:
             time.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
     try:
         check_hash(partial, file.name)
-    except ValueError as error:
+    except InputError as error:
         partial.unlink()
         raise InputError(f"{error}; it came from {url} and was removed") from error
+    flush(partial)
     os.replace(partial, file)
-    return file
+
+
+def _is_complete(partial: Path, name: str, error: HTTPError) -> bool:
+    """Whether a file of which the server has no more is the whole one: by the hash in its name, else by its size."""
+    if has_hash(name):
+        try:
+            check_hash(partial, name)
+        except InputError:
+            return False
+        return True
+    return error.headers.get("Content-Range", "") == f"bytes */{_size(partial)}"
 
 
 def _fetch_rest(url: str, partial: Path) -> None:
     """Ask for the bytes that `partial` lacks and append them, or write it anew if the server gives all of them."""
     start = _size(partial)
     headers = {"User-Agent": "ccnet-hf"} | ({"Range": f"bytes={start}-"} if start else {})
-    try:
-        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT_S)
-    except HTTPError as error:
-        if error.code == 416:  # nothing lies behind `start`: another file, or one that was not yet checked
-            partial.unlink(missing_ok=True)
-        raise
-    with response:
+    with urlopen(Request(url, headers=headers), timeout=TIMEOUT_S) as response:
         if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             partial.unlink(missing_ok=True)
             raise ConnectionError(f"the server gives another range than the one from byte {start}")
         if response.status != 206:
             start = 0
-        length = response.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
         with (
             partial.open("ab" if start else "wb") as file,
             tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem, leave=False) as progress,

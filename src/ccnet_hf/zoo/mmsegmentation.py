@@ -1,19 +1,18 @@
 """From a checkpoint of mmsegmentation or of the authors to a folder that `from_pretrained` reads.
 
-A checkpoint is foreign input: it is read without running code from it, and every doubt about it ends in a `ValueError`
-before anything is written.
+A checkpoint is foreign input: it is read without running code from it, and every doubt about it ends in an
+`InputError` before anything is written.
 """
 
 import os
-import shutil
-from collections.abc import Iterable
+import reprlib
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ccnet_hf.errors import InputError, using
+from ccnet_hf.files import atomic_folder, check_new
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.untrusted_checkpoints import read_state_dict
@@ -97,15 +96,15 @@ def convert_checkpoint(
 
     Raises:
         InputError: wrong variant, class count or recurrence, a checkpoint that is damaged, foreign, or holds more than
-            data, entries that are missing, left over, of the wrong shape or not finite, or an output folder in use.
+            data, entries that are missing, left over, of the wrong shape or not finite, or an output folder in use or
+            being written by another process.
         OSError: a file that cannot be read or written.
     """
     recipe = get_recipe(variant)
     if recipe.checkpoint_file is None and not is_authors_recipe(recipe):
         raise InputError(f"{recipe.name} is a variant of neither mmsegmentation's zoo nor the authors")
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise InputError(f"{output_dir} exists; name a new folder")
+    check_new(output_dir)
 
     state_dict = read_state_dict(checkpoint)
     by_authors = is_authors_layout(state_dict)
@@ -142,7 +141,9 @@ def convert_checkpoint(
     image_processor = recipe.image_processor()
     if num_labels is not None:
         image_processor.palette, image_processor.do_reduce_labels = None, False
-    _write_whole(output_dir, (model.eval(), image_processor))
+    with atomic_folder(output_dir) as unfinished:
+        model.eval().save_pretrained(unfinished)
+        image_processor.save_pretrained(unfinished)
 
 
 def _check_keys(checkpoint: Path, expected: set[str], found: set[str]) -> None:
@@ -186,19 +187,6 @@ def _check_tensors(
 
 
 def _enumerate(keys: set[str]) -> str:
-    listed = sorted(keys)[:_MAX_LISTED_KEYS]
+    listed = [reprlib.repr(key)[1:-1] for key in sorted(keys)[:_MAX_LISTED_KEYS]]
     rest = f" and {len(keys) - len(listed)} more" if len(keys) > len(listed) else ""
     return ", ".join(listed) + rest
-
-
-def _write_whole(output_dir: Path, parts: Iterable[Any]) -> None:
-    """Save every part into a hidden neighbour of `output_dir`, then give it the name in one step."""
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output_dir.with_name(f".{output_dir.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a conversion that was killed
-    try:
-        for part in parts:
-            part.save_pretrained(unfinished)
-        os.replace(unfinished, output_dir)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

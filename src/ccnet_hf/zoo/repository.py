@@ -5,7 +5,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.hub import CARD_FILE, HubRepository
@@ -71,23 +71,26 @@ def _check_equal(file: Path, name: str, found: Any, expected: Any, recipe: Recip
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files, with the index if there are several. None of them is truncated."""
-    weights = sorted(folder.glob("model*.safetensors"))
+    """The safetensors files, with the index if there are several. None of them is truncated or missing."""
+    weights, indices = (sorted(folder.glob(f"model*.safetensors{end}")) for end in ("", ".index.json"))
+    for index in indices:
+        with reading(index):
+            missing = sorted(set(_read_json(index)["weight_map"].values()) - {file.name for file in weights})
+        if missing:
+            raise InputError(f"{folder} holds no {missing[0]}, which {index.name} lists")
     if not weights:
         raise InputError(f"{folder} holds no model.safetensors")
     for file in weights:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise InputError(f"{file} is damaged ({error})") from error
-    return [*weights, *sorted(folder.glob("model*.safetensors.index.json"))]
+        with reading(file), safe_open(file, framework="pt"):
+            pass
+    return [*weights, *indices]
 
 
 def _read_json(file: Path) -> dict:
     if not file.is_file():
         raise InputError(f"{file.parent} holds no {file.name}")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is no JSON ({error})") from error
+    with reading(file):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds no object, but {type(content).__name__}")
+    return content

@@ -11,6 +11,7 @@ import transformers
 
 from ccnet_hf.command import run_command
 from ccnet_hf.errors import InputError
+from ccnet_hf.files import atomic_file, check_file
 from ccnet_hf.inference.loading import load_config, load_image_processor, load_model
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.visualization import generate_palette
@@ -43,6 +44,7 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
         raise InputError(f"{output} exists; name a new file")
     if not folder.is_dir():
         raise InputError(f"no such model folder: {folder}")
+    check_file(output)
     config = load_config(str(folder))
     _check_config(folder, config)
     palette = load_image_processor(str(folder), config).palette
@@ -54,13 +56,8 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
     state_dict = {mmsegmentation_key(key): tensors[key] for key in kept}
     gamma = "decode_head.cca.gamma.scale"
     state_dict[gamma] = state_dict[gamma].reshape(())
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    try:
+    with atomic_file(output) as unfinished:
         torch.save({"meta": _meta(config, palette), "state_dict": state_dict}, unfinished)
-        os.replace(unfinished, output)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _check_config(folder: Path, config: CCNetConfig) -> None:

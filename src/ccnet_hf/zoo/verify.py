@@ -106,6 +106,8 @@ def _check_goldens(model: torch.nn.Module, folder: Path) -> None:
         with torch.inference_mode():  # labels only because the auxiliary head runs where there is a loss
             outputs = model(pixel_values.to(model.device), labels=labels.to(model.device))
         for name, wanted in expected.items():
+            if outputs[name].shape != wanted.shape:
+                raise InputError(f"{file}: {name} has shape {wanted.shape}, the model's {tuple(outputs[name].shape)}")
             error = np.abs(outputs[name].float().cpu().numpy() - wanted).max() / np.abs(wanted).max()
             # written so that NaN fails
             if not error <= GOLDEN_TOLERANCES[depth]:

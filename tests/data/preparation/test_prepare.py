@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -27,8 +28,10 @@ from ccnet_hf.data.dataset_arguments import DatasetArguments
 from ccnet_hf.data.loading import SegmentationDataset, load_split
 from ccnet_hf.data.preparation import prepare as prepare_module
 from ccnet_hf.data.preparation.card import dataset_repository
+from ccnet_hf.data.preparation.parquet import check_parquet, parquet_writer
 from ccnet_hf.data.preparation.prepare import build, main, prepare_dataset
 from ccnet_hf.data.preparation.shards import row_maker
+from ccnet_hf.errors import InputError
 
 
 NAMES = list(EXAMPLES)
@@ -58,6 +61,11 @@ def read_rows(output_dir: Path) -> dict[str, dict[str, dict]]:
         for row in pq.read_table(path).to_pylist():
             assert rows.setdefault(path.name.split("-")[0], {}).setdefault(row["name"], row) is row, "a name twice"
     return rows
+
+
+def names(folder: Path) -> list[str]:
+    """What a folder holds, but for its lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def decode(encoded: dict) -> np.ndarray:
@@ -102,7 +110,7 @@ def test_every_form_of_a_distribution_gives_the_same_dataset(tmp_path, name, for
     check(tmp_path / "out", expected)
     assert prepared.num_examples == {split: len(examples) for split, examples in expected.items()}
     assert prepared.skipped == []
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "data"]
+    assert names(tmp_path / "out") == ["README.md", "data"]
 
 
 def test_loads_mapped_streamed_and_with_other_columns(tmp_path, monkeypatch):
@@ -339,6 +347,20 @@ def test_a_folder_of_something_else_is_refused(tmp_path, name):
         prepare_dataset(name, tmp_path / "raw", tmp_path / "out", allow_incomplete=True)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_name_that_is_no_text(tmp_path, packed):
+    """As of a file that was packed under another encoding."""
+    write_distribution(tmp_path / "raw", "lip")
+    source = tmp_path / "raw"
+    for path in EXAMPLES["lip"]["train"][0][1:]:
+        target = source / path
+        target.rename(target.with_name(os.fsdecode(b"caf\xe9" + target.suffix.encode())))
+    if packed:
+        source = pack(source, tmp_path / "lip.tar")
+    with pytest.raises(InputError, match=r"^the name of .*caf.*cannot be read: 'utf-8' codec"):
+        prepare_dataset("lip", source, tmp_path / "out", allow_incomplete=True)
+
+
 def test_too_many_examples_are_not_the_benchmark(tmp_path):
     write_distribution(tmp_path / "raw", "cityscapes")
     write(tmp_path / "raw", "leftImg8bit/val/lindau/lindau_000000_000009_leftImg8bit.png", b"")
@@ -449,14 +471,14 @@ def test_finished_shards_are_kept_and_the_result_is_the_same(tmp_path, monkeypat
         context.setattr(prepare_module, "write_shard", fail_on_the_third)
         with pytest.raises(TypeError):
             prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".data").iterdir()}
     assert sorted(path.name for path in files) == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
     prepared = prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
     assert prepared.num_kept_shards == 2
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").iterdir()}
     assert all(written[path.name] == time for path, time in files.items())
     check(tmp_path / "out", expected)
-    for path in (tmp_path / "whole").rglob("*.*"):
+    for path in (tmp_path / "whole").rglob("[!.]*.*"):
         assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
 
     # A file that has changed makes its shard anew, a shard of another division is not mixed in.
@@ -475,7 +497,7 @@ def test_finished_shards_are_kept_and_the_result_is_the_same(tmp_path, monkeypat
     (tmp_path / "raw" / EXAMPLES["cityscapes"]["validation"][0][1]).write_bytes(b"damaged")
     with pytest.raises(ValueError, match="cannot be read"):
         prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [".data"]
+    assert names(tmp_path / "out") == [".data"]
 
 
 def test_a_damaged_shard_is_made_again(tmp_path):
@@ -486,6 +508,190 @@ def test_a_damaged_shard_is_made_again(tmp_path):
     shard.write_bytes(whole[:-200] + bytes(192) + whole[-8:])
     assert prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out").num_kept_shards == 2
     assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize("hole", [(0, 4), (4, 60), (0.0, 0.3), (0.3, 0.31), (0.2, 0.7), (0.5, 0.9), (-9, -5)])
+def test_a_shard_with_a_hole_is_made_again(tmp_path, hole):
+    """Its length and its footer are whole; where nothing was written are zeros."""
+    write_distribution(tmp_path / "raw", "camvid")
+    prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out")
+    shard = tmp_path / "out" / "data" / "train-00000-of-00001.parquet"
+    whole = shard.read_bytes()
+    data = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    start, end = (round(place * data) if isinstance(place, float) else place % len(whole) for place in hole)
+    shard.write_bytes(whole[:start] + bytes(end - start) + whole[end:])
+    with pytest.raises(InputError, match=rf"{shard.name} cannot be read: "):
+        check_parquet(shard)
+    assert prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out").num_kept_shards == 2
+    assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize("how", ["without a checksum", "a row less"])
+def test_a_shard_that_only_says_it_is_finished_is_made_again(tmp_path, how):
+    write_distribution(tmp_path / "raw", "camvid")
+    prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out")
+    shard = tmp_path / "out" / "data" / "train-00000-of-00001.parquet"
+    whole = shard.read_bytes()
+    table, metadata = pq.read_table(shard), pq.read_metadata(shard).metadata
+    source = {b"ccnet_hf.source": metadata[b"ccnet_hf.source"]}
+    if how == "a row less":
+        with parquet_writer(shard, table.schema) as writer:
+            writer.write_table(table[:1])
+            writer.add_key_value_metadata(source)
+    else:  # as earlier versions of this package wrote it
+        with pq.ParquetWriter(shard, table.schema) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata(source)
+    assert prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out").num_kept_shards == 2
+    assert shard.read_bytes() == whole
+
+
+def test_a_full_disk_is_one_line_and_a_second_run_completes(tmp_path, capsys, full_disk):
+    expected = write_distribution(tmp_path / "raw", "camvid")
+    for _, image, label in EXAMPLES["camvid"]["test"]:
+        pixels = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+        write(tmp_path / "raw", image, encode(pixels))
+        write(tmp_path / "raw", label, encode(np.zeros((100, 100), np.uint8)))
+        name = Path(image).stem
+        expected["test"][name] = ((tmp_path / "raw" / image).read_bytes(), np.zeros((100, 100), np.uint8))
+    command = ["camvid", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
+    with full_disk(20_000):
+        assert main(command) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "test-00000-of-00001.parquet cannot be written: file too large" in line
+    assert names(tmp_path / "out") == [".data"] and len(names(tmp_path / "out" / ".data")) == 2
+    assert main(command) == 0
+    assert "2 finished shards were kept" in capsys.readouterr().out
+    check(tmp_path / "out", expected)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path, capsys, full_disk, monkeypatch):
+    write_distribution(tmp_path / "raw", "camvid")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(prepare_module, "list_files", None)  # nothing is read
+    command = ["camvid", "--source", str(tmp_path / "raw"), "--output_dir"]
+    assert main([*command, str(tmp_path / "file" / "out")]) == 1
+    assert "out cannot be written: not a directory" in capsys.readouterr().err
+    with full_disk(1000):
+        assert main([*command, str(tmp_path / "out")]) == 1
+    assert "out cannot be written: file too large" in capsys.readouterr().err
+
+
+WAITING = """
+import sys, time
+from pathlib import Path
+from ccnet_hf.data.preparation import shards
+make_row, go = shards.make_row, Path(sys.argv[3])
+def make_row_and_wait(*args):
+    if not go.exists():
+        print("waiting", flush=True)
+    while not go.exists():
+        time.sleep(0.05)
+    return make_row(*args)
+shards.make_row = make_row_and_wait
+from ccnet_hf.data.preparation.prepare import prepare_dataset
+prepare_dataset("lip", sys.argv[1], sys.argv[2], allow_incomplete=True)
+"""
+
+
+def test_two_preparations_of_one_folder(tmp_path):
+    """The second one is refused, and does no harm to the first."""
+    expected = write_distribution(tmp_path / "raw", "lip")
+    folders = [str(tmp_path / name) for name in ("raw", "out", "go")]
+    with subprocess.Popen([sys.executable, "-c", WAITING, *folders], stdout=subprocess.PIPE) as first:
+        try:
+            assert first.stdout.readline() == b"waiting\n"
+            with pytest.raises(InputError, match=r"another process is writing .*out"):
+                prepare_dataset("lip", tmp_path / "raw", tmp_path / "out")
+        finally:
+            (tmp_path / "go").touch()
+        assert first.wait(120) == 0
+    check(tmp_path / "out", expected)
+    assert prepare_dataset("lip", tmp_path / "raw", tmp_path / "out").num_kept_shards == 2
+
+
+def test_killed_before_the_card_is_written(tmp_path, monkeypatch):
+    """All data is in its place by then; without a card it is not published, and a second run writes that."""
+    expected = write_distribution(tmp_path / "raw", "lip")
+    monkeypatch.setattr(prepare_module, "write_card", lambda *args: die(b""))
+    arguments = ("lip", tmp_path / "raw", tmp_path / "out")
+    process = multiprocessing.get_context("fork").Process(target=prepare_dataset, args=arguments)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    monkeypatch.undo()
+    assert names(tmp_path / "out") == ["data"]
+    with pytest.raises(InputError, match=r"holds no README\.md"):
+        dataset_repository(tmp_path / "out", "me/lip")
+    prepared = prepare_dataset(*arguments, allow_incomplete=True)
+    assert prepared.num_kept_shards == 2
+    check(tmp_path / "out", expected)
+    assert len(dataset_repository(tmp_path / "out", "me/lip").files) == 3
+
+
+# Publishing
+
+
+def spoil(out: Path, how: str) -> str:
+    """Damage a prepared dataset; returns what is to be said."""
+    shards = sorted((out / "data").iterdir())
+    middle = shards[1]
+    if how == "empty":
+        middle.write_bytes(b"")
+    elif how == "cut":
+        middle.write_bytes(middle.read_bytes()[:-100])
+    elif how == "hole":
+        content = middle.read_bytes()
+        middle.write_bytes(content[:300] + bytes(200) + content[500:])
+    elif how == "missing":
+        middle.unlink()
+        return rf"incomplete: data/{middle.name} is missing"
+    elif how == "no rows":
+        pq.write_table(pq.read_table(middle)[:0], middle)
+        return r"split train has 1 rows and [\d,]+ bytes, README\.md tells of 2 and [\d,]+"
+    elif how == "a row twice":
+        table = pq.read_table(middle)
+        pq.write_table(table, shards[0])
+        return r"split train has 2 rows and [\d,]+ bytes, README\.md tells of 2 and [\d,]+"
+    elif how == "foreign":
+        shutil.copy(middle, middle.with_name("other.parquet"))
+        return r"data/other\.parquet is no part of what README\.md tells of"
+    elif how == "two divisions":
+        shutil.copy(middle, middle.with_name("train-00000-of-00005.parquet"))
+        return r"data/train-00000-of-00005\.parquet is no part of"
+    elif how == "no splits":
+        (out / "README.md").write_text("---\nlicense: mit\n---\n# Data\n")
+        return r"README\.md cannot be read: it tells of no splits"
+    elif how == "odd splits":
+        text = (out / "README.md").read_text()
+        (out / "README.md").write_text(text.replace("num_examples: 2", "num_examples: many"))
+        return r"README\.md cannot be read: "
+    return rf"{middle.name} cannot be read: "
+
+
+SPOILT = ("empty", "cut", "hole", "missing", "no rows", "a row twice", "foreign", "two divisions", "no splits")
+
+
+@pytest.mark.parametrize("how", [*SPOILT, "odd splits"])
+def test_an_incomplete_dataset_is_not_published(tmp_path, how):
+    write_distribution(tmp_path / "raw", "lip")
+    prepare_dataset("lip", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
+    assert len(dataset_repository(tmp_path / "out", "me/lip").files) == 5
+    complaint = spoil(tmp_path / "out", how)
+    with pytest.raises(InputError, match=complaint):
+        dataset_repository(tmp_path / "out", "me/lip")
+
+
+def test_a_split_of_which_nothing_was_readable_is_not_there(tmp_path):
+    write_distribution(tmp_path / "raw", "camvid")
+    for _, image, _ in EXAMPLES["camvid"]["validation"]:
+        write(tmp_path / "raw", image, b"damaged")
+    prepared = prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out", skip_corrupt=True)
+    assert prepared.num_examples == {"train": 2, "test": 2} and len(prepared.skipped) == 2
+    assert not list((tmp_path / "out" / "data").glob("validation*"))
+    assert len(dataset_repository(tmp_path / "out", "me/camvid").files) == 3
+    again = prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out", skip_corrupt=True)
+    assert again.num_examples == prepared.num_examples and len(again.skipped) == 2
 
 
 def test_a_push_takes_the_dataset_and_nothing_else(tmp_path):
@@ -519,8 +725,8 @@ def test_a_kill_leaves_whole_shards_only(tmp_path):
     expected = write_distribution(tmp_path / "raw", "lip")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "raw"), str(tmp_path / "out")]
     assert subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [".data"]
-    (shard,) = (tmp_path / "out" / ".data").glob("*.parquet")
+    assert names(tmp_path / "out") == [".data"]
+    (shard,) = (tmp_path / "out" / ".data").glob("[!.]*.parquet")
     assert shard.name == "train-00000-of-00001.parquet"
     before = shard.stat().st_mtime_ns
     with pytest.raises(FileNotFoundError):
@@ -529,7 +735,7 @@ def test_a_kill_leaves_whole_shards_only(tmp_path):
     assert prepared.num_kept_shards == 1
     assert (tmp_path / "out" / "data" / shard.name).stat().st_mtime_ns == before
     check(tmp_path / "out", expected)
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
+    assert [path.name for path in (tmp_path / "out").rglob(".*")] == [".lock"]
 
 
 @pytest.mark.slow
@@ -538,7 +744,7 @@ def test_several_workers_give_the_same_files(tmp_path):
     source = pack(tmp_path / "raw", tmp_path / "camvid.zip")
     prepare_dataset("camvid", source, tmp_path / "one")
     prepare_dataset("camvid", source, tmp_path / "two", num_proc=2)
-    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")]
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("[!.]*.*")]
     assert len(files) == 4
     for path in files:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
@@ -550,7 +756,7 @@ def test_a_killed_worker_is_named(tmp_path):
     write(tmp_path, "1.png", b"label")
     image, label = (RawFile(name, tmp_path / name, (tmp_path / name).stat().st_size) for name in ("1.jpg", "1.png"))
     example = RawExample("1", (image,), (label,), LabelFormat("", {}, decode=die))
-    with pytest.raises(OSError, match="a worker died: killed"), row_maker(benchmarks.LIP, 2) as make_rows:
+    with pytest.raises(InputError, match="a worker died: killed"), row_maker(benchmarks.LIP, 2) as make_rows:
         list(make_rows([example]))
 
 
@@ -569,7 +775,7 @@ def test_pushes_to_a_private_repository(tmp_path, monkeypatch, capsys):
     assert main([*arguments, "--hub_dataset_id", "me/camvid"]) == 0
     checked, (repository, private) = calls
     assert checked == repository.repo_id == "me/camvid" and private and repository.repo_type == "dataset"
-    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("[!.]*.*")}
     assert repository.files.keys() == files and len(files) == 4
     assert capsys.readouterr().out.endswith("me/camvid: sent 1 files\n")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.images import open_image
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
 from ccnet_hf.models.image_transforms_ccnet import stored_orientation
 
 
@@ -170,6 +170,8 @@ def _match(files: Sequence[RawFile], pattern: str) -> list[tuple[re.Match[str], 
 def _by_name(files: Sequence[RawFile], pattern: str, raw_split: str) -> dict[str, list[RawFile]]:
     groups = defaultdict(list)
     for match, file in _match(files, pattern.replace("{split}", raw_split)):
+        with reading(f"the name of {file}"):
+            match["name"].encode()  # file systems and archives allow names that are no text
         groups[match["name"]].append(file)
     return groups
 
@@ -183,7 +185,9 @@ def read_names(files: Sequence[RawFile], pattern: str) -> list[str] | None:
     lists = [file for _, file in _match(files, pattern)]
     if not lists:
         return None
-    lines = read_same(lists).decode().splitlines()
+    content = read_same(lists)
+    with reading(str(lists[0])):
+        lines = content.decode().splitlines()
     return [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
 
 

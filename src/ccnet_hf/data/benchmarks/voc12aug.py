@@ -68,6 +68,8 @@ def _decode_sbd(encoded: bytes) -> np.ndarray:
 
     try:
         label = scipy.io.loadmat(io.BytesIO(encoded), variable_names="GTcls")["GTcls"][0]["Segmentation"][0]
+        if label.dtype.kind not in "iu":
+            raise TypeError(f"it holds {label.dtype} where integers are expected")
     except Exception as error:  # a damaged file makes SciPy raise a dozen kinds
         raise InputError(f"is not a whole SBD file ({type(error).__name__}: {error})") from error
     return label

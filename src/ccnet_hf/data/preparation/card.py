@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,13 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ccnet_hf.data.benchmarks.record import Benchmark
-from ccnet_hf.errors import InputError
+from ccnet_hf.data.preparation.parquet import check_parquet
+from ccnet_hf.errors import InputError, reading
+from ccnet_hf.files import atomic_file
 from ccnet_hf.hub import CARD_FILE, HubRepository
+
+
+_PART = re.compile(r"data/(?P<split>.+)-\d{5}-of-(?P<count>\d{5})\.parquet")
 
 
 _TEXT = """# {title}
@@ -110,20 +116,58 @@ def write_card(
             for i, (name, colour) in enumerate(zip(benchmark.class_names, benchmark.palette, strict=True))
         ),
     )
-    unfinished = output_dir / f".{CARD_FILE}.unfinished"
-    DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(unfinished)
-    unfinished.replace(output_dir / CARD_FILE)
+    with atomic_file(output_dir / CARD_FILE) as unfinished:
+        DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(unfinished)
 
 
 def dataset_repository(folder: Path, repo_id: str) -> HubRepository:
     """The repository of a folder that `prepare_dataset.py` wrote: parquet files and a card.
 
+    All of them are read, so that nothing incomplete or damaged is published.
+
     Raises:
-        InputError: the folder has no parquet file or no card.
+        InputError: the folder has no parquet file or no card, or not all the data that the card tells of, or more.
     """
     files = {f"data/{path.name}": path for path in sorted(folder.glob("data/[!.]*.parquet"))}
     card = folder / CARD_FILE
     if not files or not card.is_file():
         missing = CARD_FILE if files else "parquet file in data/"
         raise InputError(f"{folder} holds no {missing}; prepare_dataset.py writes such a folder")
+    _check_complete(folder, files)
     return HubRepository(repo_id, "dataset", files | {CARD_FILE: card})
+
+
+def _check_complete(folder: Path, files: Mapping[str, Path]) -> None:
+    """Compare the files of a dataset, by their names in the repository, with what its card tells of.
+
+    Raises:
+        InputError: a file is missing, damaged or foreign, or rows or bytes of a split are more or fewer.
+    """
+    known: set[str] = set()
+    for split, stated in _stated_splits(folder / CARD_FILE).items():
+        parts = [part for name in files if (part := _PART.fullmatch(name)) and part["split"] == split]
+        count = min((part["count"] for part in parts), default="00001")
+        names = [f"data/{split}-{index:05d}-of-{count}.parquet" for index in range(int(count))]
+        if missing := [name for name in names if name not in files]:
+            raise InputError(f"{folder} is incomplete: {missing[0]} is missing; prepare_dataset.py completes it")
+        found = (
+            sum(check_parquet(files[name]).num_rows for name in names),
+            sum(files[name].stat().st_size for name in names),
+        )
+        if found != stated:
+            raise InputError(
+                f"{folder}: split {split} has {found[0]:,} rows and {found[1]:,} bytes, {CARD_FILE} tells of "
+                f"{stated[0]:,} and {stated[1]:,}; prepare_dataset.py makes both anew"
+            )
+        known.update(names)
+    if foreign := sorted(files.keys() - known):
+        raise InputError(f"{folder}: {foreign[0]} is no part of what {CARD_FILE} tells of; remove it")
+
+
+def _stated_splits(card: Path) -> dict[str, tuple[int, int]]:
+    """The splits that a card tells of: number of rows, bytes of the files."""
+    with reading(card):
+        info = DatasetCard(card.read_text(encoding="utf-8")).data.get("dataset_info")
+        if not info:
+            raise ValueError("it tells of no splits")
+        return {split["name"]: (int(split["num_examples"]), int(split["num_bytes"])) for split in info["splits"]}

@@ -11,7 +11,7 @@ import datasets
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from ccnet_hf.data.archives import close_archives, list_files
+from ccnet_hf.data.archives import check_sources, close_archives, list_files
 from ccnet_hf.data.benchmarks import Benchmark, get_benchmark
 from ccnet_hf.data.benchmarks.layout import RawExample, find_examples
 from ccnet_hf.data.images import check_max_pixels, turned_note
@@ -19,6 +19,7 @@ from ccnet_hf.data.preparation.card import dataset_repository, write_card
 from ccnet_hf.data.preparation.prepare_arguments import PrepareArguments, main
 from ccnet_hf.data.preparation.shards import Shard, dataset_features, plan_shards, row_maker, write_shard
 from ccnet_hf.errors import InputError
+from ccnet_hf.files import check_writable, exclusive, remove_leftovers
 from ccnet_hf.hub import CARD_FILE, check_token, publish
 from ccnet_hf.limits import MAX_PROCESSES, check_range
 
@@ -67,8 +68,9 @@ def prepare_dataset(
         max_image_pixels: the largest number of pixels of an image, 0 for any; by default Pillow's 178,956,970.
 
     Raises:
-        InputError: files are missing, damaged or of another kind; the message names them.
-        OSError: the disk is full, or a worker died.
+        InputError: files are missing, damaged or of another kind, and the message names them; another process is
+            preparing in the same folder; or a worker died.
+        OSError: `output_dir` cannot be written, or the disk is full.
     """
     benchmark = get_benchmark(name)
     check_range("num_proc", num_proc, 1, MAX_PROCESSES)
@@ -77,14 +79,21 @@ def prepare_dataset(
     output_dir = Path(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"{output_dir} is a file; --output_dir must be a folder")
+    check_sources(sources)
+    check_writable(output_dir)
     scratch = output_dir / ".unpacked"
-    try:
-        found = find_examples(list_files(sources, scratch), benchmark.raw)
-        examples = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt)
-        prepared = _write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels)
-    finally:
-        close_archives()
-    shutil.rmtree(scratch, ignore_errors=True)
+    with exclusive(output_dir, inside=True):
+        for folder in (output_dir, scratch):
+            remove_leftovers(folder)
+        try:
+            found = find_examples(list_files(sources, scratch), benchmark.raw)
+            examples = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt)
+            prepared = _write(
+                benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels
+            )
+        finally:
+            close_archives()
+        shutil.rmtree(scratch, ignore_errors=True)
     return prepared
 
 
@@ -165,6 +174,7 @@ def _write(
     def plan() -> dict[str, list[Shard]]:
         return {split: plan_shards(folder, split, found, max_shard_size) for split, found in examples.items()}
 
+    remove_leftovers(folder)
     shards = plan()
     planned = {shard.path for group in shards.values() for shard in group}
     foreign = [path.name for path in sorted(folder.glob("[!.]*")) if path not in planned]
@@ -172,7 +182,8 @@ def _write(
         raise InputError(
             f"not part of this dataset: {_first(foreign)} in {folder}; remove or choose another --output_dir"
         )
-    if not all(shard.is_finished() for group in shards.values() for shard in group):
+    finished = {shard.path.name for group in shards.values() for shard in group if shard.is_finished()}
+    if len(finished) < len(planned):
         # Nobody shall load a part of a dataset, or parts of two, unawares.
         (output_dir / CARD_FILE).unlink(missing_ok=True)
         if folder == data:
@@ -182,7 +193,7 @@ def _write(
         folder.mkdir(parents=True, exist_ok=True)
         shards = plan()
 
-    skipped, turned, num_kept = [], [], 0
+    skipped, turned = [], []
     total = sum(map(len, examples.values()))
     with (
         row_maker(benchmark, num_proc, max_image_pixels) as make_rows,
@@ -190,8 +201,7 @@ def _write(
     ):
         for shard in (shard for group in shards.values() for shard in group):
             bar.set_description(shard.path.stem)
-            if shard.is_finished():
-                num_kept += 1
+            if shard.path.name in finished:
                 bar.update(len(shard.examples))
             else:
                 rows = (_count(row, bar, turned) for row in make_rows(shard.examples))
@@ -200,10 +210,12 @@ def _write(
     num_examples = {split: number for split, number in rows.items() if number}
     if not num_examples:
         raise InputError(f"every example was left out, the first because of: {skipped[0]}")
+    for shard in (shard for split in rows.keys() - num_examples.keys() for shard in shards[split]):
+        shard.path.unlink()  # of a split that is not there
     num_bytes = {split: sum(shard.path.stat().st_size for shard in shards[split]) for split in num_examples}
     folder.rename(data)
     write_card(output_dir, benchmark, features, num_examples, num_bytes, skipped)
-    return PreparedDataset(num_examples, skipped, num_kept, turned)
+    return PreparedDataset(num_examples, skipped, len(finished), turned)
 
 
 def _count(row: dict | str, bar: tqdm, turned: list[str]) -> dict | str:

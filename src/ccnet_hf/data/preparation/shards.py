@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from ccnet_hf.data.benchmarks.layout import RawExample, read_same
 from ccnet_hf.data.benchmarks.record import Benchmark
 from ccnet_hf.data.images import open_image
+from ccnet_hf.data.preparation.parquet import CHECKSUM_KEY, check_parquet, parquet_writer
 from ccnet_hf.errors import InputError
 from ccnet_hf.models.image_transforms_ccnet import fit_labels, stored_orientation
 
@@ -59,11 +60,11 @@ def make_row(example: RawExample, ignore_index: int = 255, max_image_pixels: int
     encoded = read_same(example.image)
     try:
         image = open_image(encoded, max_image_pixels)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{example.image[0]}: {error}") from error
     try:
         stored_label, own = example.label_format.read(read_same(example.label), max_image_pixels)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{example.label[0]}: {error}") from error
     label = fit_labels(stored_label, image.height, image.width, stored_orientation(image), own)
     if label.shape != (image.height, image.width):
@@ -87,7 +88,7 @@ def _row_or_error(example: RawExample, ignore_index: int, max_image_pixels: int 
     """Errors travel as text, so that one bad file does not end the work of the others."""
     try:
         return make_row(example, ignore_index, max_image_pixels)
-    except ValueError as error:
+    except InputError as error:
         return str(error)
 
 
@@ -141,14 +142,18 @@ class Shard:
         return pq.read_metadata(self.path).num_rows
 
     def is_finished(self) -> bool:
-        """Whether the file is there with all examples, made from these files."""
-        if not self.path.is_file():
-            return False
+        """Whether the file is there, undamaged, with all examples, made from these files. Reads all of it."""
         try:
-            metadata = pq.read_metadata(self.path).metadata or {}
-        except (pa.ArrowInvalid, OSError):  # damaged
+            found = check_parquet(self.path)
+        except InputError:
             return False
-        return metadata.get(_SOURCE_KEY) == self.fingerprint.encode()
+        metadata = found.metadata or {}
+        # What earlier versions wrote has no checksum: nobody knows whether all of it is there.
+        return (
+            metadata.get(_SOURCE_KEY) == self.fingerprint.encode()
+            and CHECKSUM_KEY in metadata
+            and found.num_rows == len(self.examples)
+        )
 
 
 def plan_shards(folder: Path, split: str, examples: Sequence[RawExample], max_shard_size: int) -> list[Shard]:
@@ -183,30 +188,26 @@ def write_shard(
 
     Raises:
         InputError: an example has no row and must not be left out.
+        OSError: the shard cannot be written.
     """
     schema = features.arrow_schema
-    unfinished = shard.path.with_name(f".{shard.path.name}.unfinished")
     skipped: list[str] = []
-    try:
-        with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
-            group: list[dict[str, Any]] = []
-            size = 0
-            for row in rows:
-                if isinstance(row, str):
-                    if not skip_corrupt:
-                        raise InputError(row)
-                    skipped.append(row)
-                    continue
-                group.append(row)
-                size += len(row["image"]["bytes"])
-                if size > _ROW_GROUP_BYTES:
-                    writer.write_table(pa.Table.from_pylist(group, schema=schema))
-                    group, size = [], 0
-            if group:
+    with parquet_writer(shard.path, schema) as writer:
+        group: list[dict[str, Any]] = []
+        size = 0
+        for row in rows:
+            if isinstance(row, str):
+                if not skip_corrupt:
+                    raise InputError(row)
+                skipped.append(row)
+                continue
+            group.append(row)
+            size += len(row["image"]["bytes"])
+            if size > _ROW_GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
-            if not skipped:
-                writer.add_key_value_metadata({_SOURCE_KEY: shard.fingerprint})
-        unfinished.replace(shard.path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+                group, size = [], 0
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+        if not skipped:
+            writer.add_key_value_metadata({_SOURCE_KEY: shard.fingerprint})
     return skipped
