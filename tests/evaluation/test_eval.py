@@ -15,12 +15,12 @@ from tiny_models import tiny_model
 from turned import encode_turned, turn
 
 from ccnet_hf import CCNetImageProcessor
-from ccnet_hf.data import CITYSCAPES
+from ccnet_hf.data.benchmarks import CITYSCAPES
 from ccnet_hf.data.benchmarks.cityscapes import LABEL_IDS
 from ccnet_hf.evaluation import eval as evaluate_module
 from ccnet_hf.evaluation.eval import main
 from ccnet_hf.inference import Predictor
-from ccnet_hf.inference.arguments import PredictorArguments
+from ccnet_hf.inference.predictor_arguments import PredictorArguments
 
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "eval.py"

@@ -8,7 +8,7 @@ from string import Template
 from huggingface_hub import EvalResult, ModelCardData
 
 from ccnet_hf.command import run_command
-from ccnet_hf.data import get_benchmark
+from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.files import write_text
 from ccnet_hf.recipes import SHORT_NAMES, Recipe, zoo_recipes
 
