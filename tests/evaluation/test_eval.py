@@ -20,7 +20,7 @@ from ccnet_hf.data.benchmarks.cityscapes import LABEL_IDS
 from ccnet_hf.evaluation import eval as evaluate_module
 from ccnet_hf.evaluation.eval import main
 from ccnet_hf.inference import Predictor
-from ccnet_hf.inference.arguments import PredictorArguments
+from ccnet_hf.inference.predictor_arguments import PredictorArguments
 
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "eval.py"
