@@ -161,12 +161,12 @@ def without_numbers(folder) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "model cannot be read: "),
-        (lambda folder: (folder / "preprocessor_config.json").write_text("[]"), "model cannot be read: "),
-        (lambda folder: (folder / "preprocessor_config.json").unlink(), "model cannot be read: "),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04."), "model cannot be read: "),
-        (lambda folder: (folder / "model.safetensors").unlink(), "model cannot be read: "),
-        (without_numbers, "model: classifier.bias has values that are not finite"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "config.json cannot be read: "),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("[]"), "config.json cannot be read: "),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "model holds no preprocessor_config.json"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04."), "safetensors cannot be read: "),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model holds no model.safetensors"),
+        (without_numbers, "model cannot be read: classifier.bias has values that are not finite"),
     ],
 )
 def test_a_damaged_model_to_train_on_is_one_line(coloured_folder, tmp_path, capfd, damage, message):

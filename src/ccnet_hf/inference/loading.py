@@ -180,7 +180,7 @@ def check_finite(model: torch.nn.Module) -> None:
     """Raise ValueError if a weight or a statistic of `model` is NaN or infinite."""
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds NaN or infinity")
+            raise ValueError(f"{name} has values that are not finite")
 
 
 def read_json(file: Path) -> dict[str, Any]:
