@@ -14,7 +14,7 @@ from PIL import Image
 
 import ccnet_hf
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor, CCNetResNetConfig
-from ccnet_hf.remote_code import published_files
+from ccnet_hf.models.image_processing_pil_ccnet import CCNetImageProcessorPil
 
 
 NAME = "ccnet-r101-cityscapes"
@@ -42,7 +42,8 @@ IMAGE_PROCESSORS = [["CCNetImageProcessor", SIZE], ["CCNetImageProcessorPil", SI
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with a small checkpoint under a relative name, and an image beside it."""
+    """A folder with a small checkpoint as `save_pretrained` leaves it, under a relative name, and an image beside
+    it."""
     torch.manual_seed(0)
     backbone_config = CCNetResNetConfig(
         depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], stem_size=8, out_features=["stage3", "stage4"]
@@ -66,7 +67,7 @@ def folder(tmp_path_factory) -> Path:
 
 def run(script: str, folder: Path) -> list:
     """What a script prints as JSON in a fresh process, offline and without a terminal. Nothing else may be printed,
-    but for the progress bar of loading weights."""
+    but for the progress bars of weights."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(folder / "modules"),
@@ -82,7 +83,8 @@ def run(script: str, folder: Path) -> list:
     )
     assert result.returncode == 0, result.stderr
     messages = [line for part in result.stderr.splitlines() for line in part.split("\r") if line.strip()]
-    assert [line for line in messages if not line.startswith("Loading weights")] == []
+    bars = ("Loading weights", "Writing model shards")
+    assert [line for line in messages if not line.startswith(bars)] == []
     return json.loads(result.stdout)
 
 
@@ -96,43 +98,62 @@ def expected_masks(folder: Path) -> dict[str, list]:
     return {model.config.id2label[label]: ((labels == label) * 255).tolist() for label in np.unique(labels)}
 
 
-@pytest.fixture(scope="module")
-def published(folder, tmp_path_factory) -> Path:
-    """The same folder as it is published: with the flat modules, `auto_map` in config.json only, and no class name in
-    preprocessor_config.json."""
-    path = tmp_path_factory.mktemp("published")
-    shutil.copytree(folder / NAME, path / NAME)
-    shutil.copy(folder / "image.png", path)
-    config, processor = (
-        json.loads((path / NAME / file).read_text()) for file in ("config.json", "preprocessor_config.json")
-    )
-    for name, content in published_files(config, processor).items():
-        (path / NAME / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-    return path
-
-
-def test_with_the_package(published, folder):
-    """Folders as `save_pretrained` leaves them and as published, by relative name; and a processor's folder alone."""
-    shutil.copytree(folder / NAME, published / "saved")
-    (published / "processor").mkdir()
-    shutil.copy(folder / NAME / "preprocessor_config.json", published / "processor")
-    script = (
-        f"import ccnet_hf\n{SEGMENT}"
-        f"print(json.dumps([segment('{NAME}'), segment('saved'), image_processors('processor')]))"
-    )
-    as_published, as_saved, processors = run(script, published)
+def test_a_saved_folder_with_the_package(folder):
+    """By relative name; and a processor's folder alone."""
+    (folder / "processor").mkdir()
+    shutil.copy(folder / NAME / "preprocessor_config.json", folder / "processor")
+    script = f"import ccnet_hf\n{SEGMENT}print(json.dumps([segment('{NAME}'), image_processors('processor')]))"
+    segmented, processors = run(script, folder)
     masks = expected_masks(folder)
     assert len(masks) > 1
-    assert as_published == as_saved == ["CCNetForSemanticSegmentation", "CCNetImageProcessor", masks]
+    assert segmented == ["CCNetForSemanticSegmentation", "CCNetImageProcessor", masks]
     assert processors == IMAGE_PROCESSORS
 
 
-def test_as_remote_code(published, folder):
+def test_a_folder_saved_before_the_code_was(folder):
+    """As version 0.1 left them: neither modules nor `auto_map`."""
+    shutil.copytree(folder / NAME, folder / "old", ignore=shutil.ignore_patterns("*.py"))
+    for name in ("config.json", "preprocessor_config.json"):
+        content = json.loads((folder / "old" / name).read_text())
+        del content["auto_map"]
+        (folder / "old" / name).write_text(json.dumps(content))
+    (segmented,) = run(f"import ccnet_hf\n{SEGMENT}print(json.dumps([segment('old')]))", folder)
+    assert segmented[2] == expected_masks(folder)
+
+
+@pytest.mark.parametrize("saved_by", [CCNetImageProcessor, CCNetImageProcessorPil])
+def test_a_saved_folder_as_remote_code(folder, saved_by):
+    saved_by(size=SIZE).save_pretrained(folder / NAME)
     script = (
         f"import sys; sys.modules['ccnet_hf'] = None\n{SEGMENT}"
         f"arguments = {{'trust_remote_code': True}}\n"
         f"print(json.dumps([segment('{NAME}', **arguments), image_processors('{NAME}', **arguments)]))"
     )
-    segmented, processors = run(script, published)
+    segmented, processors = run(script, folder)
     assert segmented == ["CCNetForSemanticSegmentation", "CCNetImageProcessor", expected_masks(folder)]
     assert processors == IMAGE_PROCESSORS
+
+
+def test_what_remote_code_saves_is_remote_code_again(folder):
+    script = (
+        f"import sys; sys.modules['ccnet_hf'] = None\n{SEGMENT}"
+        f"from transformers import AutoModel, AutoModelForSemanticSegmentation\n"
+        f"arguments = {{'trust_remote_code': True}}\n"
+        f"AutoModelForSemanticSegmentation.from_pretrained('{NAME}', **arguments).save_pretrained('again')\n"
+        f"AutoImageProcessor.from_pretrained('{NAME}', **arguments).save_pretrained('again')\n"
+        f"base = type(AutoModel.from_pretrained('again', **arguments)).__name__\n"
+        f"print(json.dumps([base, segment('again', **arguments), image_processors('again', **arguments)]))"
+    )
+    base, segmented, processors = run(script, folder)
+    assert base == "CCNetModel"
+    assert segmented[2] == expected_masks(folder)
+    assert processors == IMAGE_PROCESSORS
+
+
+class OfAUser(CCNetForSemanticSegmentation):
+    pass
+
+
+def test_a_subclass_takes_no_file_of_its_own_along(tmp_path, folder):
+    OfAUser.from_pretrained(folder / NAME).save_pretrained(tmp_path)
+    assert not (tmp_path / Path(__file__).name).exists()

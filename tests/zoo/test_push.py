@@ -82,9 +82,9 @@ def test_what_arrives(hub, checkpoints, capsys):
         assert repository.head.files["model.safetensors"].is_lfs
         files = repository.files
         config, processor = json.loads(files["config.json"]), json.loads(files["preprocessor_config.json"])
-        assert config.pop("auto_map")["AutoModel"] == "modeling_ccnet.CCNetModel"
+        assert config["auto_map"]["AutoModel"] == "modeling_ccnet.CCNetModel"
         assert config == json.loads((checkpoints / NAME / "config.json").read_text())
-        assert "image_processor_type" not in processor and "auto_map" not in processor
+        assert processor == json.loads((checkpoints / NAME / "preprocessor_config.json").read_text())
         card = ModelCard(files["README.md"].decode())
         assert card.data.model_name == repo_id.removeprefix("me/")
         assert f'model="{repo_id}"' in card.content
@@ -107,8 +107,8 @@ def test_a_repository_holds_what_it_imports(hub, checkpoints):
                 assert node.module.partition(".")[0] in allowed
             elif isinstance(node, ast.Import):
                 assert {alias.name.partition(".")[0] for alias in node.names} <= allowed
-    auto_map = json.loads(files["config.json"])["auto_map"]
-    for names in auto_map.values():
+    auto_maps = [json.loads(files[name])["auto_map"] for name in ("config.json", "preprocessor_config.json")]
+    for names in (auto_maps[0] | auto_maps[1]).values():
         for name in names if isinstance(names, list) else [names]:
             module, class_name = name.split(".")
             imported.add(module)

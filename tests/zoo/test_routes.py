@@ -1,4 +1,5 @@
-"""All 16 variants pushed, then used from the Hub in fresh processes: by the package, and by remote code without it."""
+"""All 16 variants pushed, then used from the Hub in fresh processes: by the package, and by remote code without it.
+The same of what transformers itself pushes."""
 
 import json
 import os
@@ -12,9 +13,12 @@ import pytest
 import torch
 from fake_hub import FakeHub
 from PIL import Image
+from tiny_models import tiny_model
 from tiny_zoo import REPOSITORY_NAMES, ZOO, connect, quiet, write_checkpoint
+from transformers import Trainer, TrainingArguments
 
 import ccnet_hf
+from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.zoo.push import main
 
@@ -171,3 +175,50 @@ print(json.dumps([remote, processors, card, load("{third}"), torch.ops.ccnet_hf.
         assert_equal_outputs(name, hub, tmp_path)
     auto = torch.load(tmp_path / f"{first}-auto.pt")["logits"]
     torch.testing.assert_close(auto, hub.expected[get_recipe(first).name]["logits"], rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def pushed_by_transformers(tmp_path_factory):
+    """The fake Hub after `push_to_hub` of a model and its processor, and after a `Trainer`'s."""
+    folder = tmp_path_factory.mktemp("pushed")
+    model, image_processor = tiny_model(), CCNetImageProcessor(size=32, palette=[[0, 0, 0]] * 5)
+    with FakeHub() as hub, pytest.MonkeyPatch.context() as monkeypatch, quiet():
+        connect(hub, monkeypatch, folder / "no_token")
+        model.push_to_hub("me/pushed")
+        image_processor.push_to_hub("me/pushed")
+        arguments = TrainingArguments(
+            output_dir=str(folder / "trained"),
+            hub_model_id="me/trained",
+            push_to_hub=True,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        Trainer(model=model, args=arguments, processing_class=image_processor).push_to_hub()
+        with torch.no_grad():
+            hub.logits = model.eval()(PIXEL_VALUES).logits
+        yield hub
+
+
+@pytest.mark.parametrize("route", ["with the package", "as remote code"])
+def test_what_transformers_pushed(pushed_by_transformers, tmp_path, route):
+    start, arguments = "import ccnet_hf", {}
+    if route == "as remote code":
+        start, arguments = "import sys; sys.modules['ccnet_hf'] = None", {"trust_remote_code": True}
+    script = f"""
+{start}
+arguments = {arguments}
+print(json.dumps([
+    load(name, **arguments)
+    | {{"pil": type(AutoImageProcessor.from_pretrained(f"me/{{name}}", backend="pil", **arguments)).__name__}}
+    for name in ("pushed", "trained")
+]))
+"""
+    for name, loaded in zip(("pushed", "trained"), run(script, pushed_by_transformers, tmp_path), strict=True):
+        assert loaded["classes"] == ["CCNetForSemanticSegmentation", "CCNetImageProcessor"]
+        assert loaded["module"] == ("transformers_modules" if arguments else "ccnet_hf")
+        assert loaded["pil"] == "CCNetImageProcessorPil"
+        assert loaded["palette"] == 5
+        found = torch.load(tmp_path / f"{name}.pt")["logits"]
+        torch.testing.assert_close(found, pushed_by_transformers.logits, rtol=0, atol=1e-6)

@@ -13,6 +13,13 @@ from .configuration_ccnet_resnet import CCNetResNetConfig
 MAX_NUM_LABELS = 65_536
 MAX_RECURRENCE = 100
 
+# Where transformers finds the classes of a saved folder that holds this code, if the package is not installed.
+AUTO_MAP = {
+    "AutoConfig": "configuration_ccnet.CCNetConfig",
+    "AutoModel": "modeling_ccnet.CCNetModel",
+    "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
+}
+
 
 @strict
 class CCNetConfig(PreTrainedConfig):
@@ -124,6 +131,14 @@ class CCNetConfig(PreTrainedConfig):
                 f"semantic_loss_ignore_index must be no class, got {ignored} of {self.num_labels} classes"
             )
 
+    def __init_subclass__(cls, *args, **kwargs):
+        super().__init_subclass__(*args, **kwargs)
+        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as `config.json` holds it, with the classes that can be loaded from the code beside it."""
+        return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
+
     def _check_values(self) -> None:
         smallest = {
             "hidden_size": 1,
@@ -191,4 +206,6 @@ def _is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-__all__ = ["CCNetConfig"]
+CCNetConfig.register_for_auto_class()
+
+__all__ = ["AUTO_MAP", "CCNetConfig"]

@@ -77,5 +77,6 @@ class CCNetResNetConfig(BackboneConfigMixin, PreTrainedConfig):
 
 # A checkpoint names its backbone by model type only, so whoever can read this file must be able to look it up.
 AutoConfig.register(CCNetResNetConfig.model_type, CCNetResNetConfig, exist_ok=True)
+CCNetResNetConfig.register_for_auto_class()
 
 __all__ = ["CCNetResNetConfig"]

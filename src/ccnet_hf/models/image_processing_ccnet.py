@@ -1,5 +1,7 @@
 """Image processor of CCNet, torchvision backend: the default, batched and able to run on a GPU."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from transformers.image_processing_backends import TorchvisionBackend
@@ -7,6 +9,10 @@ from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import SizeDict
 
 from .image_processing_common_ccnet import CCNetImageProcessorKwargs, CCNetImageProcessorMixin
+
+
+if TYPE_CHECKING:  # read by transformers, which saves and loads a module with what it says it imports of its siblings
+    from .image_processing_pil_ccnet import CCNetImageProcessorPil  # noqa: F401
 
 
 class CCNetImageProcessor(CCNetImageProcessorMixin, TorchvisionBackend):
@@ -68,5 +74,7 @@ class CCNetImageProcessor(CCNetImageProcessorMixin, TorchvisionBackend):
             )
         return reorder_images(groups, order)
 
+
+CCNetImageProcessor.register_for_auto_class()
 
 __all__ = ["CCNetImageProcessor"]

@@ -42,6 +42,8 @@ Size = tuple[int, int]  # (height, width)
 
 IGNORE_INDEX = 255
 
+IMAGE_PROCESSORS = ("image_processing_pil_ccnet.CCNetImageProcessorPil", "image_processing_ccnet.CCNetImageProcessor")
+
 # Post-processing resizes about as many classes at a time as fit in this many float32 values (64 MiB). Always a
 # multiple of 8: with chunks of another length, vectorized CPU kernels round single values differently than on all.
 MAX_CHUNK_ELEMENTS = 2**24
@@ -81,6 +83,15 @@ class CCNetImageProcessorMixin:
     do_reduce_labels = False
     align_corners = False
     palette = None
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
+
+    def to_dict(self) -> dict[str, Any]:
+        """The processor as `preprocessor_config.json` holds it, with the classes of the code that is saved beside it:
+        transformers takes the second where torchvision is installed."""
+        return super().to_dict() | {"auto_map": {"AutoImageProcessor": list(IMAGE_PROCESSORS)}}
 
     def fetch_images(self, images: Any) -> Any:
         """Images for the paths and addresses among `images`, by Pillow in both backends. Files come in as they are,

@@ -1,11 +1,17 @@
 """Image processor of CCNet, PIL backend: the same pixels by NumPy alone, without torchvision."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict
 
 from .image_processing_common_ccnet import CCNetImageProcessorKwargs, CCNetImageProcessorMixin
+
+
+if TYPE_CHECKING:  # read by transformers, which saves and loads a module with what it says it imports of its siblings
+    from .image_processing_ccnet import CCNetImageProcessor  # noqa: F401
 
 
 class CCNetImageProcessorPil(CCNetImageProcessorMixin, PilBackend):
@@ -39,5 +45,7 @@ class CCNetImageProcessorPil(CCNetImageProcessorMixin, PilBackend):
             processed.append(image)
         return processed
 
+
+CCNetImageProcessorPil.register_for_auto_class()
 
 __all__ = ["CCNetImageProcessorPil"]

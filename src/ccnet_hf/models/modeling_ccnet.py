@@ -221,6 +221,10 @@ class CCNetPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = [*CCNetResNetBackbone._no_split_modules, "CCNetHead", "CCNetAuxiliaryHead"]
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
+
     def get_input_embeddings(self) -> None:
         """`None`: images come without a table of embeddings. Accelerate asks every model that FSDP2 shards."""
         return None
@@ -406,6 +410,10 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
             category_embeddings=category_embeddings,
         )
 
+
+# So that `save_pretrained` writes this code beside the weights.
+CCNetModel.register_for_auto_class("AutoModel")
+CCNetForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
 # The pipeline and transformers' shared tests compare class names with these plain dictionaries, not with the
 # registered classes.

@@ -166,6 +166,7 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
 
 
 AutoBackbone.register(CCNetResNetConfig, CCNetResNetBackbone, exist_ok=True)
+CCNetResNetBackbone.register_for_auto_class("AutoBackbone")
 # transformers' shared tests tell a backbone by this plain dictionary of class names, not by the registered classes.
 MODEL_FOR_BACKBONE_MAPPING_NAMES[CCNetResNetConfig.model_type] = CCNetResNetBackbone.__name__
 
