@@ -269,7 +269,7 @@ def test_initialisation_is_mmsegmentations():
 
 
 def test_a_backbone_with_one_feature_map_cannot_feed_the_auxiliary_head():
-    config = tiny_config(backbone_config=tiny_backbone_config(out_features=["stage4"]))
+    config = tiny_config(backbone_config=tiny_backbone_config(out_features=["stage3"]))
     with pytest.raises(ValueError, match="second feature map"):
         CCNetForSemanticSegmentation(config)
 

@@ -1,17 +1,16 @@
 """Configuration of CCNet."""
 
+import copy
 import math
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_ccnet_resnet import CCNetResNetConfig
+from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetConfigMixin, CCNetResNetConfig, check_range
 
-
-# Beyond these, building or running a model would take memory until the system ends the process.
-MAX_NUM_LABELS = 65_536
-MAX_RECURRENCE = 100
 
 # Where transformers finds the classes of a saved folder that holds this code, if the package is not installed.
 AUTO_MAP = {
@@ -20,9 +19,14 @@ AUTO_MAP = {
     "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
 }
 
+MAX_LABELS = 2**16
+MAX_RECURRENCE = 1000
+
+_BACKBONE = "backbone_config, the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
+
 
 @strict
-class CCNetConfig(PreTrainedConfig):
+class CCNetConfig(CCNetConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`CCNetModel`] or [`CCNetForSemanticSegmentation`]. The defaults are mmsegmentation's
     `ccnet_r101-d8` with PyTorch's loss reduction.
@@ -30,14 +34,15 @@ class CCNetConfig(PreTrainedConfig):
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Any backbone `AutoBackbone` knows, by default `CCNetResNetConfig(out_features=["stage3", "stage4"])`. Its
-            last feature map feeds the head, the one before it the auxiliary head.
+            last feature map feeds the head, the one before it the auxiliary head. With an auxiliary head, a backbone
+            that names its last feature map alone, or none, gives the last two.
         hidden_size (`int`, defaults to 512):
             Channels of the head.
         query_key_size (`int`, *optional*, defaults to `hidden_size // 8`):
             Channels of query and key in the attention.
         recurrence (`int`, defaults to 2):
             How often the criss-cross attention is applied with the same weights (R in the paper, section 3.3). 0 is
-            the plain FCN head, the control of every experiment; 100 is the most.
+            the plain FCN head, the control of every experiment.
         head_activation (`str`, defaults to `"relu"`):
             `"relu"`, or `"leaky_relu"` (slope 0.01) as in the authors' checkpoints.
         concat_input (`bool`, defaults to `True`):
@@ -90,6 +95,13 @@ class CCNetConfig(PreTrainedConfig):
     model_type = "ccnet"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["auxiliary_logits", "category_embeddings"]
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
+    foreign_names: ClassVar[dict[str, str]] = {
+        **dict.fromkeys((field.name for field in fields(CCNetResNetConfig)), "backbone_config"),
+        **dict.fromkeys(("out_features", "out_indices"), "backbone_config"),
+        **dict.fromkeys(("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs"), _BACKBONE),
+        "num_classes": "num_labels",
+        "ignore_index": "semantic_loss_ignore_index",
+    }
 
     backbone_config: dict | PreTrainedConfig | None = None
     hidden_size: int = 512
@@ -113,23 +125,25 @@ class CCNetConfig(PreTrainedConfig):
     initializer_range: float | int = 0.01
 
     def __post_init__(self, **kwargs):
+        self._refuse_mistaken(kwargs)
         self.backbone_config = _backbone_config(self.backbone_config)
+        if self.use_auxiliary_head:
+            self.backbone_config = _with_two_feature_maps(self.backbone_config)
         if self.inference is None:
             self.inference = {"mode": "whole"}
         self.inference = {
             name: list(value) if isinstance(value, tuple) else value  # as JSON gives it back
             for name, value in self.inference.items()
         }
-        self._check_values()
-        num_labels = kwargs.get("num_labels")
-        if isinstance(num_labels, int) and num_labels > MAX_NUM_LABELS:  # before a name is made for each
-            raise ValueError(f"num_labels must be at most {MAX_NUM_LABELS:,}, got {num_labels}")
+        if kwargs.get("num_labels") is None:
+            kwargs.pop("num_labels", None)
+        else:
+            _check_number_of_labels(kwargs["num_labels"])  # before each of them gets a name
+        for label in self.id2label or ():
+            if not str(label).isdecimal():
+                raise ValueError(f"id2label must map the labels 0, 1, ... to names, got a label {label!r}")
         super().__post_init__(**kwargs)
-        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
-            ignored = self.semantic_loss_ignore_index
-            raise ValueError(
-                f"semantic_loss_ignore_index must be no class, got {ignored} of {self.num_labels} classes"
-            )
+        self._check_values()
 
     def __init_subclass__(cls, *args, **kwargs):
         super().__init_subclass__(*args, **kwargs)
@@ -140,20 +154,15 @@ class CCNetConfig(PreTrainedConfig):
         return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
 
     def _check_values(self) -> None:
-        smallest = {
-            "hidden_size": 1,
-            "recurrence": 0,
-            "auxiliary_channels": 1,
-            "ohem_min_kept": 0,
-            "category_consistent_channels": 1,
-        }
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.recurrence > MAX_RECURRENCE:
-            raise ValueError(f"recurrence must be at most {MAX_RECURRENCE}, got {self.recurrence}")
-        if self.query_key_size is not None and self.query_key_size < 1:
-            raise ValueError(f"query_key_size must be at least 1 or None, got {self.query_key_size}")
+        self._check_labels()
+        check_range("hidden_size", self.hidden_size, 1, MAX_CHANNELS)
+        check_range("recurrence", self.recurrence, 0, MAX_RECURRENCE)
+        check_range("auxiliary_channels", self.auxiliary_channels, 1, MAX_CHANNELS)
+        check_range("category_consistent_channels", self.category_consistent_channels, 1, MAX_CHANNELS)
+        if self.query_key_size is not None:
+            check_range("query_key_size", self.query_key_size, 1, MAX_CHANNELS)
+        if self.ohem_min_kept < 0:
+            raise ValueError(f"ohem_min_kept must be at least 0, got {self.ohem_min_kept}")
         choices = {"head_activation": ("relu", "leaky_relu"), "loss_reduction": ("valid", "all")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -167,6 +176,26 @@ class CCNetConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be a finite number, at least 0, got {getattr(self, name)}")
         _check_inference(self.inference)
 
+    def _check_labels(self) -> None:
+        _check_number_of_labels(self.num_labels)
+        if set(self.id2label) != set(range(self.num_labels)):
+            raise ValueError(f"id2label must name the labels 0..{self.num_labels - 1}, got {sorted(self.id2label)}")
+        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
+            ignored = self.semantic_loss_ignore_index
+            raise ValueError(
+                f"semantic_loss_ignore_index must be no class, got {ignored} of {self.num_labels} classes"
+            )
+
+
+def _check_number_of_labels(number: Any) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or number > MAX_LABELS:
+        raise ValueError(f"num_labels must be an integer from 2 to {MAX_LABELS}, got {number!r}")
+    if number < 2:
+        raise ValueError(
+            f"num_labels must be at least 2, got {number}: with a single class every pixel is right and nothing is "
+            "learnt. A class and its background are two"
+        )
+
 
 def _backbone_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     """The backbone's configuration from what `CCNetConfig` was given or has read."""
@@ -177,12 +206,26 @@ def _backbone_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig
     model_type = config.get("model_type")
     if model_type == CCNetResNetConfig.model_type:
         return CCNetResNetConfig.from_dict(config)
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"backbone_config must name a model_type that transformers knows, or {CCNetResNetConfig.model_type!r}, "
             f"got {model_type!r}"
         )
     return CONFIG_MAPPING[model_type].from_dict(config)
+
+
+def _with_two_feature_maps(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration itself, or, where it names no feature map and so has the last alone, a copy with the last
+    two."""
+    if not isinstance(config, BackboneConfigMixin):
+        return config
+    stages = getattr(config, "stage_names", None)  # timm's are known once there is a model
+    last = -1 if stages is None else len(stages) - 1
+    if config.out_indices is None or list(config.out_indices) != [last] or last == 0:
+        return config
+    config = copy.deepcopy(config)
+    config.out_indices = [last - 1, last]
+    return config
 
 
 def _check_inference(inference: dict[str, Any]) -> None:

@@ -1,12 +1,80 @@
 """Configuration of the dilated ResNet-V1c that CCNet is built on."""
 
+import difflib
+from dataclasses import fields
+from typing import Any, ClassVar
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# Beyond these a mistyped number would eat the memory of the machine before anything fails.
+MAX_CHANNELS = 8192
+MAX_BLOCKS = 1000
+MAX_WEIGHTS = 2 * 10**9
+
+
+class CCNetConfigMixin:
+    """
+    What CCNet's configurations share beyond transformers' own: names that look like a field's but are not are refused
+    in Python, where they are mistakes. In a file, which another version may have written, they are kept and named in
+    a warning.
+    """
+
+    # Names that are taken beside the fields, and what users of other libraries mean by some of theirs.
+    more_names: ClassVar[tuple[str, ...]] = ("num_labels", "id2label", "label2id")
+    foreign_names: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As every configuration's, with the values of `kwargs` checked too."""
+        cls._refuse_mistaken(kwargs)
+        mistaken = cls._mistaken(config_dict)
+        for name, meant in mistaken.items():
+            logger.warning_once(f"{cls.__name__}: {name!r} in the file has no effect; did it mean {meant}?")
+        others = {name: value for name, value in config_dict.items() if name not in mistaken}
+        loaded = super().from_dict(others, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name in mistaken:
+            setattr(config, name, config_dict[name])
+        config._check_values()
+        return loaded
+
+    @classmethod
+    def _refuse_mistaken(cls, values: dict[str, Any]) -> None:
+        for name, meant in cls._mistaken(values).items():
+            raise ValueError(f"{cls.__name__} has no field {name!r}; did you mean {meant}?")
+
+    @classmethod
+    def _mistaken(cls, values: dict[str, Any]) -> dict[str, str]:
+        """Name -> what was probably meant, of values that have no effect. `None` and `False` ask for none."""
+        inherited = {field.name for field in fields(PreTrainedConfig)}
+        known = {field.name for field in fields(cls)} - inherited | set(cls.more_names)
+        found = {}
+        for name, value in values.items():
+            if name in known or name.startswith("_") or hasattr(PreTrainedConfig, name):
+                continue
+            if name in cls.foreign_names:
+                near = [cls.foreign_names[name]]
+            else:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            if near and value is not None and value is not False:
+                found[name] = near[0]
+        return found
+
+
+def check_range(name: str, value: int, least: int, most: int) -> None:
+    """Raise ValueError if the value of the field `name` is outside `least..most`."""
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, got {value}")
 
 
 @strict
-class CCNetResNetConfig(BackboneConfigMixin, PreTrainedConfig):
+class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`CCNetResNetBackbone`]: a bottleneck ResNet-V1c (three 3x3 convolutions as the stem) whose last
     stages trade stride for dilation. The defaults are mmsegmentation's `ResNetV1c` of depth 101 at output stride 8.
@@ -37,6 +105,12 @@ class CCNetResNetConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "ccnet_resnet"
+    more_names: ClassVar[tuple[str, ...]] = (
+        *CCNetConfigMixin.more_names,
+        "out_features",
+        "out_indices",
+        "stage_names",
+    )
 
     num_channels: int = 3
     stem_size: int = 64
@@ -49,6 +123,7 @@ class CCNetResNetConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        self._refuse_mistaken(kwargs)
         self.hidden_sizes, self.depths = list(self.hidden_sizes), list(self.depths)
         self._check_values()
         self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
@@ -60,19 +135,26 @@ class CCNetResNetConfig(BackboneConfigMixin, PreTrainedConfig):
     def _check_values(self) -> None:
         if self.output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, got {self.output_stride}")
-        if self.num_channels < 1:
-            raise ValueError(f"num_channels must be at least 1, got {self.num_channels}")
-        if self.stem_size < 2 or self.stem_size % 2:
-            raise ValueError(f"stem_size must be a positive even number, got {self.stem_size}")
+        check_range("num_channels", self.num_channels, 1, MAX_CHANNELS)
+        check_range("stem_size", self.stem_size, 2, MAX_CHANNELS)
+        if self.stem_size % 2:
+            raise ValueError(f"stem_size must be even, got {self.stem_size}")
         if not self.depths or len(self.depths) != len(self.hidden_sizes):
             raise ValueError(
                 "depths and hidden_sizes must be of one length, at least 1, "
                 f"got depths={self.depths} and hidden_sizes={self.hidden_sizes}"
             )
-        if min(self.depths) < 1:
-            raise ValueError(f"depths must be positive, got {self.depths}")
+        if min(self.depths) < 1 or sum(self.depths) > MAX_BLOCKS:
+            raise ValueError(f"depths must be positive and together at most {MAX_BLOCKS}, got {self.depths}")
         if min(self.hidden_sizes) < 4 or any(size % 4 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes must be positive multiples of 4, got {self.hidden_sizes}")
+        # Of a block: 1x1, 3x3 and 1x1 convolution with a quarter of the channels inside.
+        weights = sum(depth * size**2 * 17 // 16 for depth, size in zip(self.depths, self.hidden_sizes, strict=True))
+        if weights > MAX_WEIGHTS:
+            raise ValueError(
+                f"depths={self.depths} and hidden_sizes={self.hidden_sizes} make about {weights:.1e} weights, "
+                f"at most {MAX_WEIGHTS:.0e} are allowed"
+            )
 
 
 # A checkpoint names its backbone by model type only, so whoever can read this file must be able to look it up.
