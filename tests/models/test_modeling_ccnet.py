@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -320,13 +321,78 @@ def test_pure_half_precision(dtype, pixel_values, labels):
     assert all(torch.isfinite(parameter.grad).all() for parameter in half.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_inputs_take_the_dtype_of_the_weights(dtype, pixel_values):
+    """Of the model, of the part before its classifier, and of the backbone alone."""
+    model = tiny_model().to(dtype)
+    for other in {torch.float32, torch.float16} - {dtype}:
+        given, same = pixel_values.to(other), pixel_values.to(other).to(dtype)
+        assert torch.equal(model(given).logits, model(same).logits)
+        assert torch.equal(model.model(given).last_hidden_state, model.model(same).last_hidden_state)
+        backbone = model.model.backbone
+        assert torch.equal(backbone(given).feature_maps[-1], backbone(same).feature_maps[-1])
+
+
+def test_inputs_must_be_normalised_images(pixel_values):
+    model = tiny_model()
+    for part in (model, model.model, model.model.backbone):
+        with pytest.raises(ValueError, match="pixel_values must be floating point"):
+            part((pixel_values * 100).to(torch.uint8))
+
+
+def test_the_checkpoint_in_the_repository_runs_as_it_loads():
+    pytest.importorskip("timm")
+    folder = Path(__file__).parents[2] / "checkpoints" / "ccnet-mobilenetv2-camvid"
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert model(torch.zeros(1, 3, 64, 64)).logits.dtype == torch.float32
+    half = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float16)
+    assert half(torch.zeros(1, 3, 64, 64)).logits.dtype == torch.float16
+
+
+LABEL_DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16]
+
+
+@pytest.mark.parametrize("dtype", LABEL_DTYPES)
+@pytest.mark.parametrize(
+    "config", [{}, {"ohem_threshold": 0.7, "ohem_min_kept": 128}, {"category_consistent_loss_weight": 1.0}]
+)
+def test_labels_of_any_integer_dtype(dtype, config, pixel_values, labels):
+    model = tiny_model(**config)
+    assert torch.equal(model(pixel_values, labels=labels.to(dtype)).loss, model(pixel_values, labels=labels).loss)
+
+
+def test_labels_may_be_masks(pixel_values, labels):
+    model = tiny_model(num_labels=2)
+    assert torch.equal(
+        model(pixel_values, labels=labels > 2).loss, model(pixel_values, labels=(labels > 2).long()).loss
+    )
+
+
+@pytest.mark.parametrize("wrong", [-100, -1, 5, 254, 256])
+def test_labels_that_are_no_class_are_named(wrong, pixel_values, labels):
+    labels[1, 30, 40] = wrong
+    with pytest.raises(ValueError, match=f"labels must be from 0 to 4, or 255 where pixels are ignored, got {wrong}$"):
+        tiny_model()(pixel_values, labels=labels)
+
+
+def test_labels_must_be_ids(pixel_values, labels):
+    with pytest.raises(ValueError, match=r"labels must be integers, the ids of classes, got torch\.float32"):
+        tiny_model()(pixel_values, labels=labels.float())
+
+
 def test_autocast(pixel_values, labels):
     model = tiny_model()
     expected = model(pixel_values, labels=labels).loss
+    inputs = []
+    model.model.backbone.stem.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0].dtype))
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(pixel_values, labels=labels).loss
     loss.backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        model.bfloat16()(pixel_values)
     assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
+    assert inputs == [torch.float32, torch.float32]  # what is computed in half precision is autocast's to say
 
 
 @pytest.mark.parametrize("name", ["ccnet_resnet", "convnext"])  # ConvNeXt has no layers to checkpoint, the head has
@@ -380,10 +446,12 @@ def test_compile_without_graph_breaks(name, pixel_values, labels):
     model = tiny_model(classifier_dropout_prob=0.0, **LOSSES[name])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits)
+    torch.testing.assert_close(compiled(pixel_values.double()).logits, model(pixel_values).logits)
     expected = model.train()(pixel_values, labels=labels).loss
     loss = compiled(pixel_values, labels=labels).loss
     loss.backward()
     torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(compiled(pixel_values, labels=labels.to(torch.uint8)).loss, expected)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def ccnet_losses(
 
     Args:
         config: a `CCNetConfig`; says which losses there are and how they count.
-        labels: (B, H, W), int64, in 0..num_labels - 1 or `config.semantic_loss_ignore_index`.
+        labels: (B, H, W), integers in 0..num_labels - 1 or `config.semantic_loss_ignore_index`.
         logits: (B, num_labels, h, w) of the classifier.
         auxiliary_logits: likewise of the auxiliary head; its loss is always plain cross entropy.
         category_embeddings: (B, C, h, w), what the category-consistent loss looks at.
@@ -38,7 +38,14 @@ def ccnet_losses(
 
     Returns:
         Scalars by name: `decode_loss`, and `auxiliary_loss` and `category_loss` where their inputs are given.
+
+    Raises:
+        ValueError: labels of another rank, batch size or dtype, or, on a CPU, an id that is neither a class nor
+            ignored. On CUDA, where looking would wait for the device, that ends the process with a message that says
+            what is allowed.
     """
+    labels = class_ids(labels)
+    _check_range(labels, config.num_labels, config.semantic_loss_ignore_index)
     ignore_index, align_corners = config.semantic_loss_ignore_index, config.align_corners
     how = {
         "ignore_index": ignore_index,
@@ -89,7 +96,7 @@ def semantic_segmentation_loss(
 
     Args:
         logits: (B, num_labels, h, w), floating point; computed in fp32, or float64 if they are.
-        labels: (B, H, W), int64, in 0..num_labels - 1 or `ignore_index`.
+        labels: (B, H, W), integers in 0..num_labels - 1 or `ignore_index`.
         ignore_index: label of pixels that do not count.
         reduction: `"valid"` divides the sum by the number of labelled pixels, PyTorch's own mean. `"all"` divides by
             the number of all pixels, ignored ones included, as mmsegmentation 1.x does.
@@ -106,6 +113,7 @@ def semantic_segmentation_loss(
     """
     if reduction not in ("valid", "all"):
         raise ValueError(f"reduction must be 'valid' or 'all', got {reduction!r}")
+    labels = class_ids(labels)
     total = nn.functional.cross_entropy(
         _resized(logits, labels, align_corners),
         labels,
@@ -139,7 +147,7 @@ def ohem_loss(
 
     Args:
         logits: (B, num_labels, h, w), floating point; computed in fp32, or float64 if they are.
-        labels: (B, H, W), int64, in 0..num_labels - 1 or `ignore_index`.
+        labels: (B, H, W), integers in 0..num_labels - 1 or `ignore_index`.
         threshold: pixels whose class has at most this probability are always kept.
         min_kept: pixels to keep at least, about, over the batch.
         ignore_index: label of pixels that do not count.
@@ -152,6 +160,7 @@ def ohem_loss(
     Raises:
         ValueError: labels of another rank or batch size.
     """
+    labels = class_ids(labels)
     # One logarithm for the bound and the pixels: where a sample is a pixel, as in the corners, the two must tie.
     log_probabilities = _resized(logits, labels, align_corners).log_softmax(1)
     valid = labels != ignore_index
@@ -220,7 +229,7 @@ def category_consistent_loss(
 
     Args:
         embeddings: (B, C, h, w), floating point; computed in fp32, or float64 if they are.
-        labels: (B, H, W), int64, in 0..num_labels - 1 or `ignore_index`; brought to (h, w) by nearest sampling.
+        labels: (B, H, W), integers in 0..num_labels - 1 or `ignore_index`; brought to (h, w) by nearest sampling.
         num_labels: number of classes.
         ignore_index: label of pixels that do not count.
         align_corners: whether the corners of labels and embeddings fall together.
@@ -233,6 +242,7 @@ def category_consistent_loss(
     Raises:
         ValueError: labels of another rank or batch size.
     """
+    labels = class_ids(labels)
     _check_labels(embeddings, labels)
     batch, channels, *size = embeddings.shape
     if embeddings.dtype != torch.float64:
@@ -268,6 +278,29 @@ def category_consistent_loss(
     regularization = lengths.sum(1) / classes.clamp(min=1)
     loss = variance + separation + _REGULARIZATION * regularization
     return loss.sum() / (classes > 0).sum().clamp(min=1)
+
+
+def class_ids(labels: torch.Tensor) -> torch.Tensor:
+    """Labels of any integer dtype, or bool, as int64.
+
+    Raises:
+        ValueError: they are not integers.
+    """
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels must be integers, the ids of classes, got {labels.dtype}")
+    return labels.long()
+
+
+def _check_range(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+    """Refuse ids that are neither a class nor ignored, which cross entropy would read past its end for."""
+    if torch.compiler.is_compiling() or labels.device.type not in ("cpu", "cuda"):
+        return
+    allowed = f"labels must be from 0 to {num_labels - 1}, or {ignore_index} where pixels are ignored"
+    wrong = ((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)
+    if labels.device.type == "cuda":
+        torch._assert_async(~wrong.any(), allowed)
+    elif wrong.any():
+        raise ValueError(f"{allowed}, got {int(labels[wrong][0])}")
 
 
 def _check_labels(outputs: torch.Tensor, labels: torch.Tensor) -> None:

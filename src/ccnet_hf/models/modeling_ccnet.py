@@ -23,7 +23,7 @@ from .criss_cross_attention import (
     criss_cross_attention_with_weights,
 )
 from .loss_ccnet import ccnet_losses
-from .modeling_ccnet_resnet import CCNetResNetBackbone
+from .modeling_ccnet_resnet import CCNetResNetBackbone, in_dtype_of_weights
 
 
 @dataclass
@@ -272,7 +272,7 @@ class CCNetModel(CCNetPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images, as the image processor gives them.
+                Normalised images, as the image processor gives them, of any floating dtype.
             output_attentions (`bool`, *optional*):
                 Whether to return the weights of every round of attention.
             output_hidden_states (`bool`, *optional*):
@@ -286,7 +286,7 @@ class CCNetModel(CCNetPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         # Convolutions hand the layout on, and the attention reads it without a copy.
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        pixel_values = in_dtype_of_weights(pixel_values, self).contiguous(memory_format=torch.channels_last)
         # The hidden states of transformers' wrapper of timm are its feature maps at best, and at worst an error.
         is_timm = self.config.backbone_config.model_type == "timm_backbone"
         features = self.backbone.forward_with_filtered_kwargs(
@@ -349,10 +349,10 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images, as the image processor gives them.
-            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-                Class of every pixel, or `config.semantic_loss_ignore_index`. With them the output has `loss`, in train
-                and eval mode alike.
+                Normalised images, as the image processor gives them, of any floating dtype.
+            labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+                Class of every pixel, or `config.semantic_loss_ignore_index`, of any integer dtype. With them the
+                output has `loss`, in train and eval mode alike.
             output_attentions (`bool`, *optional*):
                 Whether to return the weights of every round of attention.
             output_hidden_states (`bool`, *optional*):
@@ -369,7 +369,7 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         >>> from ccnet_hf import CCNetForSemanticSegmentation, CCNetImageProcessor
 
         >>> name = "checkpoints/ccnet-mobilenetv2-camvid"
-        >>> model = CCNetForSemanticSegmentation.from_pretrained(name, dtype=torch.float32)
+        >>> model = CCNetForSemanticSegmentation.from_pretrained(name)
         >>> processor = CCNetImageProcessor.from_pretrained(name)
         >>> image = Image.open("examples/street.jpg")
         >>> inputs = processor(image, return_tensors="pt")

@@ -16,6 +16,23 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_ccnet_resnet import CCNetResNetConfig
 
 
+def in_dtype_of_weights(pixel_values: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """Pixel values in the dtype of the model's first weights, unless autocast chooses the dtype of what follows.
+
+    Raises:
+        ValueError: they are integers, so an image that has not been normalised.
+    """
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values must be floating point, as the image processor gives them, got {pixel_values.dtype}"
+        )
+    if torch.is_autocast_enabled(pixel_values.device.type):
+        return pixel_values
+    # None of them: a replica of `torch.nn.DataParallel`.
+    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), pixel_values.dtype)
+    return pixel_values if pixel_values.dtype == dtype else pixel_values.to(dtype)
+
+
 class CCNetResNetConvLayer(nn.Module):
     """Convolution without bias, batch norm, and ReLU unless told otherwise."""
 
@@ -145,7 +162,7 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images.
+                Normalised images, of any floating dtype.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the outputs of the stem and of every stage as `hidden_states`.
 
@@ -154,7 +171,7 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
             `(batch_size, channels, height / stride, width / stride)` tensor for every entry of `config.out_features`;
             or a tuple with `return_dict=False`.
         """
-        hidden_states = (self.stem(pixel_values),)
+        hidden_states = (self.stem(in_dtype_of_weights(pixel_values, self)),)
         for stage in self.stages:
             hidden_states += (stage(hidden_states[-1]),)
         feature_maps = tuple(
