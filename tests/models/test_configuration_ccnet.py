@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig, ConvNextConfig, SwinConfig, TimmBackboneConfig
 
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetResNetConfig
-from ccnet_hf.models.configuration_ccnet import MAX_LABELS
+from ccnet_hf.models.configuration_ccnet import MAX_NUM_LABELS
 from ccnet_hf.models.configuration_ccnet_resnet import MAX_CHANNELS
 
 
@@ -74,9 +74,10 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("num_labels", 0),
         ("num_labels", 1),
         ("num_labels", "19"),
-        ("num_labels", MAX_LABELS + 1),
+        ("num_labels", MAX_NUM_LABELS + 1),
         ("num_labels", 10**9),
         ("id2label", {0: "road", 2: "sky"}),
+        ("id2label", {"road": "0", "sky": "1"}),
         ("hidden_size", MAX_CHANNELS + 1),
         ("query_key_size", 10**9),
         ("auxiliary_channels", 10**9),
@@ -149,15 +150,15 @@ def test_one_class_is_refused_with_what_to_do():
 )
 def test_names_that_look_like_a_field_are_refused_with_it(name, value, meant):
     """They would be kept and have no effect: an R-101 with two classes."""
-    with pytest.raises(ValueError, match=f"no field '{name}'; did you mean {meant}"):
+    with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}"):
         CCNetConfig(**{name: value})
-    with pytest.raises(ValueError, match=f"no field '{name}'; did you mean {meant}"):
+    with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}"):
         CCNetConfig.from_dict(CCNetConfig().to_dict(), **{name: value})
 
 
 @pytest.mark.parametrize(("name", "meant"), [("output_strides", "output_stride"), ("depth", "depths")])
 def test_names_that_look_like_a_backbones_field_are_refused_with_it(name, meant):
-    with pytest.raises(ValueError, match=f"no field '{name}'; did you mean {meant}"):
+    with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}"):
         CCNetResNetConfig(**{name: 16})
 
 
@@ -182,6 +183,7 @@ def test_files_of_other_versions_load():
 def test_what_is_given_while_loading_is_checked():
     saved = CCNetConfig(num_labels=5).to_dict()
     assert CCNetConfig.from_dict(saved, num_labels=7, recurrence=1, project="mine").num_labels == 7
+    assert CCNetConfig.from_dict(saved, id2label={"0": "road", "1": "sky"}).id2label == {0: "road", 1: "sky"}
     for field, value in (("num_labels", 1), ("num_labels", 10**9), ("recurrence", -1), ("loss_reduction", "mean")):
         with pytest.raises(ValueError, match=field):
             CCNetConfig.from_dict(saved, **{field: value})

@@ -15,6 +15,7 @@ from golden_files import load_golden
 from PIL import Image
 
 import ccnet_hf.models.image_processing_common_ccnet as common
+import ccnet_hf.models.post_processing_ccnet as post_processing
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.models.image_processing_pil_ccnet import CCNetImageProcessorPil
 from ccnet_hf.models.image_transforms_ccnet import (
@@ -444,7 +445,7 @@ def test_chunks_change_nothing(monkeypatch, dtype, classes):
     )[0]
     assert scores.segmentation_scores.shape == (classes, 40, 50) and scores.segmentation_scores.dtype == torch.float32
     for at_a_time in (1, 9, 17):
-        monkeypatch.setattr(common, "MAX_CHUNK_ELEMENTS", at_a_time * 40 * 50)
+        monkeypatch.setattr(post_processing, "MAX_CHUNK_ELEMENTS", at_a_time * 40 * 50)
         chunked = processor.post_process_semantic_segmentation(outputs, target_sizes=[(40, 50)])[0]
         assert torch.equal(chunked, whole) and torch.equal(chunked, scores.segmentation)
 

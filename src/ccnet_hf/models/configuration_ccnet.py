@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetConfigMixin, CCNetResNetConfig, check_range
+from .mistaken_names_ccnet import refuse
 
 
 # Where transformers finds the classes of a saved folder that holds this code, if the package is not installed.
@@ -19,8 +20,8 @@ AUTO_MAP = {
     "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
 }
 
-MAX_LABELS = 2**16
-MAX_RECURRENCE = 1000
+MAX_NUM_LABELS = 65_536
+MAX_RECURRENCE = 100
 
 _BACKBONE = "backbone_config, the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
 
@@ -125,7 +126,7 @@ class CCNetConfig(CCNetConfigMixin, PreTrainedConfig):
     initializer_range: float | int = 0.01
 
     def __post_init__(self, **kwargs):
-        self._refuse_mistaken(kwargs)
+        refuse(type(self), self._mistaken_names(kwargs))
         self.backbone_config = _backbone_config(self.backbone_config)
         if self.use_auxiliary_head:
             self.backbone_config = _with_two_feature_maps(self.backbone_config)
@@ -139,9 +140,7 @@ class CCNetConfig(CCNetConfigMixin, PreTrainedConfig):
             kwargs.pop("num_labels", None)
         else:
             _check_number_of_labels(kwargs["num_labels"])  # before each of them gets a name
-        for label in self.id2label or ():
-            if not str(label).isdecimal():
-                raise ValueError(f"id2label must map the labels 0, 1, ... to names, got a label {label!r}")
+        self.id2label = _integer_labels(self.id2label)
         super().__post_init__(**kwargs)
         self._check_values()
 
@@ -177,9 +176,12 @@ class CCNetConfig(CCNetConfigMixin, PreTrainedConfig):
         _check_inference(self.inference)
 
     def _check_labels(self) -> None:
+        self.id2label = _integer_labels(self.id2label)  # which may have been replaced while a file was loaded
         _check_number_of_labels(self.num_labels)
         if set(self.id2label) != set(range(self.num_labels)):
-            raise ValueError(f"id2label must name the labels 0..{self.num_labels - 1}, got {sorted(self.id2label)}")
+            raise ValueError(
+                f"id2label must name the labels 0 to {self.num_labels - 1}, got {sorted(self.id2label)[:20]}"
+            )
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             ignored = self.semantic_loss_ignore_index
             raise ValueError(
@@ -188,13 +190,25 @@ class CCNetConfig(CCNetConfigMixin, PreTrainedConfig):
 
 
 def _check_number_of_labels(number: Any) -> None:
-    if not isinstance(number, int) or isinstance(number, bool) or number > MAX_LABELS:
-        raise ValueError(f"num_labels must be an integer from 2 to {MAX_LABELS}, got {number!r}")
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"num_labels must be an integer, got {number!r}")
+    if number > MAX_NUM_LABELS:
+        raise ValueError(f"num_labels must be at most {MAX_NUM_LABELS:,}, got {number}")
     if number < 2:
         raise ValueError(
             f"num_labels must be at least 2, got {number}: with a single class every pixel is right and nothing is "
             "learnt. A class and its background are two"
         )
+
+
+def _integer_labels(id2label: dict | None) -> dict[int, str] | None:
+    """The names by label, which JSON makes text of."""
+    if id2label is None:
+        return None
+    for label in id2label:
+        if not str(label).isdecimal():
+            raise ValueError(f"id2label must map the labels 0, 1, ... to names, got a label {label!r}")
+    return {int(label): name for label, name in id2label.items()}
 
 
 def _backbone_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

@@ -1,16 +1,14 @@
 """Configuration of the dilated ResNet-V1c that CCNet is built on."""
 
-import difflib
 from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
-from transformers.utils import logging
 
+from .mistaken_names_ccnet import mistaken_names, refuse, warn
 
-logger = logging.get_logger(__name__)
 
 # Beyond these a mistyped number would eat the memory of the machine before anything fails.
 MAX_CHANNELS = 8192
@@ -21,8 +19,7 @@ MAX_WEIGHTS = 2 * 10**9
 class CCNetConfigMixin:
     """
     What CCNet's configurations share beyond transformers' own: names that look like a field's but are not are refused
-    in Python, where they are mistakes. In a file, which another version may have written, they are kept and named in
-    a warning.
+    in Python and kept, with a warning, from a file; what is given while a file is loaded is checked like the rest.
     """
 
     # Names that are taken beside the fields, and what users of other libraries mean by some of theirs.
@@ -31,13 +28,11 @@ class CCNetConfigMixin:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As every configuration's, with the values of `kwargs` checked too."""
-        cls._refuse_mistaken(kwargs)
-        mistaken = cls._mistaken(config_dict)
-        for name, meant in mistaken.items():
-            logger.warning_once(f"{cls.__name__}: {name!r} in the file has no effect; did it mean {meant}?")
-        others = {name: value for name, value in config_dict.items() if name not in mistaken}
-        loaded = super().from_dict(others, **kwargs)
+        """As every configuration's."""
+        refuse(cls, cls._mistaken_names(kwargs))
+        mistaken = cls._mistaken_names(config_dict)
+        warn(cls, mistaken)
+        loaded = super().from_dict({name: config_dict[name] for name in config_dict if name not in mistaken}, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for name in mistaken:
             setattr(config, name, config_dict[name])
@@ -45,32 +40,24 @@ class CCNetConfigMixin:
         return loaded
 
     @classmethod
-    def _refuse_mistaken(cls, values: dict[str, Any]) -> None:
-        for name, meant in cls._mistaken(values).items():
-            raise ValueError(f"{cls.__name__} has no field {name!r}; did you mean {meant}?")
-
-    @classmethod
-    def _mistaken(cls, values: dict[str, Any]) -> dict[str, str]:
-        """Name -> what was probably meant, of values that have no effect. `None` and `False` ask for none."""
+    def _mistaken_names(cls, values: dict[str, Any]) -> dict[str, str]:
+        """Name -> what was probably meant, of values that ask for something, which `None` and `False` do not."""
         inherited = {field.name for field in fields(PreTrainedConfig)}
-        known = {field.name for field in fields(cls)} - inherited | set(cls.more_names)
-        found = {}
-        for name, value in values.items():
-            if name in known or name.startswith("_") or hasattr(PreTrainedConfig, name):
-                continue
-            if name in cls.foreign_names:
-                near = [cls.foreign_names[name]]
-            else:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            if near and value is not None and value is not False:
-                found[name] = near[0]
-        return found
+        own = {field.name for field in fields(cls)} - inherited
+        names = [
+            name
+            for name, value in values.items()
+            if value is not None and value is not False and not hasattr(PreTrainedConfig, name)
+        ]
+        return mistaken_names(names, own | set(cls.more_names), cls.foreign_names)
 
 
 def check_range(name: str, value: int, least: int, most: int) -> None:
     """Raise ValueError if the value of the field `name` is outside `least..most`."""
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be from {least} to {most}, got {value}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {value}")
 
 
 @strict
@@ -123,7 +110,7 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        self._refuse_mistaken(kwargs)
+        refuse(type(self), self._mistaken_names(kwargs))
         self.hidden_sizes, self.depths = list(self.hidden_sizes), list(self.depths)
         self._check_values()
         self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]

@@ -3,13 +3,12 @@ maps."""
 
 import os
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import (
@@ -23,6 +22,13 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import logging
 
+from .image_arguments_ccnet import (
+    check_arguments,
+    check_form,
+    check_palette,
+    image_list,
+    segmentation_map_list,
+)
 from .image_transforms_ccnet import (
     Array,
     fit_labels,
@@ -34,20 +40,18 @@ from .image_transforms_ccnet import (
     segmentation_map_to_array,
     stored_orientation,
 )
+from .mistaken_names_ccnet import mistaken_names, refuse, warn
+from .post_processing_ccnet import Size, argmax_of_resized_logits, check_sizes, may_come_from, resize_logits
 
 
 logger = logging.get_logger(__name__)
-
-Size = tuple[int, int]  # (height, width)
 
 IGNORE_INDEX = 255
 
 IMAGE_PROCESSORS = ("image_processing_pil_ccnet.CCNetImageProcessorPil", "image_processing_ccnet.CCNetImageProcessor")
 
-# Post-processing resizes about as many classes at a time as fit in this many float32 values (64 MiB). Always a
-# multiple of 8: with chunks of another length, vectorized CPU kernels round single values differently than on all.
-MAX_CHUNK_ELEMENTS = 2**24
-CHUNK_MULTIPLE = 8
+# An image is not enlarged beyond so many pixels: as float32 they are 3 GiB, before the network has begun.
+MAX_PIXELS = 2**28
 
 
 class CCNetImageProcessorKwargs(ImagesKwargs, total=False):
@@ -87,6 +91,23 @@ class CCNetImageProcessorMixin:
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
+
+    def __init__(self, **kwargs):
+        refuse(type(self), mistaken_names(kwargs, self.valid_kwargs.__annotations__))
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
+        """As every processor's; what in a file looks like an argument but is none is kept, with a warning."""
+        refuse(cls, mistaken_names(kwargs, cls.valid_kwargs.__annotations__))
+        mistaken = mistaken_names(image_processor_dict, cls.valid_kwargs.__annotations__)
+        warn(cls, mistaken)
+        known = {name: value for name, value in image_processor_dict.items() if name not in mistaken}
+        loaded = super().from_dict(known, **kwargs)
+        image_processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name in mistaken:
+            setattr(image_processor, name, image_processor_dict[name])
+        return loaded
 
     def to_dict(self) -> dict[str, Any]:
         """The processor as `preprocessor_config.json` holds it, with the classes of the code that is saved beside it:
@@ -136,11 +157,18 @@ class CCNetImageProcessorMixin:
             ValueError: If images of one batch differ in size after resizing and `do_pad` is off, or if an input is
                 not an image or a segmentation map.
         """
-        return super().preprocess(images, segmentation_maps, **kwargs)
+        try:
+            return super().preprocess(images, segmentation_maps, **kwargs)
+        except StrictDataclassError as error:  # how transformers refuses an argument of another type
+            raise ValueError(str(error)) from error
 
     def resize(self, image: Array, size: SizeDict, **kwargs) -> Array:
-        """Resizes images of shape `(..., height, width)` to `size` as OpenCV does, see [`resize_bilinear`]."""
-        return resize_bilinear(image, *output_size(*image.shape[-2:], size))
+        """Resizes images of shape `(..., height, width)` to `size` as OpenCV does, see [`resize_bilinear`].
+
+        Raises:
+            ValueError: If that would enlarge them beyond 268 megapixels.
+        """
+        return resize_bilinear(image, *_output_size(image, size))
 
     def process_image(
         self,
@@ -157,14 +185,12 @@ class CCNetImageProcessorMixin:
         raise NotImplementedError
 
     def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
+        for name in ("size", "pad_size"):
+            check_form(name, kwargs.get(name))
         kwargs = super()._standardize_kwargs(**kwargs)
-        if kwargs.get("size") is not None:
-            _check_size(kwargs["size"])
+        check_arguments(kwargs)
         if kwargs.get("palette") is not None:
-            kwargs["palette"] = _check_palette(kwargs["palette"])
-        resample = kwargs.get("resample")
-        if resample is not None and getattr(resample, "value", resample) not in (2, "bilinear"):
-            raise ValueError(f"`resample` must be bilinear, the one way CCNet resizes images; got {resample}.")
+            kwargs["palette"] = check_palette(kwargs["palette"])
         return kwargs
 
     def _preprocess_image_like_inputs(
@@ -183,14 +209,21 @@ class CCNetImageProcessorMixin:
         # A mean of another length says that the model takes other channels than red, green and blue.
         channels = len(image_mean) if isinstance(image_mean, (list, tuple)) else None
         do_convert_rgb = do_convert_rgb and channels in (None, 3)
-        images = _flatten(self.fetch_images(images), (2, 3), "image")
+        images = image_list(images, self.fetch_images)
+        if kwargs["do_rescale"] and any(map(_lies_in_0_to_1, images)):
+            logger.warning_once(
+                "Floating point images are taken to lie in 0..255 and are multiplied by `rescale_factor`; this one "
+                "lies in 0..1 and becomes nearly black. Pass `do_rescale=False`, or multiply it by 255."
+            )
         orientations = [stored_orientation(image) for image in images]
         images = [self.process_image(image, do_convert_rgb, input_data_format, device) for image in images]
         if not images:
             raise ValueError("No images given.")
         for image in images:
-            if kwargs["do_normalize"] and channels not in (None, image.shape[0]):
-                raise ValueError(f"An image has {image.shape[0]} channels, but `image_mean` has {channels} values.")
+            for name in ("image_mean", "image_std"):
+                values = kwargs[name]
+                if kwargs["do_normalize"] and isinstance(values, (list, tuple)) and len(values) != image.shape[0]:
+                    raise ValueError(f"An image has {image.shape[0]} channels, but `{name}` has {len(values)} values.")
         labels = None
         if segmentation_maps is not None:
             labels = self._prepare_labels(segmentation_maps, images, orientations, device, **kwargs)
@@ -226,9 +259,8 @@ class CCNetImageProcessorMixin:
     ) -> list[Array]:
         """The segmentation maps of `images` (not yet resized), which were stored in `orientations`, as int64 arrays
         `(height, width)`, reduced and resized."""
-        segmentation_maps = _flatten(self.fetch_images(segmentation_maps), (2,), "segmentation map")
-        if len(segmentation_maps) != len(images):
-            raise ValueError(f"Got {len(segmentation_maps)} segmentation maps for {len(images)} images.")
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        segmentation_maps = segmentation_map_list(segmentation_maps, sizes, self.fetch_images)
         labels = []
         for index, (segmentation_map, image) in enumerate(zip(segmentation_maps, images, strict=True)):
             own_orientation = stored_orientation(segmentation_map)
@@ -245,10 +277,11 @@ class CCNetImageProcessorMixin:
                     f"Segmentation map {index} is {label.shape[0]}x{label.shape[1]} (height x width), but its image "
                     f"is {image.shape[-2]}x{image.shape[-1]}."
                 )
+            if label.min() < 0:
+                raise ValueError(f"Segmentation map {index} has the id {int(label.min())}; ids begin at 0.")
             if do_reduce_labels:
-                label = label - 1
-                label[(label == -1) | (label == IGNORE_INDEX - 1)] = IGNORE_INDEX
-            labels.append(resize_nearest(label, *output_size(*label.shape, size)) if do_resize else label)
+                label = _reduced(label, index)
+            labels.append(resize_nearest(label, *_output_size(label, size)) if do_resize else label)
         return labels
 
     def post_process_semantic_segmentation(
@@ -257,6 +290,11 @@ class CCNetImageProcessorMixin:
         target_sizes: Sequence[Size] | torch.Tensor | None = None,
         input_sizes: Sequence[Size] | torch.Tensor | None = None,
         return_segmentation_scores: bool = False,
+        *,
+        do_resize: bool | None = None,
+        size: dict[str, int] | SizeDict | int | Size | None = None,
+        do_pad: bool | None = None,
+        pad_size: dict[str, int] | SizeDict | int | Size | None = None,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Makes segmentation maps of the model's outputs as mmsegmentation does: the logits are resized to the size of
         the network's input, padding is cut off, the rest is resized to the size of the image, both times bilinearly
@@ -271,25 +309,42 @@ class CCNetImageProcessorMixin:
                 input where `input_sizes` are given, and of the logits otherwise.
             input_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
                 `(height, width)` of each image after preprocessing, without padding. By default they are computed
-                from `target_sizes` and the processor's `size`, so they are needed where that was overridden in the
-                call. Logits are taken to cover the smallest size that holds all images of the batch (or `pad_size`),
-                if the processor pads or `input_sizes` are given; otherwise each image fills its input.
+                from `target_sizes` as the images' sizes were.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return the resized logits, too. All of them are held in memory at once then.
+            do_resize, size, do_pad, pad_size (*optional*):
+                What the call that made the batch was given, if that differs from the processor's own. Where the sizes
+                of the images differ after resizing, their batch has been padded in any case: to `pad_size` if there
+                is one, to the largest height and width otherwise.
 
         Returns:
             A list of int64 tensors `(height, width)` with class ids, or of [`SemanticSegmentationPostProcessorOutput`]
             with these as `segmentation` and the logits `(num_labels, height, width)` as `segmentation_scores`.
 
         Raises:
-            ValueError: If there are not as many sizes as images, or a size is not two positive integers.
+            ValueError: If there are not as many sizes as images, a size is not two positive integers, or logits of
+                this size cannot come from a batch of images of these sizes.
         """
-        logits = outputs.logits
-        target_sizes = _check_sizes(target_sizes, len(logits), "target_sizes")
-        input_sizes = _check_sizes(input_sizes, len(logits), "input_sizes")
-        may_be_padded = self.do_pad or input_sizes is not None
-        if input_sizes is None and target_sizes is not None:
-            input_sizes = [output_size(*target, self.size) if self.do_resize else target for target in target_sizes]
+        logits = getattr(outputs, "logits", None)
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 4:
+            raise ValueError(
+                "`outputs` must be what the model returns, with `logits` (batch, classes, height, width), "
+                f"got {type(outputs).__name__}."
+            )
+        target_sizes = check_sizes(target_sizes, len(logits), "target_sizes")
+        input_sizes = check_sizes(input_sizes, len(logits), "input_sizes")
+        how = self._as_in_the_call(do_resize=do_resize, size=size, do_pad=do_pad, pad_size=pad_size)
+        are_given = input_sizes is not None
+        if not are_given and target_sizes is not None:
+            input_sizes = [
+                output_size(*target, how["size"]) if how["do_resize"] else target for target in target_sizes
+            ]
+        padded_size = None
+        if input_sizes is not None:
+            padded_size = tuple(map(max, zip(*input_sizes, strict=True)))
+            if how["do_pad"] and how["pad_size"] is not None:
+                padded_size = how["pad_size"]["height"], how["pad_size"]["width"]
+            _check_cover(logits, input_sizes, padded_size, are_given)
 
         results = []
         for index, image_logits in enumerate(logits):
@@ -297,7 +352,7 @@ class CCNetImageProcessorMixin:
             if input_sizes is not None:
                 sizes["input_size"] = input_sizes[index]
                 sizes["target_size"] = target_sizes[index] if target_sizes is not None else None
-                sizes["padded_size"] = self._padded_size(input_sizes) if may_be_padded else None
+                sizes["padded_size"] = padded_size
             if return_segmentation_scores:
                 scores = resize_logits(image_logits, self.align_corners, **sizes)
                 data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
@@ -306,109 +361,56 @@ class CCNetImageProcessorMixin:
                 results.append(argmax_of_resized_logits(image_logits, self.align_corners, **sizes))
         return results
 
-    def _padded_size(self, input_sizes: list[Size]) -> Size:
-        if self.do_pad and self.pad_size is not None:
-            return self.pad_size["height"], self.pad_size["width"]
-        return max(height for height, _ in input_sizes), max(width for _, width in input_sizes)
+    def _as_in_the_call(self, **given) -> dict[str, Any]:
+        """The values that a call given these keywords works with."""
+        values = {name: getattr(self, name) if value is None else value for name, value in given.items()}
+        return self._standardize_kwargs(**values, default_to_square=self.default_to_square)
 
 
-def _flatten(images: ImageInput, ndims: tuple[int, ...], what: str) -> list[PIL.Image.Image | Array]:
-    """Images or segmentation maps as a flat list, whether one, a list, a list of lists, or one array with a batch
-    axis."""
-    if isinstance(images, (list, tuple)):
-        return [image for nested in images for image in _flatten(nested, ndims, what)]
-    if isinstance(images, PIL.Image.Image) or images.ndim in ndims:
-        return [images]
-    if images.ndim == max(ndims) + 1:
-        return list(images)
-    raise ValueError(f"A {what} of shape {tuple(images.shape)} has {images.ndim} axes, expected {max(ndims)}.")
-
-
-def _check_size(size: SizeDict) -> None:
-    keys = {key for key, _ in size}
-    if keys not in ({"height", "width"}, {"shortest_edge", "longest_edge"}):
+def _check_cover(logits: torch.Tensor, input_sizes: list[Size], padded_size: Size, are_given: bool) -> None:
+    """Refuse logits that cannot be of a batch of images of these sizes, padded to that one. Of sizes that are given
+    and not computed the user knows better how the network rounds."""
+    height, width = padded_size
+    fits = all(sides[0] <= height and sides[1] <= width for sides in input_sizes)
+    if not fits or not (are_given or may_come_from(tuple(logits.shape[-2:]), padded_size)):
+        images = ", ".join(f"{sides[0]}x{sides[1]}" for sides in dict.fromkeys(input_sizes))
         raise ValueError(
-            "`size` must hold 'height' and 'width', or 'shortest_edge' and 'longest_edge', "
-            f"got {', '.join(sorted(keys))}."
+            f"Logits of {logits.shape[-2]}x{logits.shape[-1]} (height x width) cannot be of images that are {images} "
+            f"after resizing, in a batch of {height}x{width}. Pass what the call of the processor was given (`size`, "
+            "`do_resize`, `do_pad`, `pad_size`) to `post_process_semantic_segmentation` as well, or the `input_sizes`."
         )
-    if any(not isinstance(value, int) or value < 1 for _, value in size):
-        raise ValueError(f"`size` must hold positive integers, got {dict(size)}.")
-    if size.get("longest_edge") and size["shortest_edge"] > size["longest_edge"]:
-        raise ValueError(f"`size` must not have a 'shortest_edge' above its 'longest_edge', got {dict(size)}.")
 
 
-def _check_palette(palette: Sequence[Sequence[int]]) -> list[list[int]]:
-    colours = [list(colour) for colour in palette]
-    for colour in colours:
-        if len(colour) != 3 or any(not isinstance(value, int) or not 0 <= value <= 255 for value in colour):
-            raise ValueError(
-                f"`palette` must be a list of RGB colours, each of three integers in 0..255, got {colour}."
-            )
-    return colours
+def _output_size(image: Array, size: SizeDict) -> Size:
+    height, width = output_size(*image.shape[-2:], size)
+    if height * width > max(MAX_PIXELS, image.shape[-2] * image.shape[-1]):
+        raise ValueError(
+            f"`size` {dict(size)} would make {height}x{width} (height x width) of an image of {image.shape[-2]}x"
+            f"{image.shape[-1]}; images are enlarged to at most {MAX_PIXELS:,} pixels."
+        )
+    return height, width
 
 
-def _check_sizes(sizes: Sequence[Size] | torch.Tensor | None, count: int, name: str) -> list[Size] | None:
-    if sizes is None:
-        return None
-    sizes = [tuple(int(side) for side in size) for size in sizes]
-    if len(sizes) != count:
-        raise ValueError(f"`{name}` must hold one size per image: got {len(sizes)} for {count} images.")
-    for size in sizes:
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"`{name}` must hold pairs (height, width) of positive integers, got {size}.")
-    return sizes
+def _lies_in_0_to_1(image: PIL.Image.Image | Array) -> bool:
+    """Whether an image holds fractions from 0 to 1, which no image of 0..255 does, however dark it is, unless it has
+    been computed."""
+    if isinstance(image, PIL.Image.Image):
+        if image.mode != "F":
+            return False
+        image = np.asarray(image)
+    is_floating = image.is_floating_point() if isinstance(image, torch.Tensor) else image.dtype.kind == "f"
+    if not is_floating or 0 in image.shape or not (image.min() >= 0 and image.max() <= 1):
+        return False
+    return bool((image % 1 != 0).any())
 
 
-def resize_logits(
-    logits: torch.Tensor,
-    align_corners: bool,
-    input_size: Size | None = None,
-    target_size: Size | None = None,
-    padded_size: Size | None = None,
-) -> torch.Tensor:
-    """Resizes the logits of one image bilinearly, first to the network's input and then to the image.
-
-    Args:
-        logits (`torch.Tensor` of shape `(num_labels, height, width)`): Any floating dtype.
-        align_corners (`bool`): Of both resizes.
-        input_size (`tuple[int, int]`, *optional*): `(height, width)` of the network's input, without padding.
-        target_size (`tuple[int, int]`, *optional*): `(height, width)` of the image.
-        padded_size (`tuple[int, int]`, *optional*, defaults to `input_size`):
-            `(height, width)` of the network's input with its padding at the right and below, which is cut off.
-
-    Returns:
-        float32 logits of the last size given.
-    """
-    logits = _interpolate(logits[None].float(), padded_size or input_size, align_corners)
-    if padded_size is not None:
-        logits = logits[..., : input_size[0], : input_size[1]]
-    return _interpolate(logits, target_size, align_corners)[0]
-
-
-def _interpolate(logits: torch.Tensor, size: Size | None, align_corners: bool) -> torch.Tensor:
-    if size is None or logits.shape[-2:] == tuple(size):
-        return logits
-    return F.interpolate(logits.contiguous(), size=tuple(size), mode="bilinear", align_corners=align_corners)
-
-
-def argmax_of_resized_logits(
-    logits: torch.Tensor,
-    align_corners: bool,
-    input_size: Size | None = None,
-    target_size: Size | None = None,
-    padded_size: Size | None = None,
-) -> torch.Tensor:
-    """`resize_logits(...).argmax(dim=0)`, int64 of shape `(height, width)`, with a few classes at a time in memory."""
-    sizes = {"input_size": input_size, "target_size": target_size, "padded_size": padded_size}
-    largest = max((height * width for height, width in filter(None, sizes.values())), default=1)
-    length = max(MAX_CHUNK_ELEMENTS // largest // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
-    starts = range(0, max(len(logits) - CHUNK_MULTIPLE, 0) + 1, length)  # a short rest belongs to the last chunk
-    best, segmentation = None, None
-    for start, end in pairwise([*starts, len(logits)]):
-        scores, classes = resize_logits(logits[start:end], align_corners, **sizes).max(dim=0)
-        if best is None:
-            best, segmentation = scores, classes
-        else:  # of equal logits, the first class wins, as in `argmax`
-            segmentation = torch.where(scores > best, classes + start, segmentation)
-            best = torch.maximum(scores, best)
-    return segmentation
+def _reduced(label: Array, index: int) -> Array:
+    """The ids without the one of no class: 0 becomes 255, k becomes k - 1, 255 stays."""
+    if (label == IGNORE_INDEX + 1).any():
+        raise ValueError(
+            f"Segmentation map {index} has the id {IGNORE_INDEX + 1}, which `do_reduce_labels` would make "
+            f"{IGNORE_INDEX}, the id of ignored pixels."
+        )
+    label = label - 1
+    label[(label == -1) | (label == IGNORE_INDEX - 1)] = IGNORE_INDEX
+    return label

@@ -1,0 +1,48 @@
+"""Keywords that configurations and image processors would keep without effect although they look like one of theirs.
+
+transformers takes any keyword, so that the files of other versions load. In Python a name that nearly is a field's is
+a mistake; in a file it may be a field of a later version.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+def mistaken_names(
+    names: Iterable[str], known: Collection[str], foreign: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The names that are not known but look like one that is, with what was probably meant.
+
+    Args:
+        names: of keywords.
+        known: the names that have an effect.
+        foreign: what users mean by some names of other libraries.
+    """
+    foreign, found = foreign or {}, {}
+    for name in names:
+        if name in known or name.startswith("_"):
+            continue
+        near = [foreign[name]] if name in foreign else difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if near:
+            found[name] = near[0]
+    return found
+
+
+def refuse(kind: type, mistaken: Mapping[str, str]) -> None:
+    """Raise ValueError if there are mistaken names among the keywords given to a class."""
+    for name, meant in mistaken.items():
+        raise ValueError(f"{kind.__name__} has no argument {name!r}; did you mean {meant}?")
+
+
+def warn(kind: type, mistaken: Mapping[str, str]) -> None:
+    """Say once of each mistaken name in a file that it has no effect."""
+    for name, meant in mistaken.items():
+        logger.warning_once(f"{name!r} in the file of a {kind.__name__} has no effect; did it mean {meant}?")
+
+
+__all__ = ["mistaken_names", "refuse", "warn"]

@@ -1,0 +1,147 @@
+"""Segmentation maps of batches that were made by a call with other arguments than the processor's own."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from ccnet_hf import CCNetImageProcessor
+from ccnet_hf.models.image_processing_pil_ccnet import CCNetImageProcessorPil
+from ccnet_hf.models.post_processing_ccnet import may_come_from
+
+
+SIZE = {"shortest_edge": 40, "longest_edge": 80}
+TARGETS = [(48, 72), (72, 48), (40, 88)]  # resized to 40x60, 60x40, 36x80
+
+
+@pytest.fixture(params=[CCNetImageProcessor, CCNetImageProcessorPil], ids=["torchvision", "pil"])
+def processor_class(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def images(targets=TARGETS) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (*target, 3), dtype=np.uint8) for target in targets]
+
+
+@torch.no_grad()
+def segmented(model, processor, call: dict, post: dict, targets=TARGETS) -> list[torch.Tensor]:
+    outputs = model(**processor(images(targets), return_tensors="pt", **call))
+    return processor.post_process_semantic_segmentation(outputs, target_sizes=targets, **post)
+
+
+OVERRIDES = {
+    "padding": ({"do_pad": True}, {}),
+    "padding that is named again": ({"do_pad": True}, {"do_pad": True}),
+    "padding to a size": ({"do_pad": True, "pad_size": {"height": 96, "width": 104}},) * 2,
+    "another size": ({"do_pad": True, "size": {"shortest_edge": 64, "longest_edge": 96}},) * 2,
+    "one size for all": ({"size": {"height": 40, "width": 56}},) * 2,
+    "a number for a size": ({"size": 48},) * 2,
+    "no resizing": ({"do_pad": True, "do_resize": False},) * 2,
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_arguments_of_the_call_count_as_the_processors_own(name, model, processor_class):
+    call, post = OVERRIDES[name]
+    maps = segmented(model, processor_class(size=SIZE), call, post)
+    expected = segmented(model, processor_class(**{"size": SIZE} | call), {}, {})
+    assert all(torch.equal(found, wanted) for found, wanted in zip(maps, expected, strict=True))
+
+
+def test_a_processor_that_pads_may_be_told_not_to(model):
+    targets = [(48, 72)] * 2
+    padding = {"do_pad": True, "pad_size": {"height": 96, "width": 104}}
+    maps = segmented(model, CCNetImageProcessor(size=SIZE, **padding), *[{"do_pad": False}] * 2, targets)
+    expected = segmented(model, CCNetImageProcessor(size=SIZE), {}, {}, targets)
+    assert all(torch.equal(found, wanted) for found, wanted in zip(maps, expected, strict=True))
+
+
+def test_two_batches_in_flight(model):
+    processor = CCNetImageProcessor(size=SIZE)
+    calls = [{"do_pad": True}, {"size": {"height": 40, "width": 56}}]
+    with torch.no_grad():
+        outputs = [model(**processor(images(), return_tensors="pt", **call)) for call in calls]
+    for call, output in reversed(list(zip(calls, outputs, strict=True))):
+        maps = processor.post_process_semantic_segmentation(output, target_sizes=TARGETS, **call)
+        expected = segmented(model, CCNetImageProcessor(**{"size": SIZE} | call), {}, {})
+        assert all(torch.equal(found, wanted) for found, wanted in zip(maps, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"size": {"height": 240, "width": 336}},
+        {"do_pad": True, "pad_size": {"height": 384, "width": 960}},
+        {"do_pad": True, "do_resize": False},
+    ],
+    ids=lambda call: " ".join(call),
+)
+def test_logits_of_other_sizes_are_refused_with_both_ways(call, model):
+    processor, targets = (
+        CCNetImageProcessor(size={"shortest_edge": 240, "longest_edge": 480}),
+        [(300, 450), (450, 300)],
+    )
+    with pytest.raises(ValueError, match=r"cannot be of images that are 240x360, .*`do_pad`.* or the `input_sizes`"):
+        segmented(model, processor, call, {}, targets)
+    maps = segmented(model, processor, call, call, targets)
+    assert [tuple(found.shape) for found in maps] == targets
+
+
+def test_an_unusual_stride_needs_the_input_sizes():
+    processor, outputs = CCNetImageProcessor(size=240), SimpleNamespace(logits=torch.randn(1, 3, 12, 12))
+    with pytest.raises(ValueError, match="or the `input_sizes`"):
+        processor.post_process_semantic_segmentation(outputs, target_sizes=[(300, 300)])
+    maps = processor.post_process_semantic_segmentation(outputs, [(300, 300)], input_sizes=[(240, 240)])
+    assert maps[0].shape == (300, 300)
+
+
+def test_input_sizes_larger_than_the_batch_are_refused(model):
+    with pytest.raises(ValueError, match="100x100 after resizing, in a batch of 40x60"):
+        segmented(
+            model,
+            CCNetImageProcessor(size=SIZE),
+            {},
+            {"input_sizes": [(100, 100)], "do_pad": True, "pad_size": (40, 60)},
+            [(48, 72)],
+        )
+
+
+@pytest.mark.parametrize("stride", [1, 4, 8, 14, 16, 32])
+def test_what_logits_may_come_from(stride):
+    for height, width in [(65, 97), (512, 1024), (769, 769), (33, 2049)]:
+        for rounding in (lambda side: max(side // stride, 1), lambda side: -(-side // stride)):
+            assert may_come_from((rounding(height), rounding(width)), (height, width))
+        if stride > 1 and height > 20 * stride:
+            assert not may_come_from((height // stride, 3 * width // stride), (height, width))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(48, 72), 48, "48", [[]], [None], [48], [(48.5, 72)], [("48", "72")], [(True, 72)], [(48, 72, 3)], [(0, 72)]],
+)
+@pytest.mark.parametrize("name", ["target_sizes", "input_sizes"])
+def test_sizes_of_another_kind_are_named(name, sizes):
+    outputs = SimpleNamespace(logits=torch.zeros(1, 3, 5, 8))
+    with pytest.raises(ValueError, match=f"`{name}` must hold"):
+        CCNetImageProcessor(size=SIZE).post_process_semantic_segmentation(outputs, **{name: sizes})
+
+
+@pytest.mark.parametrize("sizes", [[[48, 72]], np.array([[48, 72]]), torch.tensor([[48, 72]]), ((48.0, 72),)])
+def test_sizes_of_any_container(sizes):
+    outputs = SimpleNamespace(logits=torch.zeros(1, 3, 5, 8))
+    (found,) = CCNetImageProcessor(size=SIZE).post_process_semantic_segmentation(outputs, target_sizes=sizes)
+    assert found.shape == (48, 72)
+
+
+@pytest.mark.parametrize("outputs", [torch.zeros(1, 3, 5, 8), (torch.zeros(1, 3, 5, 8),), None])
+def test_outputs_of_another_kind_are_named(outputs):
+    with pytest.raises(ValueError, match="`outputs` must be what the model returns"):
+        CCNetImageProcessor().post_process_semantic_segmentation(outputs)
