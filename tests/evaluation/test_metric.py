@@ -159,3 +159,23 @@ def test_keeps_no_image_and_writes_no_file(tmp_path, monkeypatch):
     assert metric.writer is None
     assert metric.compute()["overall_accuracy"] == 1.0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [1.7, 0.999999, float("nan"), float("inf"), -0.5])
+@pytest.mark.parametrize("side", ["prediction", "reference"])
+def test_ids_that_are_no_whole_numbers_are_refused(side, wrong):
+    maps = {"prediction": np.zeros((2, 3)), "reference": np.zeros((2, 3))}
+    metric = MeanIoU(num_labels=2)
+    metric.add(**maps)  # whole floats are ids
+    assert metric.confusion_matrix.tolist() == [[6, 0, 0], [0, 0, 0]]
+    maps[side][1, 2] = wrong
+    with pytest.raises(ValueError, match=rf"{side}: .* whole numbers; got {wrong} at .*\(1, 2\)"):
+        metric.add(**maps)
+    with pytest.raises(ValueError, match=f"{side}: .* whole numbers"):
+        metric.add(**{name: torch.tensor(value) for name, value in maps.items()})
+
+
+@pytest.mark.parametrize("wrong", [None, [[0, 1], [0]], {"label": 0}, [["road"]]])
+def test_label_maps_of_another_kind_are_named(wrong):
+    with pytest.raises(ValueError, match="a label map is a tensor, an array or a nested list"):
+        MeanIoU(num_labels=2).add(prediction=wrong, reference=[[0, 1]])

@@ -10,7 +10,8 @@ import evaluate
 import numpy as np
 import torch
 
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, using
+from ccnet_hf.models.image_transforms_ccnet import segmentation_map_to_array
 
 
 _DESCRIPTION = "Mean IoU of label maps, from one confusion matrix over all pixels of all images."
@@ -27,8 +28,8 @@ def confusion_matrix(
     """Count the pixels of one image by true and predicted class.
 
     Args:
-        prediction: integer ids of any shape; an id that is no class counts as missed, as in the metrics of the peers.
-        reference: integer ids of the same shape, each a class or `ignore_index`.
+        prediction: ids of any shape, integers or whole floats; an id that is no class counts as missed, as in the metrics of the peers.
+        reference: ids of the same shape, each a class or `ignore_index`.
         num_labels: ids 0..num_labels - 1 are classes.
         ignore_index: true id of the pixels that do not count.
 
@@ -37,14 +38,17 @@ def confusion_matrix(
         outside the classes.
 
     Raises:
-        InputError: the shapes differ, or a true id is neither a class nor ignored.
+        InputError: the shapes differ, an id is no whole number, or a true one is neither a class nor ignored.
     """
     if prediction.shape != reference.shape:
         raise InputError(
             f"prediction {tuple(prediction.shape)} and reference {tuple(reference.shape)} differ in shape"
         )
     # int64 first: uint8 would overflow in the product below.
-    prediction, reference = prediction.long().flatten(), reference.long().flatten()
+    with using("prediction"):
+        prediction = segmentation_map_to_array(prediction).flatten()
+    with using("reference"):
+        reference = segmentation_map_to_array(reference).flatten()
     counted = reference != ignore_index
     prediction, reference = prediction[counted], reference[counted]
     wrong = reference[(reference < 0) | (reference >= num_labels)]
@@ -120,9 +124,10 @@ class MeanIoU(evaluate.Metric):
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """Count one image: label maps (H, W) as tensor, array or nested list."""
-        prediction, reference = (
-            torch.as_tensor(np.asarray(m) if isinstance(m, list) else m) for m in (prediction, reference)
-        )
+        with using("a label map is a tensor, an array or a nested list"):
+            prediction, reference = (
+                m if isinstance(m, torch.Tensor) else torch.as_tensor(np.asarray(m)) for m in (prediction, reference)
+            )
         counts = confusion_matrix(prediction, reference.to(prediction.device), self.num_labels, self.ignore_index)
         self.confusion_matrix = self.confusion_matrix.to(counts.device) + counts
 
