@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.visualization import (
     attention_map,
     blend,
     captioned_grid,
     class_shares,
     colorize,
+    complete_palette,
     draw_attention,
     format_share,
     generate_palette,
@@ -166,3 +168,79 @@ def test_captioned_grid_shows_every_image_untouched():
     grid = np.asarray(captioned_grid([{"one": images[0], "two": images[1]}, {"three": images[2]}]))
     for index in range(1, 4):
         assert (grid == (10 * index, 0, 0)).all(axis=-1).sum() == 60 * 48
+
+
+LABELS = np.array([[0, 1], [1, 255]])
+IMAGE = Image.new("RGB", (2, 2))
+
+
+@pytest.mark.parametrize(
+    "palette", [5, "red", [5], [(1, 2)], [(0.5, 0.5, 0.5)], [(0, 0, 256)], [("r", "g", "b")], None]
+)
+def test_palettes_of_another_kind_are_named(palette):
+    calls = [
+        lambda: colorize(LABELS, palette),
+        lambda: blend(IMAGE, LABELS, palette),
+        lambda: overlay(IMAGE, LABELS, palette, ["road", "sky"]),
+    ]
+    if palette is not None:
+        calls.append(lambda: complete_palette(palette, 2))
+    for call in calls:
+        with pytest.raises(InputError, match="`palette` must be a list of RGB colours"):
+            call()
+
+
+def test_palettes_of_any_container():
+    for palette in (
+        np.array(PALETTE[:2]),
+        np.array(PALETTE[:2], np.uint8),
+        tuple(PALETTE[:2]),
+        [list(color) for color in PALETTE[:2]],
+    ):
+        assert colorize(LABELS, palette).getpalette()[:6] == [200, 0, 0, 0, 200, 0]
+        assert blend(IMAGE, LABELS, palette, alpha=1).getpixel((0, 0))[0] > 0
+
+
+def test_too_few_colours_are_named():
+    with pytest.raises(InputError, match="palette must have a colour for each of 3 classes, got 2"):
+        overlay(IMAGE, LABELS, PALETTE[:2], ["road", "sky", "tree"])
+
+
+@pytest.mark.parametrize("num_labels", [-1, 2.5, "3", None])
+def test_numbers_of_colours_of_another_kind_are_named(num_labels):
+    with pytest.raises(InputError, match="num_labels must be an integer"):
+        generate_palette(num_labels)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), "0.5", None])
+def test_strengths_of_another_kind_are_named(alpha):
+    with pytest.raises(InputError, match="alpha must be a number from 0 to 1"):
+        blend(IMAGE, LABELS, PALETTE[:2], alpha)
+
+
+def test_label_maps_with_fractions_are_refused():
+    for wrong in (0.5, float("nan")):
+        with pytest.raises(InputError, match=r"a label map: .* whole numbers"):
+            colorize(LABELS + wrong, PALETTE[:2])
+    assert np.array_equal(np.asarray(colorize(LABELS.astype(float), PALETTE[:2])), LABELS)
+
+
+@pytest.mark.parametrize("position", [(4, 0), (0, 5), (-1, 0), (0,), 3, (1.5, 0), None])
+def test_positions_elsewhere_are_named(position):
+    attention = torch.full((4, 5, 9), 1 / 9)
+    with pytest.raises(InputError, match="position must be"):
+        attention_map([attention], position)
+    with pytest.raises(InputError, match="position must be"):
+        draw_attention(IMAGE, attention_map([attention], (0, 0)), position)
+
+
+@pytest.mark.parametrize("shapes", [[], [(1, 4, 5, 9)], [(4, 5, 8)], [(4, 5, 9), (5, 4, 9)], [(20,)]])
+def test_attention_of_another_shape_is_named(shapes):
+    with pytest.raises(InputError, match=r"attentions must be one tensor \(H, W, H \+ W\) for each round"):
+        attention_map([torch.zeros(shape) for shape in shapes], (0, 0))
+
+
+def test_attention_to_nothing_is_named():
+    for weights in (torch.zeros(4, 5), torch.full((4, 5), float("nan")), torch.ones(5)):
+        with pytest.raises(InputError, match="weights must be a map"):
+            draw_attention(IMAGE, weights, (0, 0))

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, using
+from ccnet_hf.models.image_arguments_ccnet import check_palette
+from ccnet_hf.models.image_transforms_ccnet import segmentation_map_to_array
 
 
 Color = tuple[int, int, int]
@@ -18,7 +20,13 @@ _PAPER, _INK, _FAINT, _HEAT = (255, 255, 255), (32, 33, 36), (128, 134, 139), (2
 
 
 def generate_palette(num_labels: int) -> list[Color]:
-    """`num_labels` RGB colours that are easy to tell apart: hues by the golden angle, lightness in three steps."""
+    """`num_labels` RGB colours that are easy to tell apart: hues by the golden angle, lightness in three steps.
+
+    Raises:
+        InputError: that is no number of colours.
+    """
+    if not isinstance(num_labels, int) or num_labels < 0:
+        raise InputError(f"num_labels must be an integer of at least 0, got {num_labels!r}")
     golden_angle = 0.618033988749895
     lightness, saturation = (0.55, 0.40, 0.70), (0.75, 0.85, 0.65)
     colors = []
@@ -30,21 +38,26 @@ def generate_palette(num_labels: int) -> list[Color]:
 
 
 def complete_palette(palette: Sequence[Color] | None, num_labels: int) -> Sequence[Color]:
-    """The palette, or a generated one where there is none or one of too few colours."""
+    """The palette, or a generated one where there is none or one of too few colours. Raises InputError for another
+    kind of palette."""
+    palette = None if palette is None else _colors(palette)
     return generate_palette(num_labels) if palette is None or len(palette) < num_labels else palette
 
 
 def colorize(label_map: LabelMap, palette: Sequence[Color]) -> Image.Image:
     """A label map (H, W) as a palette image (PIL mode P): pixel values are the labels, colours come from `palette`.
 
-    Labels without a colour (the ignored 255) are black. Raises ValueError if a label does not fit into 0..255.
+    Labels without a colour (the ignored 255) are black.
+
+    Raises:
+        InputError: a label does not fit into 0..255 or is no whole number, or the palette is no list of RGB colours.
     """
-    labels = _to_numpy(label_map)
+    labels, palette = _to_numpy(label_map), _colors(palette)
     if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
         raise InputError(f"a palette image holds labels 0..255, got {labels.min()}..{labels.max()}")
     image = Image.fromarray(labels.astype(np.uint8)).convert("P")
     table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(palette)] = np.asarray(palette[:256], dtype=np.uint8).reshape(-1, 3)
+    table[: min(len(palette), 256)] = np.array(palette[:256], dtype=np.uint8).reshape(-1, 3)
     image.putpalette(table.tobytes())
     return image
 
@@ -66,9 +79,12 @@ def blend(image: Image.Image, label_map: LabelMap, palette: Sequence[Color], alp
         alpha: strength of the colour, 0 (none) to 1 (nothing but colour).
 
     Raises:
-        InputError: image and label map differ in size.
+        InputError: image and label map differ in size, the palette is no list of RGB colours, or alpha is no number
+            from 0 to 1.
     """
-    labels = _to_numpy(label_map)
+    if not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+        raise InputError(f"alpha must be a number from 0 to 1, got {alpha!r}")
+    labels, palette = _to_numpy(label_map), _colors(palette)
     if labels.shape != (image.height, image.width):
         raise InputError(f"image is {image.height}x{image.width}, label map {'x'.join(map(str, labels.shape))}")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -111,7 +127,13 @@ def overlay(
 
     Returns:
         RGB image: the given one and the legend.
+
+    Raises:
+        InputError: as [`blend`], or there are fewer colours than names of classes.
     """
+    palette = _colors(palette)
+    if len(palette) < len(class_names):
+        raise InputError(f"palette must have a colour for each of {len(class_names)} classes, got {len(palette)}")
     blended = blend(image, label_map, palette, alpha)
     shares = class_shares(label_map, len(class_names))
     present = [label for label in np.argsort(-shares, kind="stable") if shares[label] > 0]
@@ -145,14 +167,33 @@ def attention_map(attentions: Sequence[torch.Tensor], position: tuple[int, int])
 
     Returns:
         (H, W) weights that sum to 1.
+
+    Raises:
+        InputError: there is no round, one is of another shape, or the position lies elsewhere.
     """
-    height, width = attentions[0].shape[:2]
+    height, width = _checked_size(attentions)
+    if not _is_inside(position, height, width):
+        raise InputError(f"position must be (row, column) on a feature map of {height}x{width}, got {position!r}")
     weights = attentions[0].new_zeros(height, width)
     weights[position] = 1
     for attention in reversed(attentions):
         over_column, over_row = attention.split((height, width), dim=-1)
         weights = torch.einsum("ij,ijk->kj", weights, over_column) + torch.einsum("ij,ijk->ik", weights, over_row)
     return weights
+
+
+def _checked_size(attentions: Sequence[torch.Tensor]) -> tuple[int, int]:
+    """Height and width of the feature map whose attention this is."""
+    shapes = [tuple(getattr(attention, "shape", ())) for attention in attentions]
+    expected = (*shapes[0][:2], sum(shapes[0][:2])) if shapes else None
+    if not shapes or any(shape != expected for shape in shapes):
+        raise InputError(f"attentions must be one tensor (H, W, H + W) for each round, got shapes {shapes}")
+    return expected[:2]
+
+
+def _is_inside(position: tuple[int, int], height: int, width: int) -> bool:
+    is_pair = isinstance(position, Sequence) and len(position) == 2
+    return is_pair and all(isinstance(i, int) and 0 <= i < n for i, n in zip(position, (height, width), strict=True))
 
 
 def draw_attention(image: Image.Image, weights: torch.Tensor, position: tuple[int, int]) -> Image.Image:
@@ -162,7 +203,14 @@ def draw_attention(image: Image.Image, weights: torch.Tensor, position: tuple[in
         image: the image.
         weights: (h, w) weights over the feature map, as `attention_map` gives them; the largest is drawn full.
         position: (row, column) on the feature map whose attention this is; a ring marks it.
+
+    Raises:
+        InputError: the weights are no map, or nothing but 0, or the position lies elsewhere.
     """
+    if weights.dim() != 2 or not weights.max() > 0:
+        raise InputError(f"weights must be a map (h, w) with something in it, got shape {tuple(weights.shape)}")
+    if not _is_inside(position, *weights.shape):
+        raise InputError(f"position must be (row, column) on a map of {tuple(weights.shape)}, got {position!r}")
     strength = (weights / weights.max()).clamp(0, 1).float().cpu().numpy()
     mask = Image.fromarray((255 * strength).round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
     pale = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, _PAPER), 0.5)
@@ -249,8 +297,14 @@ def draw_legend(
     return panel
 
 
+def _colors(palette: Sequence[Color]) -> list[list[int]]:
+    with using(""):
+        return check_palette(palette)
+
+
 def _to_numpy(label_map: LabelMap) -> np.ndarray:
     labels = label_map.cpu().numpy() if isinstance(label_map, torch.Tensor) else np.asarray(label_map)
     if labels.ndim != 2:
         raise InputError(f"a label map has two axes (height, width), got shape {labels.shape}")
-    return labels.astype(np.int64)
+    with using("a label map"):
+        return segmentation_map_to_array(labels)

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -183,10 +184,23 @@ def test_channels_last_input_stays_channels_last(tiny_network):
             {"mode": "slide", "crop_size": (8, 8), "stride": (4, 9)},
             r"stride \(4, 9\) is larger than crop_size \(8, 8\)",
         ),
-        ({"mode": "slide", "crop_size": (8, 8), "stride": (0, 4)}, r"two positive numbers each, got .* \(0, 4\)"),
-        ({"mode": "slide", "crop_size": (8,), "stride": (4, 4)}, r"two positive numbers each, got \(8,\)"),
+        (
+            {"mode": "slide", "crop_size": (8, 8), "stride": (0, 4)},
+            r"stride must be two positive numbers, .* got \(0, 4\)",
+        ),
+        (
+            {"mode": "slide", "crop_size": (8,), "stride": (4, 4)},
+            r"crop_size must be two positive numbers, .* got \(8,\)",
+        ),
         ({"crop_size": (8, 8)}, r"crop_size \(8, 8\) and stride None belong to mode 'slide'"),
         ({"crop_batch_size": 0}, "crop_batch_size must be at least 1, got 0"),
+        ({"crop_batch_size": 2.5}, "crop_batch_size must be an integer, got 2.5"),
+        ({"crop_batch_size": "4"}, "crop_batch_size must be an integer, got '4'"),
+        ({"mode": "slide", "crop_size": 8, "stride": 4}, "crop_size must be two positive numbers, .* got 8"),
+        ({"mode": "slide", "crop_size": "88", "stride": 4}, "crop_size must be two positive numbers, .* got '88'"),
+        ({"mode": "slide", "crop_size": (8, 8), "stride": 4}, "stride must be two positive numbers, .* got 4"),
+        ({"mode": "slide", "crop_size": (8.5, 8), "stride": (4, 4)}, "crop_size must be two positive numbers"),
+        ({"mode": 5}, "mode must be 'whole' or 'slide', got 5"),
     ],
 )
 def test_wrong_windows_are_refused(tiny_network, arguments, message):
@@ -202,6 +216,13 @@ def test_wrong_windows_are_refused(tiny_network, arguments, message):
         ({"scales": ()}, r"at least one, got \(\)"),
         ({"scales": (1.0, 0.0)}, r"positive numbers, at least one, got \(1.0, 0.0\)"),
         ({"scales": (float("nan"),)}, "positive numbers"),
+        ({"scales": 1.0}, "positive numbers, at least one, got 1.0"),
+        ({"scales": "1.0"}, "positive numbers, at least one, got '1.0'"),
+        ({"scales": [None]}, "positive numbers"),
+        ({"flip_label_pairs": 5}, "flip_label_pairs must be pairs of labels, .* got 5"),
+        ({"flip_label_pairs": [3]}, "flip_label_pairs must be pairs"),
+        ({"flip_label_pairs": [(1, 2, 3)]}, "flip_label_pairs must be pairs"),
+        ({"flip_label_pairs": [("left", "right")]}, "flip_label_pairs must be pairs"),
         ({"flip_label_pairs": [(3, 5)]}, r"\(3, 5\), labels are 0..4"),
         ({"flip_label_pairs": [(1, 2), (2, 3)]}, "label 2 or 3 twice"),
     ],
@@ -211,9 +232,25 @@ def test_wrong_views_are_refused(tiny_network, arguments, message):
         Predictor(tiny_network(), None, **arguments)
 
 
-def test_wrong_input_shape_is_refused(tiny_network):
-    with pytest.raises(ValueError, match=r"got shape \(3, 16, 16\)"):
-        predict_logits(tiny_network(), noise(3, 16, 16))
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 3, 0, 16), (1, 3, 16, 0), (0, 3, 16, 16)])
+def test_wrong_input_shape_is_refused(tiny_network, shape):
+    with pytest.raises(ValueError, match=f"pixel_values must be a tensor .* got shape {re.escape(str(shape))}"):
+        predict_logits(tiny_network(), noise(*shape))
+
+
+@pytest.mark.parametrize("pixel_values", [None, [[1.0]], "street.png", np.zeros((1, 3, 16, 16))])
+def test_input_of_another_kind_is_refused(tiny_network, pixel_values):
+    with pytest.raises(ValueError, match="pixel_values must be a tensor"):
+        predict_logits(tiny_network(), pixel_values)
+
+
+@pytest.mark.parametrize(
+    "images", [Image.new("RGB", (6, 4)), np.zeros((4, 6, 3), np.uint8), torch.zeros(3, 4, 6), "street.png"]
+)
+def test_one_image_is_not_taken_for_several(tiny_network, images):
+    """The rows of an array would be."""
+    with pytest.raises(ValueError, match="label_maps takes a list of images, label_map one; got"):
+        Predictor(tiny_network(), None).label_maps(images)
 
 
 SIZE = {"shortest_edge": 40, "longest_edge": 72}

@@ -113,6 +113,17 @@ def test_gradcheck(spatial):
     assert torch.autograd.gradcheck(criss_cross_attention, inputs)
 
 
+@pytest.mark.parametrize(
+    ("channels", "values", "spatial"),
+    [(3, 5, (0,)), (3, 5, (0, 4)), (3, 5, (4, 0)), (3, 5, (2, 0, 4)), (0, 5, (4, 4)), (3, 0, (4, 4))],
+)
+@pytest.mark.parametrize("function", [criss_cross_attention, criss_cross_attention_with_weights])
+def test_axes_of_nothing_are_refused(function, channels, values, spatial):
+    query, value = torch.zeros(1, channels, *spatial), torch.zeros(1, values, *spatial)
+    with pytest.raises(ValueError, match="criss_cross_attention needs channels and positions, got query"):
+        function(query, query, value)
+
+
 def test_empty_batch():
     inputs = random_inputs((4, 5), batch=0)
     assert criss_cross_attention(*inputs).shape == (0, 5, 4, 5)

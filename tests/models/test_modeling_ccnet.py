@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,24 @@ def test_images_of_any_size(size):
 def test_an_untrained_layer_is_the_identity():
     hidden_state = torch.randn(1, 16, 5, 7)
     assert torch.equal(CrissCrossAttention(16)(hidden_state)[0], hidden_state)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", 0),
+        ("hidden_size", "512"),
+        ("hidden_size", 16.0),
+        ("query_key_size", 0),
+        ("query_key_size", -1),
+        ("recurrence", 0),
+        ("recurrence", 1.5),
+        ("recurrence", True),
+    ],
+)
+def test_layers_name_what_they_cannot_have(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {value!r}"):
+        RecurrentCrissCrossAttention(**{"hidden_size": 16} | {name: value})
 
 
 def test_recurrence_applies_one_layer_repeatedly():
@@ -338,6 +357,11 @@ def test_inputs_must_be_normalised_images(pixel_values):
     for part in (model, model.model, model.model.backbone):
         with pytest.raises(ValueError, match="pixel_values must be floating point"):
             part((pixel_values * 100).to(torch.uint8))
+        for shape in ((3, 32, 32), (1, 3, 0, 32), (1, 3, 32, 0), (1, 2, 3, 32, 32)):
+            with pytest.raises(
+                ValueError, match=rf"pixel_values must be \(batch, .* got shape {re.escape(str(shape))}"
+            ):
+                part(torch.zeros(shape))
 
 
 def test_the_checkpoint_in_the_repository_runs_as_it_loads():

@@ -28,7 +28,8 @@ def confusion_matrix(
     """Count the pixels of one image by true and predicted class.
 
     Args:
-        prediction: ids of any shape, integers or whole floats; an id that is no class counts as missed, as in the metrics of the peers.
+        prediction: ids of any shape, integers or whole floats; one that is no class counts as missed, as in the
+            metrics of the peers.
         reference: ids of the same shape, each a class or `ignore_index`.
         num_labels: ids 0..num_labels - 1 are classes.
         ignore_index: true id of the pixels that do not count.

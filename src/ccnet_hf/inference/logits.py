@@ -1,7 +1,10 @@
 """From network input to class logits of its size: the whole input at once, or a sliding window."""
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -44,6 +47,9 @@ def predict_logits(
     Raises:
         InputError: unknown mode, missing or impossible crop size or stride, wrong shape of `pixel_values`.
     """
+    if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or 0 in pixel_values.shape:
+        given = f"shape {tuple(pixel_values.shape)}" if hasattr(pixel_values, "shape") else repr(pixel_values)
+        raise InputError(f"pixel_values must be a tensor (batch, channels, height, width), got {given}")
     crop_size, stride = sliding_window(model.config, mode, crop_size, stride)
     positive("crop_batch_size", crop_batch_size)
     if align_corners is None:
@@ -123,19 +129,30 @@ def sliding_window(
     stride = config.inference.get("stride") if stride is None else stride
     if crop_size is None or stride is None:
         raise InputError(f"mode 'slide' needs crop_size and stride, got {crop_size} and {stride}")
-    crop_size, stride = tuple(crop_size), tuple(stride)
-    if len(crop_size) != 2 or len(stride) != 2 or min(*crop_size, *stride) < 1:
-        raise InputError(f"crop_size and stride must be two positive numbers each, got {crop_size} and {stride}")
+    crop_size, stride = _pair("crop_size", crop_size), _pair("stride", stride)
     if stride[0] > crop_size[0] or stride[1] > crop_size[1]:
         raise InputError(f"stride {stride} is larger than crop_size {crop_size}: pixels between would be missed")
     return crop_size, stride
 
 
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    sides = tuple(value) if isinstance(value, Sequence | np.ndarray) else ()
+    if len(sides) != 2 or not all(_is_integer(side) and side >= 1 for side in sides):
+        raise InputError(f"{name} must be two positive numbers, height and width, got {value!r}")
+    return int(sides[0]), int(sides[1])
+
+
 def positive(name: str, value: int) -> int:
-    """`value`, or InputError if it is below 1."""
+    """`value`, or InputError if it is no integer of at least 1."""
+    if not _is_integer(value):
+        raise InputError(f"{name} must be an integer, got {value!r}")
     if value < 1:
         raise InputError(f"{name} must be at least 1, got {value}")
     return value
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def resize(logits: torch.Tensor, size: Size, align_corners: bool) -> torch.Tensor:
@@ -151,9 +168,6 @@ def _inside(array: torch.Tensor, window: Window) -> torch.Tensor:
 
 
 def _to_model(pixel_values: torch.Tensor, model: nn.Module) -> torch.Tensor:
-    if pixel_values.dim() != 4:
-        shape = tuple(pixel_values.shape)
-        raise InputError(f"pixel_values must be (batch, channels, height, width), got shape {shape}")
     parameters = list(model.parameters())
     # Weights that are offloaded have no device; Accelerate moves the input to where they will be.
     devices = [parameter.device for parameter in parameters if not parameter.is_meta]

@@ -3,6 +3,8 @@
 import math
 import os
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +43,8 @@ class Predictor:
             the benchmark whose classes the model has, if there is one.
 
     Raises:
-        InputError: no scale, a scale that is not positive, impossible windows or label pairs; and from a prediction,
-            an image that a scale or the processor would enlarge beyond what `ccnet_hf.limits` allows.
+        InputError: no scale, a scale that is no positive number, impossible windows or label pairs; and from a
+            prediction, an image that a scale or the processor would enlarge beyond what `ccnet_hf.limits` allows.
     """
 
     def __init__(
@@ -61,9 +63,9 @@ class Predictor:
         self.image_processor = image_processor
         self.crop_size, self.stride = sliding_window(model.config, mode, crop_size, stride)
         self.crop_batch_size = positive("crop_batch_size", crop_batch_size)
-        self.scales = tuple(scales)
-        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
-            raise InputError(f"scales must be positive numbers, at least one, got {self.scales}")
+        if not isinstance(scales, Sequence | np.ndarray) or not len(scales) or not all(map(_is_scale, scales)):
+            raise InputError(f"scales must be positive numbers, at least one, got {scales!r}")
+        self.scales = tuple(float(scale) for scale in scales)
         self.flip = flip
         if flip_label_pairs is None:
             flip_label_pairs = benchmarks.flip_label_pairs(model.config.id2label)
@@ -96,6 +98,9 @@ class Predictor:
 
     def label_maps(self, images: Sequence[InputImage]) -> list[torch.Tensor]:
         """As `label_map` for several images; those of equal network input size share one forward pass."""
+        is_batch = isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4
+        if not is_batch and not isinstance(images, list | tuple):
+            raise InputError(f"label_maps takes a list of images, label_map one; got {type(images).__name__}")
         images = [_upright(image) for image in images]
         if self.is_augmented:
             return [probabilities.argmax(dim=0) for probabilities in self._mean_probabilities(images)]
@@ -161,6 +166,9 @@ class Predictor:
 def _exchange(num_labels: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
     """For every label the one that mirroring turns it into."""
     exchanged = list(range(num_labels))
+    is_list = isinstance(pairs, Sequence) and all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs)
+    if not is_list or not all(isinstance(label, Integral) for pair in pairs for label in pair):
+        raise InputError(f"flip_label_pairs must be pairs of labels, such as [(14, 15)], got {pairs!r}")
     for first, second in pairs:
         if not (0 <= first < num_labels and 0 <= second < num_labels):
             raise InputError(f"flip_label_pairs has ({first}, {second}), labels are 0..{num_labels - 1}")
@@ -168,6 +176,10 @@ def _exchange(num_labels: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
             raise InputError(f"flip_label_pairs names label {first} or {second} twice: {tuple(pairs)}")
         exchanged[first], exchanged[second] = second, first
     return exchanged
+
+
+def _is_scale(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def _check_enlarged(size: tuple[int, int], pixels: float, by: str) -> None:

@@ -20,6 +20,7 @@ AUTO_MAP = {
     "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
 }
 
+# Beyond these, building or running a model would take memory until the system ends the process.
 MAX_NUM_LABELS = 65_536
 MAX_RECURRENCE = 100
 
@@ -43,7 +44,7 @@ class CCNetConfig(CCNetConfigMixin, PreTrainedConfig):
             Channels of query and key in the attention.
         recurrence (`int`, defaults to 2):
             How often the criss-cross attention is applied with the same weights (R in the paper, section 3.3). 0 is
-            the plain FCN head, the control of every experiment.
+            the plain FCN head, the control of every experiment; 100 is the most.
         head_activation (`str`, defaults to `"relu"`):
             `"relu"`, or `"leaky_relu"` (slope 0.01) as in the authors' checkpoints.
         concat_input (`bool`, defaults to `True`):

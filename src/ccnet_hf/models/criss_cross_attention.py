@@ -124,6 +124,8 @@ def _check_inputs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
         raise ValueError(
             f"criss_cross_attention takes (batch, channels, 1 to 3 spatial axes), got {_shapes(query, key, value)}"
         )
+    if 0 in query.shape[1:] or 0 in value.shape[1:]:
+        raise ValueError(f"criss_cross_attention needs channels and positions, got {_shapes(query, key, value)}")
     same_places = (
         query.dim() == value.dim() and query.shape[0] == value.shape[0] and query.shape[2:] == value.shape[2:]
     )

@@ -89,6 +89,11 @@ class CCNetConvLayer(nn.Module):
         return self.activation(self.normalization(self.convolution(hidden_state)))
 
 
+def _check_positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
 class CrissCrossAttention(nn.Module):
     """
     Criss-cross attention (paper section 3.2, equations 1 and 2): every pixel gathers values from its row and its
@@ -99,11 +104,17 @@ class CrissCrossAttention(nn.Module):
     Args:
         hidden_size: channels of input, value and output.
         query_key_size: channels of query and key; an eighth of `hidden_size` if `None`.
+
+    Raises:
+        ValueError: one of them is no integer of at least 1.
     """
 
     def __init__(self, hidden_size: int, query_key_size: int | None = None):
         super().__init__()
-        query_key_size = query_key_size or max(1, hidden_size // 8)
+        _check_positive("hidden_size", hidden_size)
+        if query_key_size is None:
+            query_key_size = max(1, hidden_size // 8)
+        _check_positive("query_key_size", query_key_size)
         self.query = nn.Conv2d(hidden_size, query_key_size, kernel_size=1)
         self.key = nn.Conv2d(hidden_size, query_key_size, kernel_size=1)
         self.value = nn.Conv2d(hidden_size, hidden_size, kernel_size=1)
@@ -144,13 +155,12 @@ class RecurrentCrissCrossAttention(CrissCrossAttention):
         recurrence: number of rounds, R in the paper, at least 1.
 
     Raises:
-        ValueError: there is no round.
+        ValueError: one of them is no integer of at least 1.
     """
 
     def __init__(self, hidden_size: int, query_key_size: int | None = None, recurrence: int = 2):
         super().__init__(hidden_size, query_key_size)
-        if recurrence < 1:
-            raise ValueError(f"recurrence must be at least 1, got {recurrence}")
+        _check_positive("recurrence", recurrence)
         self.recurrence = recurrence
 
     def forward(

@@ -20,8 +20,11 @@ def in_dtype_of_weights(pixel_values: torch.Tensor, model: nn.Module) -> torch.T
     """Pixel values in the dtype of the model's first weights, unless autocast chooses the dtype of what follows.
 
     Raises:
-        ValueError: they are integers, so an image that has not been normalised.
+        ValueError: they are no batch of images, or integers, so images that have not been normalised.
     """
+    if pixel_values.dim() != 4 or 0 in pixel_values.shape[1:]:
+        shape = tuple(pixel_values.shape)
+        raise ValueError(f"pixel_values must be (batch, channels, height, width), with pixels, got shape {shape}")
     if not pixel_values.is_floating_point():
         raise ValueError(
             f"pixel_values must be floating point, as the image processor gives them, got {pixel_values.dtype}"
