@@ -12,6 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ccnet_hf
+from ccnet_hf.errors import InputError
 from ccnet_hf.kernels import libraries, load
 from ccnet_hf.kernels.__main__ import main
 
@@ -99,7 +100,7 @@ def test_attached_once():
 def test_copies_of_the_operator_change_nothing():
     """A checkpoint's remote code brings a copy of the file, before this package or after it."""
     stand_ins = load._stand_ins
-    path = Path(ccnet_hf.__file__).parent / "criss_cross_attention.py"
+    path = Path(ccnet_hf.__file__).parent / "models" / "criss_cross_attention.py"
     specification = importlib.util.spec_from_file_location("remote_criss_cross_attention", path)
     copy = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(copy)
@@ -186,7 +187,7 @@ def test_cuda_on_request_fails_with_the_reason(gpu, monkeypatch, reason):
         put_library(libraries.cache_folder(), "9.0")
     message = {"no library": "no compiled library was found", "broken library": "cannot be loaded"}[reason]
     for _ in range(2):
-        with pytest.raises(OSError, match=message):
+        with pytest.raises(InputError, match=message):
             call_on_cuda()
     # The answer can change: after a build, or with another value.
     monkeypatch.setenv("CCNET_HF_KERNELS", "torch")

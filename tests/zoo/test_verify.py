@@ -82,7 +82,7 @@ def test_weights_that_are_not_finite(small_folder, capsys):
     model = AutoModelForSemanticSegmentation.from_pretrained(small_folder)
     model.classifier.bias.data[3] = torch.nan
     model.save_pretrained(small_folder)
-    assert "classifier.bias holds NaN" in refuse(capsys, small_folder)
+    assert "classifier.bias has values that are not finite" in refuse(capsys, small_folder)
 
 
 def test_no_folder(tmp_path, capsys):

@@ -125,10 +125,10 @@ PROCESSOR_FAULTS = {
         "cannot be read: size is at most 268,435,456 pixels a side",
     ),
     "text for a mean": (lambda d: change(d / PROCESSOR, image_mean="grey"), "cannot be read: "),
-    "two means": (lambda d: change(d / PROCESSOR, image_mean=[0.5, 0.5]), "cannot be read: .*`image_mean` has 2"),
+    "two means": (lambda d: change(d / PROCESSOR, image_mean=[0.5, 0.5]), "cannot be read: .*`image_mean` and `image_std` must hold one number"),
     "a mean that is NaN": (
         lambda d: change(d / PROCESSOR, image_mean=[float("nan")] * 3),
-        "do not make finite numbers",
+        "`image_mean` must be finite numbers",
     ),
     "a deviation of 0": (lambda d: change(d / PROCESSOR, image_std=[0, 1, 1]), "cannot be read: "),
     "a factor that is text": (lambda d: change(d / PROCESSOR, rescale_factor="1/255"), "cannot be read: "),
@@ -153,7 +153,7 @@ WEIGHT_FAULTS = {
         r"classifier.bias has shape \(6,\) in model.safetensors, \(5,\) by config.json",
     ),
     "a configuration of more channels": (
-        lambda d: change(d / CONFIG, hidden_size=10**6),
+        lambda d: change(d / CONFIG, hidden_size=1000),
         r"has shape \(\d.*\) in model.safetensors, \(\d.*\) by config.json",
     ),
     "complex": (
