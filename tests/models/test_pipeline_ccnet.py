@@ -1,6 +1,7 @@
 """`AutoImageProcessor` and `pipeline("image-segmentation")` in fresh processes, by the package and by remote code."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import pipeline
 
 import ccnet_hf
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor, CCNetResNetConfig
+from ccnet_hf.models import image_processing_common_ccnet as common
 from ccnet_hf.models.image_processing_pil_ccnet import CCNetImageProcessorPil
 
 
@@ -157,3 +160,23 @@ class OfAUser(CCNetForSemanticSegmentation):
 def test_a_subclass_takes_no_file_of_its_own_along(tmp_path, folder):
     OfAUser.from_pretrained(folder / NAME).save_pretrained(tmp_path)
     assert not (tmp_path / Path(__file__).name).exists()
+
+
+def test_a_pipeline_in_batches_says_what_images_of_different_sizes_need(folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    common.logger.warning_once.cache_clear()
+    segmenter = pipeline("image-segmentation", model=folder / NAME)
+    images = [Image.open(folder / "image.png"), Image.open(folder / "image.png").resize((40, 48))]
+    for image in images:
+        segmenter(image)
+    assert not caplog.records
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        segmenter(images, batch_size=2)
+    (record,) = caplog.records
+    assert 'set `do_pad=True, pad_size={"height": ..., "width": ...}` on the image processor' in record.message
+    segmenter.image_processor.do_pad = True
+    segmenter.image_processor.pad_size = {"height": 160, "width": 160}
+    for segments, image in zip(segmenter(images, batch_size=2), images, strict=True):
+        assert {segment["mask"].size for segment in segments} == {image.size}
+        assert sum(np.asarray(segment["mask"], dtype=bool) for segment in segments).all()
+    assert len(caplog.records) == 1

@@ -96,6 +96,18 @@ class CCNetImageProcessorMixin:
         refuse(type(self), mistaken_names(kwargs, self.valid_kwargs.__annotations__))
         super().__init__(**kwargs)
 
+    @property
+    def padding_value(self) -> float:
+        """What padding is filled with, after normalization. transformers' pipelines ask for it before they make
+        batches, which only network inputs of one size can share; how to have them is said here, once."""
+        if not self.pad_size and not (self.do_resize and self.size and self.size.height):
+            logger.warning_once(
+                "`pipeline(..., batch_size=...)` needs network inputs of one size. Where your images differ, set "
+                '`do_pad=True, pad_size={"height": ..., "width": ...}` on the image processor, or a `size` of fixed '
+                "height and width."
+            )
+        return 0.0
+
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
         """As every processor's; what in a file looks like an argument but is none is kept, with a warning."""
