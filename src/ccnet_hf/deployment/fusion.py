@@ -1,0 +1,237 @@
+"""Exact rewrites of a network for inference: the same function in fewer and larger operations.
+
+Every rewrite is a function of its own. Numbers are computed in float64, whatever the model's dtype, and rounded once.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ccnet_hf.criss_cross_attention import criss_cross_attention
+from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation, CCNetHead, RecurrentCrissCrossAttention
+
+
+_EXAMPLE_SIZE = 64  # pixels; of the image that finds out which layers follow each other
+_TOLERANCE = 1e-8  # of the largest value, in float64
+
+
+def fold_batch_norm(convolution: nn.Conv2d, normalization: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias, in float64, of the convolution that computes `normalization(convolution(x))` in eval mode."""
+    weight, bias = _parameters(convolution)
+    deviation = (normalization.running_var.double() + normalization.eps).sqrt()
+    scale = (1 if normalization.weight is None else normalization.weight.detach().double()) / deviation
+    shift = 0 if normalization.bias is None else normalization.bias.detach().double()
+    return weight * scale.view(-1, 1, 1, 1), (bias - normalization.running_mean.double()) * scale + shift
+
+
+def merge_convolutions(convolutions: Sequence[nn.Conv2d]) -> nn.Conv2d:
+    """One convolution whose output is the concatenated output of several that read the same input alike."""
+    weights, biases = zip(*map(_parameters, convolutions), strict=True)
+    return _convolution(convolutions[0], torch.cat(weights), torch.cat(biases))
+
+
+def split_convolution(convolution: nn.Conv2d, channels: Sequence[int]) -> list[nn.Conv2d]:
+    """Convolutions of the parts of a concatenated input, whose sum is the convolution of the whole; the first one
+    carries the bias."""
+    weight, bias = _parameters(convolution)
+    biases = [bias] + [torch.zeros_like(bias)] * (len(channels) - 1)
+    return [
+        _convolution(convolution, part, part_bias)
+        for part, part_bias in zip(weight.split(list(channels), dim=1), biases, strict=True)
+    ]
+
+
+def scale_convolution(convolution: nn.Conv2d, factor: torch.Tensor) -> nn.Conv2d:
+    """The convolution that computes `factor * convolution(x)`."""
+    weight, bias = _parameters(convolution)
+    return _convolution(convolution, weight * factor.detach().double(), bias * factor.detach().double())
+
+
+def _parameters(convolution: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = convolution.weight.detach().double()
+    bias = weight.new_zeros(len(weight)) if convolution.bias is None else convolution.bias.detach().double()
+    return weight, bias
+
+
+def _convolution(like: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
+    """A convolution of the geometry and dtype of `like` with other numbers."""
+    convolution = nn.utils.skip_init(
+        nn.Conv2d,
+        weight.shape[1],
+        weight.shape[0],
+        like.kernel_size,
+        like.stride,
+        like.padding,
+        like.dilation,
+        device=weight.device,
+        dtype=like.weight.dtype,
+    )
+    _assign(convolution, weight, bias)
+    return convolution.to(memory_format=torch.channels_last)
+
+
+def _assign(convolution: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    dtype = convolution.weight.dtype
+    convolution.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    convolution.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+
+
+def fold_batch_norms(module: nn.Module, example: torch.Tensor) -> int:
+    """Fold every batch norm that directly follows a convolution into it, in place.
+
+    Which one follows which is seen by running the module once, so that it works for networks of any library. Whether
+    nothing else reads the convolution's output is seen by running it again.
+
+    Args:
+        module: takes one tensor, in eval mode; best in float64, and rounded afterwards.
+        example: such a tensor, of the module's dtype.
+
+    Returns:
+        The number of batch norms folded; 0 where the result would not be the same.
+    """
+    with torch.no_grad():
+        pairs, expected = _find_pairs(module, example)
+        saved = [(convolution, convolution.weight, convolution.bias) for convolution, _ in pairs]
+        names = {child: name for name, child in module.named_modules()}
+        for convolution, normalization in pairs:
+            _assign(convolution, *fold_batch_norm(convolution, normalization))
+            module.set_submodule(names[normalization], _rest_of(normalization))
+        if _are_close(_tensors(module(example)), expected):
+            return len(pairs)
+        for convolution, weight, bias in saved:
+            convolution.weight, convolution.bias = weight, bias
+        for _, normalization in pairs:
+            module.set_submodule(names[normalization], normalization)
+    return 0
+
+
+def _find_pairs(
+    module: nn.Module, example: torch.Tensor
+) -> tuple[list[tuple[nn.Conv2d, nn.Module]], list[torch.Tensor]]:
+    """Convolutions and the batch norms that read their very output, each used once, and what the module returns."""
+    produced: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}
+    pairs, calls = [], []
+
+    def after_convolution(convolution, arguments, output):
+        produced[id(output)] = convolution, output  # kept alive, so that no other tensor takes the number
+        calls.append(convolution)
+
+    def before_normalization(normalization, arguments):
+        calls.append(normalization)
+        convolution, output = produced.get(id(arguments[0]), (None, None))
+        if output is arguments[0] and convolution is not None:
+            pairs.append((convolution, normalization))
+
+    handles = []
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            handles.append(child.register_forward_hook(after_convolution))
+        elif _rest_of(child) is not None and child.running_mean is not None:
+            handles.append(child.register_forward_pre_hook(before_normalization))
+    try:
+        outputs = _tensors(module(example))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [pair for pair in pairs if all(calls.count(child) == 1 for child in pair)], outputs
+
+
+def _rest_of(normalization: nn.Module) -> nn.Module | None:
+    """What a batch norm does beside normalising, or `None` if a module is no batch norm that can be folded."""
+    if type(normalization) is nn.BatchNorm2d:
+        return nn.Identity()
+    if isinstance(normalization, nn.BatchNorm2d) and hasattr(normalization, "act"):  # timm's, with its activation
+        return nn.Sequential(getattr(normalization, "drop", nn.Identity()), normalization.act)
+    return None
+
+
+def _tensors(output: torch.Tensor | Sequence | dict) -> list[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output
+    return [tensor for value in values if value is not None for tensor in _tensors(value)]
+
+
+def _are_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return all(
+        (mine - theirs).abs().max() <= _TOLERANCE * (1 + theirs.abs().max())
+        for mine, theirs in zip(found, expected, strict=True)
+    )
+
+
+class FusedAttention(nn.Module):
+    """[`RecurrentCrissCrossAttention`] with query, key and gamma times value as one convolution."""
+
+    def __init__(self, attention: RecurrentCrissCrossAttention):
+        super().__init__()
+        self.sizes = [layer.out_channels for layer in (attention.query, attention.key, attention.value)]
+        value = scale_convolution(attention.value, attention.gamma)
+        self.projection = merge_convolutions([attention.query, attention.key, value])
+        self.recurrence = attention.recurrence
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """(B, hidden_size, H, W) -> (B, hidden_size, H, W)."""
+        for _ in range(self.recurrence):
+            query, key, value = self.projection(hidden_state).split(self.sizes, dim=1)
+            hidden_state = hidden_state + criss_cross_attention(query, key, value)
+        return hidden_state
+
+
+class FusedHead(nn.Module):
+    """[`CCNetHead`] whose batch norms are folded, with all that reads the backbone's map in one convolution: the
+    head's first one, and the map's part of the last, which waits for the other part."""
+
+    def __init__(self, head: CCNetHead):
+        super().__init__()
+        first, last = head.input_projection, head.fusion
+        self.hidden_size = first.convolution.out_channels
+        self.activation = first.activation
+        self.attention = None if head.attention is None else FusedAttention(head.attention)
+        self.output_projection = head.output_projection.convolution
+        self.first, self.last = first.convolution, None
+        if last is not None:
+            map_size = first.convolution.in_channels
+            of_map, self.last = split_convolution(last.convolution, [map_size, self.hidden_size])
+            self.first = merge_convolutions([first.convolution, of_map])
+
+    def forward(
+        self, feature_map: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """As [`CCNetHead.forward`], without attention weights."""
+        feature_map = feature_map.to(self.output_projection.weight.dtype)
+        attended, *waiting = self.first(feature_map).split(self.hidden_size, dim=1)
+        attended = self.activation(attended)
+        if self.attention is not None:
+            attended = self.attention(attended)
+        hidden_state = self.activation(self.output_projection(attended))
+        if self.last is not None:
+            hidden_state = self.activation(self.last(hidden_state).add_(waiting[0]))
+        return hidden_state, attended, None
+
+
+def fuse(model: CCNetForSemanticSegmentation) -> CCNetForSemanticSegmentation:
+    """A copy of a model in float64 that computes the same logits in fewer operations, for inference.
+
+    Batch norms are folded, wherever the backbone comes from; the head becomes a [`FusedHead`]; what only training
+    needs is left out. The copy gives no attention weights.
+
+    Args:
+        model: is left as it is.
+
+    Returns:
+        The copy, to be rounded with `.to(dtype)`.
+    """
+    fused = copy.deepcopy(model).eval().requires_grad_(False).double()
+    fused.auxiliary_head = fused.category_projection = None
+    head = fused.model.head
+    example = torch.zeros(1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE, dtype=torch.float64, device=fused.device)
+    example.normal_(generator=torch.Generator(fused.device).manual_seed(0))
+    fold_batch_norms(fused.model.backbone, example)
+    for layer in (head.input_projection, head.output_projection, head.fusion):
+        if layer is not None:
+            _assign(layer.convolution, *fold_batch_norm(layer.convolution, layer.normalization))
+            layer.normalization = nn.Identity()
+    fused.model.head = FusedHead(head)
+    return fused
