@@ -49,8 +49,7 @@ def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.T
         ValueError: shapes, dtypes or devices that do not go together; the message shows what was given.
     """
     _check_inputs(query, key, value)
-    if torch.onnx.is_in_onnx_export():
-        # ONNX knows plain operations only; torch.compile and torch.export keep the operator.
+    if _is_exporting():
         output, _ = _joint_attention(query, key, value)
         return output
     output, _ = torch.ops.ccnet_hf.criss_cross_attention(query, key, value)
@@ -90,7 +89,7 @@ def criss_cross_attention_residual(
                 f"criss_cross_attention_residual needs one dtype and device, got {name} {tensor.dtype} on "
                 f"{tensor.device} for value {value.dtype} on {value.device}"
             )
-    if torch.onnx.is_in_onnx_export():
+    if _is_exporting():
         output, _ = _joint_attention(query, key, value)
         return gamma * output + residual
     output, _ = torch.ops.ccnet_hf.criss_cross_attention_residual(query, key, value, gamma, residual)
@@ -117,6 +116,12 @@ def criss_cross_attention_with_weights(
     """
     _check_inputs(query, key, value)
     return _joint_attention(query, key, value)
+
+
+def _is_exporting() -> bool:
+    """Whether a program for another runtime is being made, by `torch.export` or by either exporter to ONNX. Runtimes
+    know plain operations only; `torch.compile` keeps the operator."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def _check_inputs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -155,26 +160,29 @@ def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _joint_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One softmax over the concatenated scores of all axes, written in plain operations."""
-    axes = range(1, query.dim() - 1)
+    rank = query.dim() - 2
+    axes = range(1, rank + 1)
     statistics = _statistics_dtype(query.dtype)
-    # Scores may exceed what half precision holds.
-    query, key, value = (tensor.movedim(1, -1) for tensor in (query.to(statistics), key.to(statistics), value))
+    # Scores may exceed what half precision holds. Exporters want permutations without negative axes.
+    channels_last = (0, *range(2, rank + 2), 1)
+    query, key, value = (tensor.permute(channels_last) for tensor in (query.to(statistics), key.to(statistics), value))
     sizes = query.shape[1:-1]
+    # By axis: the order (B, *other axes, axis, channels), which makes matrices of its lines, and the way back.
+    orders = [(0, *(other for other in axes if other != axis), axis, rank + 1) for axis in axes]
+    inverses = [tuple(order.index(axis) for axis in range(rank + 2)) for order in orders]
     scores = []
-    for axis in axes:
-        # (B, *other axes, n, D): lines along `axis`.
-        lines = query.movedim(axis, -2) @ key.movedim(axis, -2).transpose(-1, -2)
+    for axis, order, inverse in zip(axes, orders, inverses, strict=True):
+        lines = query.permute(order) @ key.permute(order).transpose(rank, rank + 1)
         if axis != axes[-1]:
-            places = torch.arange(sizes[axis - 1], device=query.device)
-            lines = lines.masked_fill(places[:, None] == places, -math.inf)
-        scores.append(lines.movedim(-2, axis))
-    scores = torch.cat(scores, dim=-1)
-    weights = scores.softmax(dim=-1).to(value.dtype)
+            positions = torch.arange(sizes[axis - 1], device=query.device)
+            lines = lines.masked_fill(positions[:, None] == positions, -math.inf)
+        scores.append(lines.permute(inverse))
+    weights = torch.cat(scores, dim=-1).softmax(dim=-1).to(value.dtype)
     output = None
-    for axis, part in zip(axes, weights.split(list(sizes), dim=-1), strict=True):
-        gathered = (part.movedim(axis, -2) @ value.movedim(axis, -2)).movedim(-2, axis)
+    for part, order, inverse in zip(weights.split(list(sizes), dim=-1), orders, inverses, strict=True):
+        gathered = (part.permute(order) @ value.permute(order)).permute(inverse)
         output = gathered if output is None else output + gathered
-    return output.movedim(-1, 1), weights
+    return output.permute(0, rank + 1, *axes), weights
 
 
 # --- the operator's form: lines of one axis at a time, merged by their log-sum-exp ----------------------------------
