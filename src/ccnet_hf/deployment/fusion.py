@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ccnet_hf.criss_cross_attention import criss_cross_attention
-from ccnet_hf.modeling_ccnet import CCNetForSemanticSegmentation, CCNetHead, RecurrentCrissCrossAttention
+from ccnet_hf.models.criss_cross_attention import criss_cross_attention
+from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation, CCNetHead, RecurrentCrissCrossAttention
 
 
 _EXAMPLE_SIZE = 64  # pixels; of the image that finds out which layers follow each other

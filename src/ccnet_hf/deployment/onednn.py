@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ccnet_hf.modeling_ccnet_resnet import CCNetResNetBackbone, CCNetResNetBottleneck, CCNetResNetConvLayer
+from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone, CCNetResNetBottleneck, CCNetResNetConvLayer
 
 
 def is_available() -> bool:
