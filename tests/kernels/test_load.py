@@ -124,7 +124,7 @@ def test_tracing_does_not_choose():
     compiled = torch.compile(Attention(), backend="eager", fullgraph=True)
     assert torch.equal(compiled(*make_inputs()), expected)
     exported = torch.export.export(Attention(), make_inputs())
-    assert torch.equal(exported.module()(*make_inputs()), expected)
+    torch.testing.assert_close(exported.module()(*make_inputs()), expected)
     assert load._stand_ins is not None
 
 

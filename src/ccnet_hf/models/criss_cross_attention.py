@@ -172,17 +172,27 @@ def _joint_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     inverses = [tuple(order.index(axis) for axis in range(rank + 2)) for order in orders]
     scores = []
     for axis, order, inverse in zip(axes, orders, inverses, strict=True):
-        lines = query.permute(order) @ key.permute(order).transpose(rank, rank + 1)
+        lines = _multiply(query.permute(order), key.permute(order).transpose(rank, rank + 1))
         if axis != axes[-1]:
             positions = torch.arange(sizes[axis - 1], device=query.device)
             lines = lines.masked_fill(positions[:, None] == positions, -math.inf)
         scores.append(lines.permute(inverse))
     weights = torch.cat(scores, dim=-1).softmax(dim=-1).to(value.dtype)
     output = None
+    # Added in one order of memory: of two, `torch.export` would have to know which stride is the larger one.
     for part, order, inverse in zip(weights.split(list(sizes), dim=-1), orders, inverses, strict=True):
-        gathered = (part.permute(order) @ value.permute(order)).permute(inverse)
+        gathered = _multiply(part.permute(order), value.permute(order)).permute(inverse).contiguous()
         output = gathered if output is None else output + gathered
     return output.permute(0, rank + 1, *axes), weights
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`left @ right`. In a program exported for images of any size, a fixed number of them goes one by one: `matmul`
+    would number the lines of all images along one axis, and `torch.export` cannot prove that it may."""
+    fixed, *others = left.shape[:-2]
+    if isinstance(fixed, int) and fixed > 1 and any(isinstance(size, torch.SymInt) for size in others):
+        return torch.stack([_multiply(*one) for one in zip(left, right, strict=True)])
+    return left @ right
 
 
 # --- the operator's form: lines of one axis at a time, merged by their log-sum-exp ----------------------------------
