@@ -373,7 +373,7 @@ def test_a_wrong_name_is_answered_with_the_known_ones():
         get_recipe("ccnet-r50")
     with pytest.raises(ValueError, match="camvid"):
         get_benchmark("coco-stuff")
-    assert set(BENCHMARKS) == {"cityscapes", "ade20k", "voc12aug", "lip", "camvid"}
+    assert {"cityscapes", "ade20k", "voc12aug", "lip", "camvid"} <= set(BENCHMARKS)
 
 
 def test_override_training():

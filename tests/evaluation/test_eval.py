@@ -15,8 +15,7 @@ from tiny_models import tiny_model
 from turned import encode_turned, turn
 
 from ccnet_hf import CCNetImageProcessor
-from ccnet_hf.data.benchmarks import CITYSCAPES
-from ccnet_hf.data.benchmarks.cityscapes import LABEL_IDS
+from ccnet_hf.data.benchmarks.cityscapes import CITYSCAPES, LABEL_IDS
 from ccnet_hf.evaluation import eval as evaluate_module
 from ccnet_hf.evaluation.eval import main
 from ccnet_hf.inference import Predictor

@@ -26,7 +26,6 @@ def test_committed_cards_are_the_rendered_ones(tmp_path):
     assert rendered.keys() == committed.keys()
     changed = [name for name in rendered if rendered[name] != committed[name]]
     assert not changed, f"run `python -m ccnet_hf.zoo cards`; these differ: {changed}"
-    assert len(rendered) == 16
 
 
 @every_variant

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from ccnet_hf.recipes import zoo_recipes
 from ccnet_hf.zoo.__main__ import SUBCOMMANDS, main
 
 
 def test_json(capsys):
     assert main(["list", "--json"]) == 0
     variants = json.loads(capsys.readouterr().out)
-    assert len({variant["name"] for variant in variants}) == 16
+    assert len({variant["name"] for variant in variants}) == len(zoo_recipes())
     (best,) = (variant for variant in variants if variant["short_name"] == "ccnet-r101-cityscapes")
     assert best["name"] == "ccnet-r101-cityscapes-769x769-80k"
     assert best["reported"]["mean_iou"] == 79.45
@@ -20,7 +21,7 @@ def test_json(capsys):
 def test_table(capsys):
     assert main(["list"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 16
+    assert len(lines) == len(zoo_recipes())
     assert "reported mIoU" in header
     assert any(line.split()[:2] == ["ccnet-r50-ade20k-512x512-160k", "150"] and "42.08" in line for line in lines)
 

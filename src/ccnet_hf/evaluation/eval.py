@@ -14,7 +14,7 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from ccnet_hf.data.benchmarks import CITYSCAPES
+from ccnet_hf.data.benchmarks.cityscapes import CITYSCAPES
 from ccnet_hf.data.images import turned_note
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.errors import InputError, reading

@@ -1,14 +1,25 @@
 """How every published CCNet is built, fed, trained and tested: the one table the rest of the package reads."""
 
-from ccnet_hf.recipes.recipe import (
-    RECIPES,
-    SHORT_NAMES,
-    Recipe,
-    TrainingRecipe,
-    get_recipe,
-    override_training,
-    zoo_recipes,
-)
+from ccnet_hf.errors import InputError
+from ccnet_hf.recipes.further_variants import FURTHER_VARIANTS
+from ccnet_hf.recipes.recipe import Recipe, TrainingRecipe, override_training
+from ccnet_hf.recipes.zoo_variants import SHORT_NAMES, ZOO_VARIANTS
+
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*ZOO_VARIANTS, *FURTHER_VARIANTS)}
+
+
+def zoo_recipes() -> list[Recipe]:
+    """The recipes that mmsegmentation publishes a checkpoint for."""
+    return [recipe for recipe in RECIPES.values() if recipe.checkpoint_file]
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return the recipe with this name or short name; `InputError` with the known names if there is none."""
+    full_name = SHORT_NAMES.get(name, name)
+    if full_name not in RECIPES:
+        raise InputError(f"unknown variant {name!r}; known are {', '.join([*RECIPES, *SHORT_NAMES])}")
+    return RECIPES[full_name]
 
 
 __all__ = [

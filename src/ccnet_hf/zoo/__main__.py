@@ -6,7 +6,7 @@ from ccnet_hf.command import run_subcommand
 
 
 SUBCOMMANDS = {
-    "list": ("ccnet_hf.zoo.listing", "[--json]: list the 16 variants"),
+    "list": ("ccnet_hf.zoo.listing", "[--json]: list the variants"),
     "verify": ("ccnet_hf.zoo.verify", "DIR: check a converted folder"),
     "export": ("ccnet_hf.zoo.to_mmsegmentation", "DIR --output F.pth: write a folder as a mmsegmentation checkpoint"),
     "cards": ("ccnet_hf.zoo.cards", "[--output_dir DIR]: write the model cards"),

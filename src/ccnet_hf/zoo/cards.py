@@ -1,4 +1,4 @@
-"""Model cards of the zoo: one template, filled from `recipes.py` and nowhere else."""
+"""Model cards of the zoo: one template, filled from the recipes and the benchmarks' records and nowhere else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,17 +17,6 @@ NAMESPACE = "<namespace>"  # stands in the cards of the repository; a pushed car
 
 _MMSEGMENTATION = "https://github.com/open-mmlab/mmsegmentation/blob/v1.2.2/configs/ccnet"
 _REPORTED_SPLIT = "validation"
-
-# benchmark: name among the Hub's datasets, name of its terms, page with its terms
-_DATASETS = {
-    "cityscapes": ("cityscapes", "cityscapes-terms", "https://www.cityscapes-dataset.com/license/"),
-    "ade20k": (
-        "zhoubolei/scene_parse_150",
-        "ade20k-terms",
-        "https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/",
-    ),
-    "voc12aug": ("pascal_voc_2012", "pascal-voc-terms", "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"),
-}
 
 _TEMPLATE = Template("""\
 ---
@@ -137,12 +126,6 @@ denominator, plus 0.4 times that of an auxiliary FCN head.
 ```
 """)
 
-_SCENES = {
-    "cityscapes": "streets of German and nearby cities, seen from one car by day in fair weather",
-    "ade20k": "photographs of indoor and outdoor scenes",
-    "voc12aug": "photographs from Flickr, mostly with few and large objects",
-}
-
 
 def repository_names(recipe: Recipe) -> tuple[str, ...]:
     """Names of the repositories that hold this variant: its own, and its short one if it has one."""
@@ -162,7 +145,6 @@ def render_card(recipe: Recipe, name: str | None = None, namespace: str = NAMESP
     """
     name = name or recipe.name
     benchmark, training, reported = get_benchmark(recipe.benchmark), recipe.training, recipe.reported
-    _, _, license_link = _DATASETS[recipe.benchmark]
     depth = sum(recipe.model["backbone_config"]["depths"]) * 3 + 2
     inference, pipeline_remark = _inference(recipe)
     ratios = [f"{ratio:g}" for ratio in recipe.tta_ratios]
@@ -191,7 +173,7 @@ def render_card(recipe: Recipe, name: str | None = None, namespace: str = NAMESP
         mean_iou_multi_scale_flip=f"{reported['mean_iou_multi_scale_flip']:.2f}",
         costs=_costs(reported),
         num_train=f"{benchmark.num_examples['train']:,}",
-        license_link=license_link,
+        license_link=benchmark.license_link,
         data_license=benchmark.license,
         iterations=f"{training.max_train_steps:,}",
         batch_size=training.batch_size,
@@ -204,18 +186,17 @@ def render_card(recipe: Recipe, name: str | None = None, namespace: str = NAMESP
         ratio_high=training.ratio_range[1],
         crop="x".join(map(str, training.crop_size)),
         cat_max_ratio=f"{training.cat_max_ratio:.0%}",
-        scenes=_SCENES[recipe.benchmark],
+        scenes=benchmark.scenes,
     )
 
 
 def _metadata(recipe: Recipe, name: str) -> ModelCardData:
     benchmark = get_benchmark(recipe.benchmark)
-    dataset, license_name, license_link = _DATASETS[recipe.benchmark]
     results = [
         EvalResult(
             task_type="image-segmentation",
             task_name="Semantic segmentation",
-            dataset_type=dataset,
+            dataset_type=benchmark.hub_dataset_id,
             dataset_name=benchmark.title,
             dataset_split=_REPORTED_SPLIT,
             metric_type="mean_iou",
@@ -233,10 +214,10 @@ def _metadata(recipe: Recipe, name: str) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="image-segmentation",
         license="other",
-        license_name=license_name,
-        license_link=license_link,
+        license_name=benchmark.license_name,
+        license_link=benchmark.license_link,
         tags=["ccnet", "semantic-segmentation", "criss-cross-attention"],
-        datasets=[dataset],
+        datasets=[benchmark.hub_dataset_id],
         metrics=["mean_iou"],
         model_name=name,
         eval_results=results,

@@ -26,7 +26,7 @@ class ConvertArguments:
         metadata={"help": "zoo variant, e.g. ccnet-r101-cityscapes (see `python -m ccnet_hf.zoo list`)"},
     )
     all: bool = field(
-        default=False, metadata={"help": "convert all 16 variants, but for those that --output holds already"}
+        default=False, metadata={"help": "convert all variants of the zoo, but for those that --output holds already"}
     )
     checkpoint: str | None = field(
         default=None, metadata={"help": ".pth file of mmsegmentation or of the authors; default: download the zoo's"}

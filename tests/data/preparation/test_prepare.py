@@ -23,11 +23,12 @@ from turned import encode_turned, turn
 
 from ccnet_hf.data import benchmarks
 from ccnet_hf.data.archives import RawFile
-from ccnet_hf.data.benchmarks.layout import LabelFormat, RawExample
+from ccnet_hf.data.benchmarks.layout import LabelFormat
 from ccnet_hf.data.dataset_arguments import DatasetArguments
 from ccnet_hf.data.loading import SegmentationDataset, load_split
 from ccnet_hf.data.preparation import prepare as prepare_module
 from ccnet_hf.data.preparation.card import dataset_repository
+from ccnet_hf.data.preparation.examples import RawExample
 from ccnet_hf.data.preparation.parquet import check_parquet, parquet_writer
 from ccnet_hf.data.preparation.prepare import build, main, prepare_dataset
 from ccnet_hf.data.preparation.shards import row_maker
@@ -50,7 +51,7 @@ def small_benchmarks(request, monkeypatch):
             raw = dataclasses.replace(raw, num_by_prefix={split: {city: 2} for split, city in cities.items()})
         elif name == "ade20k":
             names = {split: [example[0] for example in examples] for split, examples in EXAMPLES[name].items()}
-            raw = dataclasses.replace(raw, names=lambda files, split, names=names: names[split])
+            raw = dataclasses.replace(raw, names=lambda split, lists, names=names: set(names[split]))
         small = dataclasses.replace(benchmark, num_examples=counts, raw=raw)
         monkeypatch.setitem(benchmarks.BENCHMARKS, name, small)
 
@@ -121,7 +122,7 @@ def test_loads_mapped_streamed_and_with_other_columns(tmp_path, monkeypatch):
     features = mapped["train"].features
     assert isinstance(features["image"], datasets.Image)
     assert isinstance(features["label"], datasets.Image)
-    assert features["classes"].feature.names == list(benchmarks.CAMVID.class_names)
+    assert features["classes"].feature.names == list(benchmarks.get_benchmark("camvid").class_names)
     streamed = datasets.load_dataset(str(tmp_path / "out"), streaming=True)
     assert list(streamed) == list(mapped)
     for split in mapped:
@@ -150,7 +151,7 @@ def test_card_states_terms_counts_mapping_and_classes(tmp_path):
     assert [split["num_examples"] for split in card.data.dataset_info["splits"]] == [2, 2]
     assert "non-commercial research" in card.text
     assert "| 19 | Right-shoe | 255 170 0 |" in card.text
-    assert benchmarks.LIP.raw.mapping in card.text
+    assert benchmarks.get_benchmark("lip").raw.mapping in card.text
 
 
 # Labels by every route
@@ -217,7 +218,7 @@ def test_voc_training_list_is_the_official_one(shared_dir):
     voc_train = set(generator.choice(official, 1464, replace=False).tolist())
     sbd = set(official) - set(list(voc_train)[:700]) | set(val[::2])
     assert training_names(voc_train, set(val), sbd) == set(official)
-    assert len(official) == benchmarks.VOC12AUG.num_examples["train"]
+    assert len(official) == benchmarks.get_benchmark("voc12aug").num_examples["train"]
 
 
 def test_voc_palette_expanded_to_rgb_is_mapped_back(tmp_path):
@@ -756,7 +757,8 @@ def test_a_killed_worker_is_named(tmp_path):
     write(tmp_path, "1.png", b"label")
     image, label = (RawFile(name, tmp_path / name, (tmp_path / name).stat().st_size) for name in ("1.jpg", "1.png"))
     example = RawExample("1", (image,), (label,), LabelFormat("", {}, decode=die))
-    with pytest.raises(InputError, match="a worker died: killed"), row_maker(benchmarks.LIP, 2) as make_rows:
+    benchmark = benchmarks.get_benchmark("lip")
+    with pytest.raises(InputError, match="a worker died: killed"), row_maker(benchmark, 2) as make_rows:
         list(make_rows([example]))
 
 

@@ -1,19 +1,24 @@
-"""The benchmarks: classes, colours, splits and the way from their archives to a Hugging Face dataset."""
+"""The benchmarks, one module with one record each: classes, colours, splits, terms, protocol and their archives.
+
+A new benchmark is a new module here that holds its `Benchmark`; nothing else has to name it.
+"""
 
 from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 
-from ccnet_hf.data.benchmarks.ade20k import ADE20K
-from ccnet_hf.data.benchmarks.camvid import CAMVID
-from ccnet_hf.data.benchmarks.cityscapes import CITYSCAPES
-from ccnet_hf.data.benchmarks.lip import LIP
 from ccnet_hf.data.benchmarks.record import Benchmark
-from ccnet_hf.data.benchmarks.voc12aug import VOC12AUG
 from ccnet_hf.errors import InputError
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark for benchmark in (CITYSCAPES, ADE20K, VOC12AUG, LIP, CAMVID)
-}
+def _records() -> dict[str, Benchmark]:
+    """The records in the modules of this folder, by name."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, Benchmark)]
+    return {benchmark.name: benchmark for benchmark in found}
+
+
+BENCHMARKS: dict[str, Benchmark] = _records()
 
 
 def get_benchmark(name: str) -> Benchmark:
@@ -32,12 +37,7 @@ def flip_label_pairs(id2label: Mapping[int, str]) -> tuple[tuple[int, int], ...]
 
 
 __all__ = [
-    "ADE20K",
     "BENCHMARKS",
-    "CAMVID",
-    "CITYSCAPES",
-    "LIP",
-    "VOC12AUG",
     "Benchmark",
     "flip_label_pairs",
     "get_benchmark",

@@ -1,10 +1,9 @@
 """ADE20K scene parsing, 150 classes (Zhou et al., 2017). In the source 0 is "other" and class ids start at 1."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmarks.layout import LabelFormat, RawLayout
-from ccnet_hf.data.benchmarks.record import Benchmark
+from ccnet_hf.data.benchmarks.record import Benchmark, Protocol
 
 
 # Name and RGB colour, by training id.
@@ -164,10 +163,10 @@ _CLASSES = (
 _NUM_EXAMPLES = {"train": 20210, "validation": 2000}
 
 
-def _names(files: Sequence[RawFile], split: str) -> list[str]:
+def _names(split: str, lists: Mapping[str, set[str]]) -> set[str]:
     """The images of a split are numbered without a gap."""
     prefix = {"train": "train", "validation": "val"}[split]
-    return [f"ADE_{prefix}_{number:08d}" for number in range(1, _NUM_EXAMPLES[split] + 1)]
+    return {f"ADE_{prefix}_{number:08d}" for number in range(1, _NUM_EXAMPLES[split] + 1)}
 
 
 ADE20K = Benchmark(
@@ -177,8 +176,13 @@ ADE20K = Benchmark(
     palette=tuple(colour for _, colour in _CLASSES),
     num_examples=_NUM_EXAMPLES,
     reduce_labels=True,
+    scenes="photographs of indoor and outdoor scenes",
     homepage="https://groups.csail.mit.edu/vision/datasets/ADE20K/",
     license="non-commercial research and education",
+    license_name="ade20k-terms",
+    license_link="https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/",
+    hub_dataset_id="zhoubolei/scene_parse_150",
+    protocol=Protocol(size=(2048, 512), images_per_gpu=4),
     raw=RawLayout(
         images=("images/{split}/(?P<name>ADE_(?:train|val)_\\d{8})\\.jpg",),
         labels=(

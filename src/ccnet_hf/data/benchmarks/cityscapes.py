@@ -1,7 +1,7 @@
 """Cityscapes: streets of 50 cities, 19 classes (Cordts et al., 2016). Training ids, not the 34 label ids."""
 
 from ccnet_hf.data.benchmarks.layout import LabelFormat, RawLayout
-from ccnet_hf.data.benchmarks.record import Benchmark
+from ccnet_hf.data.benchmarks.record import Benchmark, Protocol
 
 
 # Name and RGB colour, by training id.
@@ -49,8 +49,13 @@ CITYSCAPES = Benchmark(
     class_names=tuple(name for name, _ in _CLASSES),
     palette=tuple(colour for _, colour in _CLASSES),
     num_examples={"train": 2975, "validation": 500, "test": 1525},
+    scenes="streets of German and nearby cities, seen from one car by day in fair weather",
     homepage="https://www.cityscapes-dataset.com",
     license="non-commercial research, no redistribution",
+    license_name="cityscapes-terms",
+    license_link="https://www.cityscapes-dataset.com/license/",
+    hub_dataset_id="cityscapes",
+    protocol=Protocol(size=(2048, 1024), images_per_gpu=2),
     raw=RawLayout(
         images=("leftImg8bit/{split}/[^/]+/(?P<name>[^/]+)_leftImg8bit\\.png",),
         labels=(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 import numpy as np
 
-from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.images import open_image
-from ccnet_hf.errors import InputError, reading
+from ccnet_hf.errors import InputError
 from ccnet_hf.models.image_transforms_ccnet import stored_orientation
 
 
@@ -93,6 +89,19 @@ def _ranges(values: Sequence[int]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class NameList:
+    """A file of the distribution that lists names, one per line.
+
+    Attributes:
+        pattern: regular expression for the end of its path.
+        description: the file and what it belongs to, for people.
+    """
+
+    pattern: str
+    description: str
+
+
+@dataclass(frozen=True)
 class RawLayout:
     """Where the images and labels of a benchmark are found in its official distribution.
 
@@ -100,12 +109,14 @@ class RawLayout:
         images: regular expressions for the end of an image's path, in order of preference; see `LabelFormat.pattern`.
         labels: kinds of label files, in order of preference.
         splits: our name of every split -> the distribution's.
-        names: lists the names that a split (ours) should have, or is `None` where the files themselves tell.
-        name_list: regular expression of a file that lists the names of a split, a line each; where a distribution
-            has it, its names are the split's.
-        num_by_prefix: by split, how many names begin with a prefix and `_`; says which part is missing.
         description: the archives and the files to look for, for people.
         mapping: how training ids follow from the distribution's labels, for people.
+        name_list: regular expression of a file that lists the names of a split, one per line; where a distribution
+            has it, its names are the split's.
+        required_lists: files that list names and without which a split cannot be told.
+        names: the names that a split (ours) should have, given the names in `required_lists`; `None` where the files
+            themselves or `name_list` tell.
+        num_by_prefix: by split, how many names begin with a prefix and `_`; says which part is missing.
     """
 
     images: tuple[str, ...]
@@ -113,88 +124,7 @@ class RawLayout:
     splits: Mapping[str, str]
     description: str
     mapping: str
-    names: Callable[[Sequence[RawFile], str], list[str]] | None = None
     name_list: str | None = None
+    required_lists: Mapping[str, NameList] = field(default_factory=dict)
+    names: Callable[[str, Mapping[str, set[str]]], set[str]] | None = None
     num_by_prefix: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RawExample:
-    """An image and its label as they are found: all copies of either, and nothing where it is missing."""
-
-    name: str
-    image: tuple[RawFile, ...]
-    label: tuple[RawFile, ...]
-    label_format: LabelFormat | None
-
-    @property
-    def is_absent(self) -> bool:
-        """Whether there is nothing of it but its name in a list."""
-        return not (self.image or self.label)
-
-
-def find_examples(files: Sequence[RawFile], layout: RawLayout) -> dict[str, list[RawExample]]:
-    """Sort the files of a distribution into examples by split, in the order of their names.
-
-    What a list or the numbering names is there even if its files are not; so is an image without a label and a label
-    without an image.
-    """
-    found = {}
-    for split, raw_split in layout.splits.items():
-        images = [_by_name(files, pattern, raw_split) for pattern in layout.images]
-        labels = [_by_name(files, label.pattern, raw_split) for label in layout.labels]
-        names = None
-        if layout.names is not None:
-            names = layout.names(files, split)
-        elif layout.name_list is not None:
-            names = read_names(files, layout.name_list.replace("{split}", raw_split))
-        if names is None:
-            names = set().union(*images, *labels)
-        examples = []
-        for name in sorted(names):
-            image = next((group[name] for group in images if name in group), ())
-            label, label_format = next(
-                ((group[name], form) for group, form in zip(labels, layout.labels, strict=True) if name in group),
-                ((), None),
-            )
-            examples.append(RawExample(name, tuple(image), tuple(label), label_format))
-        found[split] = examples
-    return found
-
-
-def _match(files: Sequence[RawFile], pattern: str) -> list[tuple[re.Match[str], RawFile]]:
-    expression = re.compile(f"(?:^|/){pattern}$")
-    return [(match, file) for file in files if (match := expression.search(file.path))]
-
-
-def _by_name(files: Sequence[RawFile], pattern: str, raw_split: str) -> dict[str, list[RawFile]]:
-    groups = defaultdict(list)
-    for match, file in _match(files, pattern.replace("{split}", raw_split)):
-        with reading(f"the name of {file}"):
-            match["name"].encode()  # file systems and archives allow names that are no text
-        groups[match["name"]].append(file)
-    return groups
-
-
-def read_names(files: Sequence[RawFile], pattern: str) -> list[str] | None:
-    """Read a list of names: the stem of the first word of every line; `None` if there is no such file.
-
-    Raises:
-        InputError: there are several, and they differ.
-    """
-    lists = [file for _, file in _match(files, pattern)]
-    if not lists:
-        return None
-    content = read_same(lists)
-    with reading(str(lists[0])):
-        lines = content.decode().splitlines()
-    return [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
-
-
-def read_same(files: Sequence[RawFile]) -> bytes:
-    """Read a file of which there may be several copies; `InputError` naming them if two differ."""
-    content = files[0].read()
-    for file in files[1:]:
-        if file.read() != content:
-            raise InputError(f"{files[0]} and {file} should be copies of one file and differ; remove the wrong one")
-    return content

@@ -1,8 +1,23 @@
-"""What is the same for every benchmark: its classes, colours, splits and terms, in one record."""
+"""What is the same for every benchmark: its classes, colours, splits, terms and protocol, in one record."""
 
 from dataclasses import dataclass, field
 
 from ccnet_hf.data.benchmarks.layout import RawLayout
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How mmsegmentation trains and tests on a benchmark; what differs by variant stands in `ccnet_hf.recipes`.
+
+    Attributes:
+        size: (long, short) side of the keep-ratio resize in training and test, in pixels.
+        images_per_gpu: of a training step.
+        pad_before_normalization: pad small crops with black instead of the mean colour.
+    """
+
+    size: tuple[int, int]
+    images_per_gpu: int
+    pad_before_normalization: bool = False
 
 
 @dataclass(frozen=True)
@@ -18,8 +33,13 @@ class Benchmark:
         reduce_labels: whether label 0 of the source means "ignore" and every other label is one too high (ADE20K).
         ignore_index: label of pixels that neither train nor count.
         flip_label_pairs: pairs of training ids that a horizontal flip exchanges (left and right arm).
-        homepage: where the data and its terms are found.
+        scenes: what its images show, as a model card says what a model was trained on.
+        homepage: where the data is found.
         license: the terms in a few words.
+        license_name: the terms as the Hub's metadata call them.
+        license_link: page with the terms.
+        hub_dataset_id: what metadata on the Hub call the dataset; empty where it has no such name.
+        protocol: of mmsegmentation's model zoo; `None` where the zoo has no CCNet for the benchmark.
         raw: how its official distribution is laid out and labelled.
     """
 
@@ -31,8 +51,13 @@ class Benchmark:
     reduce_labels: bool = False
     ignore_index: int = 255
     flip_label_pairs: tuple[tuple[int, int], ...] = field(default=())
+    scenes: str = ""
     homepage: str = ""
     license: str = ""
+    license_name: str = ""
+    license_link: str = ""
+    hub_dataset_id: str = ""
+    protocol: Protocol | None = None
     raw: RawLayout | None = None
 
     @property

@@ -1,13 +1,12 @@
 """Pascal VOC 2012 with SBD's labels in the training set (Hariharan et al., 2011), 21 classes with background."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from ccnet_hf.data.archives import RawFile
-from ccnet_hf.data.benchmarks.layout import LabelFormat, RawLayout, read_names
-from ccnet_hf.data.benchmarks.record import Benchmark
+from ccnet_hf.data.benchmarks.layout import LabelFormat, NameList, RawLayout
+from ccnet_hf.data.benchmarks.record import Benchmark, Protocol
 from ccnet_hf.errors import InputError
 
 
@@ -38,10 +37,12 @@ _CLASSES = (
 
 _VOID_COLOUR = (224, 224, 192)
 _LISTS = {
-    "VOC train": ("ImageSets/Segmentation/train\\.txt", "ImageSets/Segmentation/train.txt of VOCdevkit/VOC2012"),
-    "VOC val": ("ImageSets/Segmentation/val\\.txt", "ImageSets/Segmentation/val.txt of VOCdevkit/VOC2012"),
-    "SBD train": ("dataset/train\\.txt", "benchmark_RELEASE/dataset/train.txt of SBD"),
-    "SBD val": ("dataset/val\\.txt", "benchmark_RELEASE/dataset/val.txt of SBD"),
+    "VOC train": NameList(
+        "ImageSets/Segmentation/train\\.txt", "ImageSets/Segmentation/train.txt of VOCdevkit/VOC2012"
+    ),
+    "VOC val": NameList("ImageSets/Segmentation/val\\.txt", "ImageSets/Segmentation/val.txt of VOCdevkit/VOC2012"),
+    "SBD train": NameList("dataset/train\\.txt", "benchmark_RELEASE/dataset/train.txt of SBD"),
+    "SBD val": NameList("dataset/val\\.txt", "benchmark_RELEASE/dataset/val.txt of SBD"),
 }
 
 
@@ -50,16 +51,10 @@ def training_names(voc_train: set[str], voc_val: set[str], sbd: set[str]) -> set
     return (voc_train | sbd) - voc_val
 
 
-def _names(files: Sequence[RawFile], split: str) -> list[str]:
-    lists = {}
-    for key, (pattern, path) in _LISTS.items():
-        names = read_names(files, pattern)
-        if names is None:
-            raise InputError(f"the list {path} is missing")
-        lists[key] = set(names)
+def _names(split: str, lists: Mapping[str, set[str]]) -> set[str]:
     if split == "validation":
-        return sorted(lists["VOC val"])
-    return sorted(training_names(lists["VOC train"], lists["VOC val"], lists["SBD train"] | lists["SBD val"]))
+        return lists["VOC val"]
+    return training_names(lists["VOC train"], lists["VOC val"], lists["SBD train"] | lists["SBD val"])
 
 
 def _decode_sbd(encoded: bytes) -> np.ndarray:
@@ -81,8 +76,13 @@ VOC12AUG = Benchmark(
     class_names=tuple(name for name, _ in _CLASSES),
     palette=tuple(colour for _, colour in _CLASSES),
     num_examples={"train": 10582, "validation": 1449},
+    scenes="photographs from Flickr, mostly with few and large objects",
     homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
     license="images from Flickr under their own terms",
+    license_name="pascal-voc-terms",
+    license_link="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+    hub_dataset_id="pascal_voc_2012",
+    protocol=Protocol(size=(2048, 512), images_per_gpu=4, pad_before_normalization=True),
     raw=RawLayout(
         images=("JPEGImages/(?P<name>\\d{4}_\\d{6})\\.jpg", "dataset/img/(?P<name>\\d{4}_\\d{6})\\.jpg"),
         labels=(
@@ -94,6 +94,7 @@ VOC12AUG = Benchmark(
             LabelFormat("dataset/cls/(?P<name>\\d{4}_\\d{6})\\.mat", {i: i for i in range(21)}, decode=_decode_sbd),
         ),
         splits={"train": "train", "validation": "val"},
+        required_lists=_LISTS,
         names=_names,
         description=(
             "VOCtrainval_11-May-2012.tar (VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}) "

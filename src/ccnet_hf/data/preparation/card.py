@@ -80,8 +80,8 @@ def write_card(
     data = DatasetCardData(
         pretty_name=benchmark.title,
         license="other",
-        license_name=f"{benchmark.name}-terms",
-        license_link=benchmark.homepage,
+        license_name=benchmark.license_name,
+        license_link=benchmark.license_link,
         task_categories=["image-segmentation"],
         task_ids=["semantic-segmentation"],
         annotations_creators=["expert-generated"],

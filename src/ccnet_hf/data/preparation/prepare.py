@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 
 from ccnet_hf.data.archives import check_sources, close_archives, list_files
 from ccnet_hf.data.benchmarks import Benchmark, get_benchmark
-from ccnet_hf.data.benchmarks.layout import RawExample, find_examples
 from ccnet_hf.data.images import check_max_pixels, turned_note
 from ccnet_hf.data.preparation.card import dataset_repository, write_card
+from ccnet_hf.data.preparation.examples import RawExample, find_examples
 from ccnet_hf.data.preparation.prepare_arguments import PrepareArguments, main
 from ccnet_hf.data.preparation.shards import Shard, dataset_features, plan_shards, row_maker, write_shard
 from ccnet_hf.errors import InputError

@@ -21,9 +21,9 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ccnet_hf.data.benchmarks.layout import RawExample, read_same
 from ccnet_hf.data.benchmarks.record import Benchmark
 from ccnet_hf.data.images import open_image
+from ccnet_hf.data.preparation.examples import RawExample, read_same
 from ccnet_hf.data.preparation.parquet import CHECKSUM_KEY, check_parquet, parquet_writer
 from ccnet_hf.errors import InputError
 from ccnet_hf.models.image_transforms_ccnet import fit_labels, stored_orientation
