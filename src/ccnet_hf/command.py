@@ -23,6 +23,7 @@ EXTRAS = {
     "accelerate": "train",
     "datasets": "train",
     "evaluate": "train",
+    "matplotlib": "train",
     "psutil": "train",
     "pyarrow": "train",
     "scipy": "train",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from math import ceil, floor, log10
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,8 @@ from ccnet_hf.files import atomic_file
 from ccnet_hf.inference import Predictor
 from ccnet_hf.training.progress import LOG_FILE, read_log
 from ccnet_hf.visualization import Color, class_shares, colorize, draw_legend, format_share
+from ccnet_hf.visualization.curves import Points, draw_curves
+from ccnet_hf.visualization.segmentation import INK, PAPER
 
 
 CURVES_FILE, PREDICTIONS_FILE = "training_curves.png", "predictions.png"
@@ -27,9 +28,6 @@ _PANELS = {
     "learning rate": {"lr": "learning rate"},
     "gamma": {"gamma": "gamma"},
 }
-_COLORS = ((37, 99, 235), (217, 119, 6), (5, 150, 105), (190, 24, 93))
-_PAPER, _INK, _FAINT, _GRID = (255, 255, 255), (32, 33, 36), (128, 134, 139), (232, 234, 237)
-_SCALE = 2  # drawn larger and shrunk, which smooths the lines
 _NUM_IMAGES = 4
 _CELL_WIDTH = 440
 
@@ -45,9 +43,8 @@ def save_report(
         dataset: the first four of its examples are shown, or of a mapped one four from all over it.
         palette: RGB colour (0..255) per class.
     """
-    rows = read_log(output_dir / LOG_FILE)
-    if rows:
-        _save(draw_curves(rows), output_dir / CURVES_FILE)
+    if panels := training_curves(read_log(output_dir / LOG_FILE)):
+        _save(draw_curves(panels, smoothed=("losses",)), output_dir / CURVES_FILE)
     step = 1 if dataset.streamed else max(1, len(dataset) // _NUM_IMAGES)
     examples = list(islice(dataset.examples(0, step), _NUM_IMAGES))
     if examples:
@@ -87,10 +84,10 @@ def draw_predictions(
     width = 3 * _CELL_WIDTH + 4 * margin
     legend = draw_legend(entries, 18, width=width) if entries else Image.new("RGB", (width, 0))
     head = 40
-    canvas = Image.new("RGB", (width, head + sum(heights) + margin * len(heights) + legend.height), _PAPER)
+    canvas = Image.new("RGB", (width, head + sum(heights) + margin * len(heights) + legend.height), PAPER)
     pen = ImageDraw.Draw(canvas)
     for column, title in enumerate(("image", "truth", "prediction")):
-        pen.text((margin + column * (_CELL_WIDTH + margin), head / 2), title, font=font, fill=_INK, anchor="lm")
+        pen.text((margin + column * (_CELL_WIDTH + margin), head / 2), title, font=font, fill=INK, anchor="lm")
     top = head
     for (image, truth, _), prediction, height in zip(examples, predictions, heights, strict=True):
         size = (_CELL_WIDTH, height)
@@ -105,80 +102,18 @@ def draw_predictions(
     return canvas
 
 
-def draw_curves(rows: Sequence[dict[str, float]]) -> Image.Image:
-    """Draw losses, scores, learning rate and gamma over the steps, as far as the log has them.
+def training_curves(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, Points]]:
+    """The finite numbers of a log as curves: title of a diagram -> name of a line -> its points, where there are any.
 
     Args:
         rows: of the log, as `read_log` gives them.
     """
-    panels = []
+    panels = {}
     for title, names in _PANELS.items():
         lines = {
             text: [(row["step"], row[name]) for row in rows if name in row and np.isfinite(row[name])]
             for name, text in names.items()
         }
         if lines := {text: points for text, points in lines.items() if points}:
-            panels.append(_panel(title, lines, last_step=rows[-1]["step"]))
-    width, height = panels[0].size
-    columns = min(2, len(panels))
-    canvas = Image.new("RGB", (columns * width, ceil(len(panels) / columns) * height), _PAPER)
-    for index, panel in enumerate(panels):
-        canvas.paste(panel, (index % columns * width, index // columns * height))
-    return canvas.resize((canvas.width // _SCALE, canvas.height // _SCALE), Image.Resampling.LANCZOS)
-
-
-def _panel(title: str, lines: dict[str, list[tuple[int, float]]], last_step: int) -> Image.Image:
-    """One diagram; losses of many steps are drawn pale, with their running means over them."""
-    width, height = 640 * _SCALE, 400 * _SCALE
-    left, top, right, bottom = 84 * _SCALE, 56 * _SCALE, width - 24 * _SCALE, height - 44 * _SCALE
-    small, large = (ImageFont.load_default(size=size * _SCALE) for size in (14, 17))
-    values = [value for points in lines.values() for _, value in points]
-    ticks = _ticks(min(values), max(values))
-    low, high = ticks[0], ticks[-1]
-
-    def place(step: float, value: float) -> tuple[float, float]:
-        return left + (right - left) * step / last_step, bottom - (bottom - top) * (value - low) / (high - low)
-
-    image = Image.new("RGB", (width, height), _PAPER)
-    pen = ImageDraw.Draw(image)
-    pen.text((left, 26 * _SCALE), title, font=large, fill=_INK, anchor="lm")
-    for value in ticks:
-        y = place(0, value)[1]
-        pen.line((left, y, right, y), fill=_GRID, width=_SCALE)
-        pen.text((left - 8 * _SCALE, y), f"{value:.6g}", font=small, fill=_FAINT, anchor="rm")
-    for step in _ticks(0, last_step):
-        if step == int(step) and step <= last_step:
-            x = place(step, low)[0]
-            pen.text((x, bottom + 16 * _SCALE), f"{int(step)}", font=small, fill=_FAINT, anchor="mm")
-    legend_end = right
-    for (text, points), color in reversed(list(zip(lines.items(), _COLORS, strict=False))):
-        steps, heights = np.array(points, dtype=float).T
-        spots = [place(*point) for point in points]
-        if title == "losses" and len(points) > 200:
-            pale = tuple(round(0.25 * part + 0.75 * 255) for part in color)
-            pen.line(spots, fill=pale, width=_SCALE, joint="curve")
-            window = len(points) // 50
-            means = np.convolve(heights, np.ones(window) / window, mode="valid")
-            centres = np.convolve(steps, np.ones(window) / window, mode="valid")
-            spots = [place(*point) for point in zip(centres, means, strict=True)]
-        pen.line(spots, fill=color, width=2 * _SCALE, joint="curve")
-        if len(spots) <= 20:
-            for x, y in spots:
-                pen.ellipse((x - 3 * _SCALE, y - 3 * _SCALE, x + 3 * _SCALE, y + 3 * _SCALE), fill=color)
-        if len(lines) > 1:
-            pen.text((legend_end, 26 * _SCALE), text, font=small, fill=_INK, anchor="rm")
-            legend_end -= small.getlength(text) + 6 * _SCALE
-            pen.line((legend_end - 18 * _SCALE, 26 * _SCALE, legend_end, 26 * _SCALE), fill=color, width=3 * _SCALE)
-            legend_end -= 36 * _SCALE
-    return image
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers, evenly spaced, that enclose a range."""
-    if low == high:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    raw = (high - low) / 5
-    power = 10 ** floor(log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
-    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
-    return [index * step for index in range(first, last + 1)]
+            panels[title] = lines
+    return panels
