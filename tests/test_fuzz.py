@@ -52,9 +52,9 @@ def predict(folder: Path) -> None:
     """Load a checkpoint and label an image with it."""
     predictor = Predictor(*load_checkpoint(str(folder), device="cpu"))
     label_map = predictor.label_map(Image.fromarray(striped_image(0, 16, 24)))
-    num_labels = predictor.model.config.num_labels
+    num_labels = predictor.config.num_labels
     assert label_map.shape == (16, 24) and 0 <= label_map.min() <= label_map.max() < num_labels
-    assert all(isinstance(predictor.model.config.id2label[label], str) for label in range(num_labels))
+    assert all(isinstance(predictor.config.id2label[label], str) for label in range(num_labels))
 
 
 # Fields of other models and of transformers' own that a file might have as well.

@@ -55,7 +55,7 @@ def _evaluate(arguments: EvalArguments, process: PartialState) -> None:
         if file is not None:
             check_file(file)  # before the work, not after it
     predictor = arguments.load_predictor()
-    config = predictor.model.config
+    config = predictor.config
     class_names = [config.id2label[label] for label in range(config.num_labels)]
     export = None
     if arguments.export_dir is not None:
@@ -140,7 +140,7 @@ def _notes(predictor: Predictor, class_names: Sequence[str], result: dict[str, A
     notes = [turned_note(result["turned"])] if result["turned"] else []
     if "confusion_matrix" in result:
         counts = [sum(row) for row in result["confusion_matrix"]]
-        ignore_index = predictor.model.config.semantic_loss_ignore_index
+        ignore_index = predictor.config.semantic_loss_ignore_index
         missing = unlabelled_classes(counts, result["num_ignored_pixels"], ignore_index, class_names)
         notes += [missing] if missing else []
     return notes

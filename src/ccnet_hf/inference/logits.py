@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ccnet_hf.errors import InputError
+from ccnet_hf.inference.runtime import Runtime, as_runtime
 
 
 Size = Sequence[int]
@@ -18,7 +19,7 @@ Window = tuple[int, int, int, int]
 
 @torch.no_grad()
 def predict_logits(
-    model: nn.Module,
+    model: nn.Module | Runtime,
     pixel_values: torch.Tensor,
     mode: str | None = None,
     crop_size: Size | None = None,
@@ -33,7 +34,7 @@ def predict_logits(
     number of windows that cover a pixel. There is no softmax in either.
 
     Args:
-        model: a `CCNetForSemanticSegmentation` in eval mode, of any dtype, on any device.
+        model: a `CCNetForSemanticSegmentation` in eval mode, of any dtype, on any device, or another runtime.
         pixel_values: (B, 3, H, W) normalised images; moved to the model's device and dtype.
         mode: `"whole"` or `"slide"`; `None` takes the mode of `model.config.inference`.
         crop_size: (height, width) of a window; with mode `"slide"`, `None` takes the configured one.
@@ -50,22 +51,18 @@ def predict_logits(
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or 0 in pixel_values.shape:
         given = f"shape {tuple(pixel_values.shape)}" if hasattr(pixel_values, "shape") else repr(pixel_values)
         raise InputError(f"pixel_values must be a tensor (batch, channels, height, width), got {given}")
-    crop_size, stride = sliding_window(model.config, mode, crop_size, stride)
+    runtime = as_runtime(model)
+    crop_size, stride = sliding_window(runtime.config, mode, crop_size, stride)
     positive("crop_batch_size", crop_batch_size)
     if align_corners is None:
-        align_corners = model.config.align_corners
+        align_corners = runtime.config.align_corners
     if crop_size is None:
-        return resize(low_resolution_logits(model, pixel_values), pixel_values.shape[-2:], align_corners)
-    return slide_logits(model, pixel_values, crop_size, stride, crop_batch_size, align_corners)
-
-
-def low_resolution_logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Logits (B, num_labels, H/s, W/s) as the model gives them, s being its output stride."""
-    return model(pixel_values=_to_model(pixel_values, model)).logits
+        return resize(runtime.logits(pixel_values), pixel_values.shape[-2:], align_corners)
+    return slide_logits(runtime, pixel_values, crop_size, stride, crop_batch_size, align_corners)
 
 
 def slide_logits(
-    model: nn.Module,
+    runtime: Runtime,
     pixel_values: torch.Tensor,
     crop_size: Size,
     stride: Size,
@@ -73,7 +70,6 @@ def slide_logits(
     align_corners: bool,
 ) -> torch.Tensor:
     """Mode `"slide"` of `predict_logits`."""
-    pixel_values = _to_model(pixel_values, model)
     batch_size, _, height, width = pixel_values.shape
     windows = window_positions(height, width, crop_size, stride)
     crops = [(image, window) for image in range(batch_size) for window in windows]
@@ -81,7 +77,7 @@ def slide_logits(
     for start in range(0, len(crops), crop_batch_size):
         chunk = crops[start : start + crop_batch_size]
         batch = torch.cat([_inside(pixel_values[image : image + 1], window) for image, window in chunk])
-        batch_logits = resize(model(pixel_values=batch).logits, batch.shape[-2:], align_corners)
+        batch_logits = resize(runtime.logits(batch), batch.shape[-2:], align_corners)
         if logits is None:
             logits = batch_logits.new_zeros(batch_size, batch_logits.shape[1], height, width)
         for (image, window), crop_logits in zip(chunk, batch_logits, strict=True):
@@ -165,10 +161,3 @@ def _inside(array: torch.Tensor, window: Window) -> torch.Tensor:
     """View of the part (..., bottom - top, right - left) of an array (..., H, W) that a window covers."""
     top, left, bottom, right = window
     return array[..., top:bottom, left:right]
-
-
-def _to_model(pixel_values: torch.Tensor, model: nn.Module) -> torch.Tensor:
-    parameters = list(model.parameters())
-    # Weights that are offloaded have no device; Accelerate moves the input to where they will be.
-    devices = [parameter.device for parameter in parameters if not parameter.is_meta]
-    return pixel_values.to(devices[0] if devices else pixel_values.device, parameters[0].dtype)

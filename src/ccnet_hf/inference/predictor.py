@@ -15,7 +15,8 @@ from transformers import BaseImageProcessor
 from ccnet_hf.data import benchmarks
 from ccnet_hf.data.images import read_image
 from ccnet_hf.errors import InputError
-from ccnet_hf.inference.logits import Size, low_resolution_logits, positive, slide_logits, sliding_window
+from ccnet_hf.inference.logits import Size, positive, slide_logits, sliding_window
+from ccnet_hf.inference.runtime import Runtime, as_runtime
 from ccnet_hf.limits import MAX_PIXELS
 from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
 from ccnet_hf.models.image_transforms_ccnet import image_size, output_size, rescale_output_size, upright
@@ -34,7 +35,7 @@ class Predictor:
     are mirrored back and resized to the image's size; their softmax is averaged over the views.
 
     Args:
-        model: a `CCNetForSemanticSegmentation` in eval mode.
+        model: a `CCNetForSemanticSegmentation` in eval mode, or another runtime (`ccnet_hf.inference.runtime`).
         image_processor: its `CCNetImageProcessor`.
         mode, crop_size, stride, crop_batch_size: as in `predict_logits`.
         scales: ratios of the views, in order.
@@ -49,7 +50,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Runtime,
         image_processor: BaseImageProcessor,
         mode: str | None = None,
         crop_size: Size | None = None,
@@ -59,17 +60,19 @@ class Predictor:
         crop_batch_size: int = 4,
         flip_label_pairs: Sequence[tuple[int, int]] | None = None,
     ):
-        self.model = model
+        self.model = model  # as given; only its owner asks more of it than of a runtime
+        self.runtime = as_runtime(model)
+        self.config = self.runtime.config
         self.image_processor = image_processor
-        self.crop_size, self.stride = sliding_window(model.config, mode, crop_size, stride)
+        self.crop_size, self.stride = sliding_window(self.config, mode, crop_size, stride)
         self.crop_batch_size = positive("crop_batch_size", crop_batch_size)
         if not isinstance(scales, Sequence | np.ndarray) or not len(scales) or not all(map(_is_scale, scales)):
             raise InputError(f"scales must be positive numbers, at least one, got {scales!r}")
         self.scales = tuple(float(scale) for scale in scales)
         self.flip = flip
         if flip_label_pairs is None:
-            flip_label_pairs = benchmarks.flip_label_pairs(model.config.id2label)
-        self._flipped_labels = _exchange(model.config.num_labels, flip_label_pairs)
+            flip_label_pairs = benchmarks.flip_label_pairs(self.config.id2label)
+        self._flipped_labels = _exchange(self.config.num_labels, flip_label_pairs)
 
     @property
     def is_augmented(self) -> bool:
@@ -90,7 +93,7 @@ class Predictor:
         if self.is_augmented:
             return self._mean_probabilities([image])[0]
         ((logits, input_size),) = self._predict(self._inputs([image]))
-        return resize_logits(logits, self.model.config.align_corners, input_size, image_size(image))
+        return resize_logits(logits, self.config.align_corners, input_size, image_size(image))
 
     def label_map(self, image: InputImage) -> torch.Tensor:
         """The most likely class of every pixel of one image: (H, W) int64 at the upright image's own size."""
@@ -106,12 +109,12 @@ class Predictor:
             return [probabilities.argmax(dim=0) for probabilities in self._mean_probabilities(images)]
         predictions = self._predict(self._inputs(images))
         return [
-            argmax_of_resized_logits(logits, self.model.config.align_corners, input_size, image_size(image))
+            argmax_of_resized_logits(logits, self.config.align_corners, input_size, image_size(image))
             for image, (logits, input_size) in zip(images, predictions, strict=True)
         ]
 
     def _mean_probabilities(self, images: Sequence[InputImage]) -> list[torch.Tensor]:
-        align_corners = self.model.config.align_corners
+        align_corners = self.config.align_corners
         flips = (False, True) if self.flip else (False,)
         totals: list[torch.Tensor | float] = [0.0] * len(images)
         for scale in self.scales:
@@ -152,11 +155,11 @@ class Predictor:
         for shape, indices in indices_by_shape.items():
             batch = torch.stack([inputs[index] for index in indices])
             if self.crop_size is None:
-                logits = low_resolution_logits(self.model, batch)
+                logits = self.runtime.logits(batch)
             else:
-                align_corners = self.model.config.align_corners
+                align_corners = self.config.align_corners
                 logits = slide_logits(
-                    self.model, batch, self.crop_size, self.stride, self.crop_batch_size, align_corners
+                    self.runtime, batch, self.crop_size, self.stride, self.crop_batch_size, align_corners
                 )
             for index, image_logits in zip(indices, logits, strict=True):
                 predictions[index] = image_logits, tuple(shape[-2:])

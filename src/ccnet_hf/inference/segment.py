@@ -50,10 +50,10 @@ def segment(arguments: SegmentArguments) -> None:
     paths = find_images(arguments.images, exclude=output_dir)
     check_writable(output_dir)
     predictor = arguments.load_predictor()
-    model = predictor.model
     if arguments.compile:
-        model.compile()
-    class_names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+        predictor.model.compile()
+    config = predictor.config
+    class_names = [config.id2label[label] for label in range(config.num_labels)]
     if len(class_names) > 256:
         raise InputError(
             f"label maps are written as 8-bit images, which hold 256 classes; the model has {len(class_names)}"

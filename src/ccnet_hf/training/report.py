@@ -49,7 +49,7 @@ def save_report(
     examples = list(islice(dataset.examples(0, step), _NUM_IMAGES))
     if examples:
         predictions = [predictor.label_map(image).cpu().numpy() for image, *_ in examples]
-        config = predictor.model.config
+        config = predictor.config
         class_names = [config.id2label[label] for label in range(config.num_labels)]
         _save(draw_predictions(examples, predictions, palette, class_names), output_dir / PREDICTIONS_FILE)
 
