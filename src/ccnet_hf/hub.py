@@ -1,12 +1,10 @@
 """Repositories, and how they come to the Hub over a connection that may break at any moment.
 
-A repository appears in one commit on top of the newest one, so that no user ever meets half of it. Files that are
-there and equal are not sent again; whatever broke, the same call again completes it.
+A repository appears in one commit on top of the newest one, so that no user ever meets half of it. The client does
+not send what is there already; whatever broke, the same call again completes it.
 """
 
-import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +20,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from ccnet_hf import network
 from ccnet_hf.errors import InputError, using
 
 
 CARD_FILE = "README.md"
-ATTEMPTS = 5
-FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds
+_LONGEST_WAIT = 300.0  # seconds that the Hub may ask for
 _TRANSIENT_STATUSES = (408, 412, 429, 500, 502, 503, 504)  # 412: somebody else has committed in between
 _MODEL_CODE = "modeling_ccnet.py"  # a model repository without it is not one of ours
 _TRAINING_LOG = "training_log.jsonl"  # beside a model that train.py has pushed
@@ -106,7 +104,7 @@ def check_token(api: HfApi, repo_id: str) -> None:
         raise InputError(f"{user['name']}'s token may not write to {namespace!r}, only to {', '.join(allowed)}")
 
 
-def publish(api: HfApi, repository: HubRepository, private: bool, overwrite: bool = False) -> list[str]:
+def publish(api: HfApi, repository: HubRepository, private: bool, overwrite: bool = False) -> bool:
     """Make a repository on the Hub hold `repository`, in one commit.
 
     Args:
@@ -116,7 +114,7 @@ def publish(api: HfApi, repository: HubRepository, private: bool, overwrite: boo
         overwrite: write also into a repository that holds something else.
 
     Returns:
-        Paths of the files that were sent; empty if the repository was up to date.
+        Whether anything was sent; not where the repository was up to date.
 
     Raises:
         InputError: the name is taken by something else, or by a public repository where a private one was asked for.
@@ -125,26 +123,24 @@ def publish(api: HfApi, repository: HubRepository, private: bool, overwrite: boo
     return retry(lambda: _publish(api, repository, private, overwrite), repository.repo_id)
 
 
-def _publish(api: HfApi, repository: HubRepository, private: bool, overwrite: bool) -> list[str]:
+def _publish(api: HfApi, repository: HubRepository, private: bool, overwrite: bool) -> bool:
     repo_id, repo_type = repository.repo_id, repository.repo_type
     api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     info = api.repo_info(repo_id, repo_type=repo_type)
     if private and not info.private:
         raise InputError(f"{repo_id} exists and is public; make it private or choose another name")
     entries = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type)
-    present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    present = {entry.path for entry in entries if isinstance(entry, RepoFile)}
     if not overwrite:
-        _check_name(repository, present.keys() - _FILES_OF_AN_EMPTY_REPOSITORY)
-    changed = [path for path, content in repository.files.items() if not _is_equal(present.get(path), content)]
-    if changed:
-        api.create_commit(
-            repo_id,
-            [CommitOperationAdd(path, repository.files[path]) for path in changed],
-            commit_message="Publish with ccnet_hf",
-            repo_type=repo_type,
-            parent_commit=info.sha,
-        )
-    return changed
+        _check_name(repository, present - _FILES_OF_AN_EMPTY_REPOSITORY)
+    commit = api.create_commit(
+        repo_id,
+        [CommitOperationAdd(path, content) for path, content in repository.files.items()],
+        commit_message="Publish with ccnet_hf",
+        repo_type=repo_type,
+        parent_commit=info.sha,
+    )
+    return commit.oid != info.sha  # of what has not changed, the client makes no commit
 
 
 def _check_name(repository: HubRepository, present: Set[str]) -> None:
@@ -157,23 +153,6 @@ def _check_name(repository: HubRepository, present: Set[str]) -> None:
             f"the name {repository.repo_id} is taken: it holds {', '.join(sorted(foreign or present)[:5])}, which are "
             "not part of what is pushed; remove them or choose another name"
         )
-
-
-def _is_equal(present: RepoFile | None, content: bytes | Path) -> bool:
-    """Whether the Hub's file has this content, by its size and hash: SHA-256 if it is large, git's SHA-1 if not."""
-    size = content.stat().st_size if isinstance(content, Path) else len(content)
-    if present is None or present.size != size:
-        return False
-    expected, digest = (present.blob_id, hashlib.sha1(b"blob %d\0" % size))
-    if present.lfs is not None:
-        expected, digest = present.lfs.sha256, hashlib.sha256()
-    if isinstance(content, Path):
-        with content.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    else:
-        digest.update(content)
-    return digest.hexdigest() == expected
 
 
 def collect(api: HfApi, title: str, description: str, repo_ids: Sequence[str], private: bool) -> str:
@@ -200,32 +179,19 @@ def collect(api: HfApi, title: str, description: str, repo_ids: Sequence[str], p
 
 
 def retry(request: Callable[[], T], what: str) -> T:
-    """Return what `request` returns, repeating it while the Hub is busy, in trouble or out of reach.
-
-    Waits twice as long every time, and at least as long as the Hub asks for in `Retry-After`. `request` must bear
-    being repeated after any of its parts.
+    """As [`ccnet_hf.network.retry`], for requests to the Hub.
 
     Raises:
-        OSError: it failed `ATTEMPTS` times, or the Hub refused it for good. One sentence, which begins with `what`.
+        OSError: it failed several times, or the Hub refused it for good. One sentence, which begins with `what`.
     """
-    for attempt in range(ATTEMPTS):
-        try:
-            return request()
-        except (LocalTokenNotFoundError, OfflineModeIsEnabled):
-            raise
-        except Exception as error:
-            cause = _cause(error)
-            if cause is None:
-                raise
-            if not _is_transient(cause):
-                raise OSError(f"{what}: {_describe(cause)}") from error
-            if attempt == ATTEMPTS - 1:
-                advice = "run the same command again, what has arrived is kept"
-                raise OSError(f"{what}: {_describe(cause)}, {ATTEMPTS} times; {advice}") from error
-            wait = max(FIRST_WAIT * 2**attempt, _retry_after(cause))
-            print(f"{what}: {_describe(cause)}, trying again in {wait:.0f} s", flush=True)
-            time.sleep(wait)
-    raise AssertionError("unreachable")
+    return network.retry(request, what, _find_failure)
+
+
+def _find_failure(error: Exception) -> network.Failure | None:
+    if isinstance(error, LocalTokenNotFoundError | OfflineModeIsEnabled):
+        return None
+    cause = _cause(error)
+    return None if cause is None else network.Failure(_describe(cause), _is_transient(cause), _retry_after(cause))
 
 
 def _cause(error: BaseException) -> Exception | None:
@@ -245,7 +211,7 @@ def _is_transient(cause: Exception) -> bool:
 
 def _retry_after(cause: Exception) -> float:
     stated = cause.response.headers.get("Retry-After", "") if isinstance(cause, HfHubHTTPError) else ""
-    return min(float(stated), LONGEST_WAIT) if stated.isdigit() else 0.0
+    return min(float(stated), _LONGEST_WAIT) if stated.isdigit() else 0.0
 
 
 def _describe(cause: Exception) -> str:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from file_server import FileServer
 
+from ccnet_hf import network
 from ccnet_hf.recipes import RECIPES, get_recipe
-from ccnet_hf.zoo import download
 from ccnet_hf.zoo.convert import main
 
 
@@ -21,7 +21,7 @@ def published(small_variant, small_checkpoint, monkeypatch):
     torch.save({"state_dict": small_checkpoint}, content)
     name = f"ccnet_small_20200616_142517-{hashlib.sha256(content.getvalue()).hexdigest()[:8]}.pth"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(network.time, "sleep", lambda seconds: None)
     with FileServer(content.getvalue()) as server:
         recipe = replace(get_recipe(small_variant), checkpoint_file=name, checkpoint_url=server.url(name))
         monkeypatch.setitem(RECIPES, small_variant, recipe)
@@ -71,7 +71,7 @@ class TestOne:
         ("spoil", "reason"),
         [
             (lambda server: setattr(server, "faults", [404]), "the server answers 404"),
-            (lambda server: setattr(server, "faults", [500] * 9), "HTTP Error 500"),
+            (lambda server: setattr(server, "faults", [500] * 9), "the server answers 500"),
             (lambda server: setattr(server, "content", b"<html>"), "not the file its name promises"),
         ],
     )
@@ -104,7 +104,7 @@ class TestAll:
     def test_no_network_is_found_out_once(self, zoo_of_three, published, tmp_path):
         published.faults = [500] * 99
         assert main(["--all", "--checkpoints", str(tmp_path / "files"), "--output", str(tmp_path / "zoo")]) == 1
-        assert len(published.ranges) == download.ATTEMPTS
+        assert len(published.ranges) == network.ATTEMPTS
         assert not (tmp_path / "zoo").exists()
 
     @pytest.mark.parametrize("options", [["--all"], ["--variant", "ccnet-a"]])

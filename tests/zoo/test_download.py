@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 from file_server import FileServer
 
+from ccnet_hf import network
+from ccnet_hf.network import ATTEMPTS
 from ccnet_hf.zoo import download as download_module
-from ccnet_hf.zoo.download import ATTEMPTS, download_checkpoint
+from ccnet_hf.zoo.download import download_checkpoint
 
 
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -31,7 +33,7 @@ def waits(monkeypatch) -> list[float]:
     """The seconds waited between attempts; none passes. Loopback never goes through a proxy."""
     waits = []
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download_module, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(network, "time", SimpleNamespace(sleep=waits.append))
     return waits
 
 
@@ -64,7 +66,7 @@ def test_progress_is_no_failure(server, tmp_path):
 
 def test_a_later_call_goes_on_too(server, tmp_path):
     server.faults = [("cut", 2_000_000), *[500] * ATTEMPTS]
-    with pytest.raises(OSError, match=f"{ATTEMPTS} attempts in a row failed"):
+    with pytest.raises(OSError, match=f"{ATTEMPTS} times in a row"):
         download_checkpoint(server.url(NAME), tmp_path)
     assert names(tmp_path) == [f"{NAME}.part"]
     assert download_checkpoint(server.url(NAME), tmp_path).read_bytes() == CONTENT
@@ -100,7 +102,7 @@ def test_a_server_without_ranges_that_knows_no_size(server, tmp_path):
 
 def test_a_server_that_gives_nothing_at_all(server, tmp_path):
     server.faults = [416] * 100
-    with pytest.raises(OSError, match="attempts in a row failed"):
+    with pytest.raises(OSError, match="times in a row"):
         download_checkpoint(server.url(NAME), tmp_path)
     assert len(server.ranges) == ATTEMPTS
 
@@ -155,7 +157,7 @@ def test_a_refusal_is_not_tried_again(status, server, tmp_path):
 
 def test_a_server_that_stays_broken(server, tmp_path):
     server.faults = [500] * 100
-    with pytest.raises(OSError, match="HTTP Error 500"):
+    with pytest.raises(OSError, match="the server answers 500"):
         download_checkpoint(server.url(NAME), tmp_path)
     assert len(server.ranges) == ATTEMPTS and names(tmp_path) == []
 
@@ -163,14 +165,14 @@ def test_a_server_that_stays_broken(server, tmp_path):
 def test_no_server(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(OSError, match=r"attempts in a row failed.*refused"):
+    with pytest.raises(OSError, match=r"refused.*times in a row"):
         download_checkpoint(f"http://127.0.0.1:{port}/{NAME}", tmp_path)
 
 
 def test_a_silent_server(tmp_path, monkeypatch):
     monkeypatch.setattr(download_module, "TIMEOUT_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        with pytest.raises(OSError, match=r"attempts in a row failed.*timed out"):
+        with pytest.raises(OSError, match=r"timed out.*times in a row"):
             download_checkpoint(f"http://127.0.0.1:{listener.getsockname()[1]}/{NAME}", tmp_path)
 
 

@@ -121,7 +121,7 @@ def test_second_push_sends_nothing(hub, checkpoints, capsys):
     assert push(checkpoints) == 0
     hub.log.clear()
     assert push(checkpoints) == 0
-    assert {kind for kind, _ in hub.log} == {"whoami", "create", "info", "tree"}
+    assert not {kind for kind, _ in hub.log} & {"lfs-upload", "lfs-verify", "commit"}
     assert capsys.readouterr().out.splitlines()[-2:] == [f"{repo_id}: up to date" for repo_id in REPO_IDS]
 
 
@@ -416,7 +416,7 @@ class TestDataset:
             assert hashlib.sha256(content).digest() == hashlib.sha256((folder / path).read_bytes()).digest()
         hub.log.clear()
         assert self.push(folder) == 0
-        assert {kind for kind, _ in hub.log} == {"whoami", "create", "info", "tree"}
+        assert not {kind for kind, _ in hub.log} & {"lfs-upload", "lfs-verify", "commit"}
 
     @pytest.mark.parametrize("kind", ["create", "lfs-upload", "commit"])
     def test_survives_a_cut(self, kind, hub, tmp_path, waits):
@@ -454,9 +454,10 @@ class TestDataset:
 
     def test_prepare_dataset_pushes_to_a_private_repository_only(self, hub, tmp_path):
         folder = self.write(tmp_path / "camvid", self.OWN_TERMS)
-        assert len(push_dataset(folder, "me/camvid")) == 3
+        assert push_dataset(folder, "me/camvid")
+        assert len(hub.repositories["dataset", "me/camvid"].files) == 3
         assert hub.repositories["dataset", "me/camvid"].private
-        assert push_dataset(folder, "me/camvid") == []
+        assert not push_dataset(folder, "me/camvid")
         hub.create("me/public", "dataset")
         with pytest.raises(ValueError, match="me/public exists and is public"):
             push_dataset(folder, "me/public")

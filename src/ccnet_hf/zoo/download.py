@@ -2,7 +2,6 @@
 
 import os
 import ssl
-import time
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -13,11 +12,10 @@ from tqdm.auto import tqdm
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.files import exclusive, explained, flush
+from ccnet_hf.network import Failure, retry
 from ccnet_hf.untrusted_checkpoints import check_hash, has_hash
 
 
-ATTEMPTS = 5  # in a row without a single new byte
-FIRST_WAIT_S = 1.0  # doubled after every further failure
 TIMEOUT_S = 60.0  # without an answer or a new byte
 _CHUNK_BYTES = 1 << 20
 _NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
@@ -50,25 +48,7 @@ def download_checkpoint(url: str, folder: str | os.PathLike) -> Path:
 
 def _download(url: str, file: Path) -> None:
     partial = file.with_name(f"{file.name}.part")
-    failures = 0
-    while True:
-        before = _size(partial)
-        try:
-            _fetch_rest(url, partial)
-            break
-        except _NETWORK_ERRORS as error:
-            if isinstance(error, HTTPError) and error.code == 416:  # nothing lies behind what is there
-                if partial.is_file() and _is_complete(partial, file.name, error):
-                    break
-                partial.unlink(missing_ok=True)
-            elif isinstance(error, HTTPError) and error.code not in (408, 429) and error.code < 500:
-                raise OSError(f"{url} cannot be had: the server answers {error.code} {error.reason}") from error
-            failures = 1 if _size(partial) > before else failures + 1
-            if failures == ATTEMPTS:
-                raise OSError(
-                    f"{url} could not be downloaded, {ATTEMPTS} attempts in a row failed: {error}"
-                ) from error
-            time.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
+    retry(lambda: _fetch_rest(url, partial), url, _find_failure, progress=lambda: _size(partial))
     try:
         check_hash(partial, file.name)
     except InputError as error:
@@ -78,22 +58,30 @@ def _download(url: str, file: Path) -> None:
     os.replace(partial, file)
 
 
-def _is_complete(partial: Path, name: str, error: HTTPError) -> bool:
-    """Whether a file of which the server has no more is the whole one: by the hash in its name, else by its size."""
-    if has_hash(name):
-        try:
-            check_hash(partial, name)
-        except InputError:
-            return False
-        return True
-    return error.headers.get("Content-Range", "") == f"bytes */{_size(partial)}"
+def _find_failure(error: Exception) -> Failure | None:
+    if not isinstance(error, _NETWORK_ERRORS):
+        return None
+    if isinstance(error, HTTPError):
+        is_transient = error.code in (408, 416, 429) or error.code >= 500
+        return Failure(f"the server answers {error.code} {error.reason}", is_transient)
+    return Failure(f"the connection broke ({error})", is_transient=True)
 
 
 def _fetch_rest(url: str, partial: Path) -> None:
     """Ask for the bytes that `partial` lacks and append them, or write it anew if the server gives all of them."""
     start = _size(partial)
     headers = {"User-Agent": "ccnet-hf"} | ({"Range": f"bytes={start}-"} if start else {})
-    with urlopen(Request(url, headers=headers), timeout=TIMEOUT_S) as response:
+    try:
+        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT_S)
+    except HTTPError as error:
+        if error.code != 416:
+            raise
+        # Nothing lies behind what is there.
+        if partial.is_file() and _is_complete(partial, error):
+            return
+        partial.unlink(missing_ok=True)
+        raise
+    with response:
         if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             partial.unlink(missing_ok=True)
             raise ConnectionError(f"the server gives another range than the one from byte {start}")
@@ -110,6 +98,17 @@ def _fetch_rest(url: str, partial: Path) -> None:
                 progress.update(len(chunk))
     if total is not None and _size(partial) < total:
         raise ConnectionError(f"the connection was cut after {_size(partial)} of {total} bytes")
+
+
+def _is_complete(partial: Path, error: HTTPError) -> bool:
+    """Whether a file of which the server has no more is the whole one: by the hash in its name, else by its size."""
+    if has_hash(partial.stem):
+        try:
+            check_hash(partial, partial.stem)
+        except InputError:
+            return False
+        return True
+    return error.headers.get("Content-Range", "") == f"bytes */{_size(partial)}"
 
 
 def _size(file: Path) -> int:

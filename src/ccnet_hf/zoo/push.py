@@ -52,7 +52,7 @@ class PushArguments:
 
 
 def push(arguments: PushArguments) -> None:
-    """Publish checkpoints or a dataset on the Hub. What is there and equal is not sent again."""
+    """Publish checkpoints or a dataset on the Hub. What is there already is not sent again."""
     repositories = list_repositories(arguments)
     for repository in repositories:
         check_license(repository, arguments.private)
@@ -64,8 +64,7 @@ def push(arguments: PushArguments) -> None:
     check_token(api, repositories[0].repo_id)
     for repository in repositories:
         sent = publish(api, repository, arguments.private)
-        outcome = f"sent {len(sent)} of {len(repository.files)} files" if sent else "up to date"
-        print(f"{repository.repo_id}: {outcome}", flush=True)
+        print(f"{repository.repo_id}: {'published' if sent else 'up to date'}", flush=True)
     if arguments.all:
         repo_ids = [repository.repo_id for repository in repositories]
         print(f"collection: {collect(api, COLLECTION, COLLECTION_DESCRIPTION, repo_ids, arguments.private)}")

@@ -225,11 +225,11 @@ def _count(row: dict | str, bar: tqdm, turned: list[str]) -> dict | str:
     return row
 
 
-def push_dataset(output_dir: str | Path, hub_dataset_id: str) -> list[str]:
+def push_dataset(output_dir: str | Path, hub_dataset_id: str) -> bool:
     """Upload a prepared dataset to a private repository on the Hub: a benchmark's terms rarely allow another one.
 
     Returns:
-        Paths of the files that were sent; empty if the repository was up to date.
+        Whether anything was sent; not where the repository was up to date.
 
     Raises:
         InputError: the folder is no prepared dataset, or the repository is public or holds other files.
