@@ -304,6 +304,7 @@ def damage(folder: Path, how: str) -> None:
         parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     elif how == "a broken index":
+        weights.rename(folder / "model-00001-of-00001.safetensors")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": [1]}))
     elif how == "another model":
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "segformer"}))
@@ -324,9 +325,9 @@ def damage(folder: Path, how: str) -> None:
         ("no JSON", "preprocessor_config.json cannot be read: "),
         ("a list", "config.json cannot be read: it holds no object, but list"),
         ("a field of a wrong type", "config.json cannot be read: "),
-        ("a part is missing", "holds no model-00002-of-00002.safetensors, which model.safetensors.index.json lists"),
+        ("a part is missing", "model.safetensors.index.json names 'model-00002-of-00002.safetensors', which"),
         ("a broken index", "model.safetensors.index.json cannot be read: "),
-        ("another model", "holds a 'segformer' model, not a 'ccnet'"),
+        ("another model", "config.json: its model type is 'segformer', not 'ccnet'"),
         ("R-101", "backbone_config.depths is [3, 4, 23, 3] there and [3, 4, 6, 3] in the variant"),
         ("other classes", f"is not {NAME}'s: id2label is {{0: 'road', 1: 'sky'}} there"),
     ],

@@ -30,8 +30,16 @@ from ccnet_hf.limits import check_range
 _MAX_BATCH_SIZE = 1024  # images, which are all held decoded
 
 
-def evaluate(arguments: EvalArguments) -> None:
-    """Score a CCNet on a split: mIoU and accuracies from one confusion matrix, at every image's own size."""
+def evaluate(arguments: EvalArguments) -> dict[str, Any]:
+    """Score a CCNet on a split: mIoU and accuracies from one confusion matrix, at every image's own size.
+
+    Returns:
+        What `evaluate_dataset` returns, in every process.
+
+    Raises:
+        InputError: a checkpoint, dataset or option that cannot be used.
+        OSError: a file that cannot be written.
+    """
     transformers.utils.logging.disable_progress_bar()
     check_range("--batch_size", arguments.batch_size, 1, _MAX_BATCH_SIZE)
     if not arguments.label_column_name and arguments.export_dir is None:
@@ -42,13 +50,13 @@ def evaluate(arguments: EvalArguments) -> None:
     )
     process = PartialState(cpu=on_cpu)
     try:
-        _evaluate(arguments, process)
+        return _evaluate(arguments, process)
     finally:
         # Threads of a group left open may reach for Python while the interpreter shuts down, which aborts the process.
         process.destroy_process_group()
 
 
-def _evaluate(arguments: EvalArguments, process: PartialState) -> None:
+def _evaluate(arguments: EvalArguments, process: PartialState) -> dict[str, Any]:
     if arguments.device == "auto" and process.num_processes > 1:
         arguments = replace(arguments, device=str(process.device))
     for file in (arguments.output_json, arguments.output_markdown):
@@ -80,6 +88,7 @@ def _evaluate(arguments: EvalArguments, process: PartialState) -> None:
     result = evaluate_dataset(predictor, dataset, arguments.batch_size, export=export)
     if process.is_main_process:
         _report(arguments, predictor, class_names, result)
+    return result
 
 
 def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableDataset:

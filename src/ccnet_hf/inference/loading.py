@@ -252,7 +252,7 @@ def weight_headers(folder: Path) -> dict[str, tuple[Path, tuple[int, ...], str]]
         InputError: there are no weights, a file is damaged, or one that the index names is missing.
     """
     headers = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         with reading(file), safe_open(file, framework="pt") as opened:
             for name in opened.keys():
                 entry = opened.get_slice(name)
@@ -260,8 +260,12 @@ def weight_headers(folder: Path) -> dict[str, tuple[Path, tuple[int, ...], str]]
     return headers
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would read; none where it would read PyTorch's own format."""
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would read; none where it would read PyTorch's own format.
+
+    Raises:
+        InputError: there are no weights, or one file that the index names is missing.
+    """
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return [folder / SAFE_WEIGHTS_NAME]
     index = folder / SAFE_WEIGHTS_INDEX_NAME

@@ -5,10 +5,11 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ccnet_hf.errors import InputError, reading
+from ccnet_hf.errors import InputError
 from ccnet_hf.hub import CARD_FILE, HubRepository
+from ccnet_hf.inference.loading import load_config, read_json, weight_headers
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.recipes import Recipe
 from ccnet_hf.remote_code import CONFIG_FILE, PROCESSOR_FILE, published_files
@@ -36,9 +37,11 @@ def model_repositories(recipe: Recipe, checkpoints: Path, namespace: str) -> lis
     if not found:
         raise InputError(f"{checkpoints} holds no folder {' or '.join(names)}; convert_checkpoint.py writes it")
     folder = found[0]
-    config, processor = _read_json(folder / CONFIG_FILE), _read_json(folder / PROCESSOR_FILE)
+    config, processor = load_config(str(folder)), read_json(folder / PROCESSOR_FILE)
     _check_variant(folder, config, processor, recipe)
-    files = published_files(config, processor) | {file.name: file for file in _weight_files(folder)}
+    files = published_files(read_json(folder / CONFIG_FILE), processor) | {
+        file.name: file for file in _weight_files(folder)
+    }
     return [
         HubRepository(
             repo_id=f"{namespace}/{name}",
@@ -49,11 +52,7 @@ def model_repositories(recipe: Recipe, checkpoints: Path, namespace: str) -> lis
     ]
 
 
-def _check_variant(folder: Path, config: dict, processor: dict, recipe: Recipe) -> None:
-    if config.get("model_type") != CCNetConfig.model_type:
-        raise InputError(f"{folder} holds a {config.get('model_type')!r} model, not a {CCNetConfig.model_type!r}")
-    with reading(folder / CONFIG_FILE):
-        found = CCNetConfig.from_dict(config)
+def _check_variant(folder: Path, found: CCNetConfig, processor: dict[str, Any], recipe: Recipe) -> None:
     expected = recipe.config()
     for name in _CONFIG_FIELDS:
         _check_equal(folder / CONFIG_FILE, name, getattr(found, name), getattr(expected, name), recipe)
@@ -72,25 +71,7 @@ def _check_equal(file: Path, name: str, found: Any, expected: Any, recipe: Recip
 
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files, with the index if there are several. None of them is truncated or missing."""
-    weights, indices = (sorted(folder.glob(f"model*.safetensors{end}")) for end in ("", ".index.json"))
-    for index in indices:
-        with reading(index):
-            missing = sorted(set(_read_json(index)["weight_map"].values()) - {file.name for file in weights})
-        if missing:
-            raise InputError(f"{folder} holds no {missing[0]}, which {index.name} lists")
+    weights = sorted({file for file, *_ in weight_headers(folder).values()})
     if not weights:
-        raise InputError(f"{folder} holds no model.safetensors")
-    for file in weights:
-        with reading(file), safe_open(file, framework="pt"):
-            pass
-    return [*weights, *indices]
-
-
-def _read_json(file: Path) -> dict:
-    if not file.is_file():
-        raise InputError(f"{file.parent} holds no {file.name}")
-    with reading(file):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError(f"it holds no object, but {type(content).__name__}")
-    return content
+        raise InputError(f"{folder} holds no {SAFE_WEIGHTS_NAME}")
+    return weights if weights == [folder / SAFE_WEIGHTS_NAME] else [*weights, folder / SAFE_WEIGHTS_INDEX_NAME]
