@@ -1,13 +1,15 @@
 """A wheel of this package with a compiled library in it: for machines without a compiler."""
 
-import base64
-import csv
-import hashlib
 import importlib.metadata
-import io
 import os
-import zipfile
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.files import atomic_file
@@ -15,62 +17,60 @@ from ccnet_hf.files import atomic_file
 from .build import platform_tag
 
 
-_DISTRIBUTION = "ccnet-hf"
-_PACKAGE = Path(__file__).parents[1]
-# Bytes do not depend on when and where they were packed.
-_DATE = (1980, 1, 1, 0, 0, 0)
+_PROJECT = Path(__file__).parents[3]  # of a clone
+_NEEDED = ("pyproject.toml", "README.md", "LICENSE")
+_NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "*.lock")
 
 
 def build_wheel(library: Path, output: str | os.PathLike) -> Path:
-    """Pack the installed package and a library into a wheel (PEP 427) for this platform and every Python.
+    """Have pip pack this clone and a library into a wheel for this platform and every Python.
 
-    The package is packed as it lies here, so this works from a clone and from an installed wheel, without a network.
+    Without a network where the build's requirements are installed here.
 
     Args:
         library: what [`~ccnet_hf.kernels.build.build`] has returned.
         output: folder for the wheel.
 
     Returns:
-        The wheel. It appears whole or not at all.
+        The wheel. It appears complete or not at all.
 
     Raises:
-        InputError: the package is not installed, so that its metadata is unknown, or this is no Linux.
+        InputError: the package does not run from a clone, this is no Linux, or pip fails.
         OSError: the wheel cannot be written.
     """
-    try:
-        distribution = importlib.metadata.distribution(_DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError(f"{_DISTRIBUTION} is not installed here, and a wheel takes its metadata from that") from None
-    tag = f"py3-none-{platform_tag()}"
-    name = f"{_PACKAGE.name}-{distribution.version}"
-    files = {
-        f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}": path.read_bytes()
-        for path in sorted(_PACKAGE.rglob("*"))
-        if path.is_file() and path.suffix not in (".pyc", ".so", ".lock")
-    }
-    files[f"{_PACKAGE.name}/kernels/{library.name}"] = library.read_bytes()
-    for part in ("METADATA", "entry_points.txt", "top_level.txt", "licenses/LICENSE"):
-        if text := distribution.read_text(part):
-            files[f"{name}.dist-info/{part}"] = text.encode()
-    wheel = f"Wheel-Version: 1.0\nGenerator: {_DISTRIBUTION}\nRoot-Is-Purelib: false\nTag: {tag}\n"
-    files[f"{name}.dist-info/WHEEL"] = wheel.encode()
-    files[f"{name}.dist-info/RECORD"] = _record(files, f"{name}.dist-info/RECORD")
-
-    target = Path(output) / f"{name}-{tag}.whl"
-    with atomic_file(target) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, content in files.items():
-            entry = zipfile.ZipInfo(path, _DATE)
-            entry.external_attr = 0o644 << 16
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, content)
+    if not all((_PROJECT / name).is_file() for name in _NEEDED):
+        raise InputError("a wheel is made from a clone of the repository, and this package does not run from one")
+    platform = platform_tag()
+    with tempfile.TemporaryDirectory() as work:
+        project, built = Path(work) / "project", Path(work) / "built"
+        shutil.copytree(_PROJECT / "src", project / "src", ignore=_NOT_COPIED)
+        for name in _NEEDED:
+            shutil.copyfile(_PROJECT / name, project / name)
+        shutil.copyfile(library, project / "src" / "ccnet_hf" / "kernels" / library.name)
+        options = [f"--config-settings=--build-option=--plat-name={platform}", "--wheel-dir", str(built)]
+        _run_pip("wheel", "--no-deps", "--disable-pip-version-check", *_isolation(), *options, str(project))
+        (wheel,) = built.glob("*.whl")
+        target = Path(output) / wheel.name
+        with atomic_file(target) as unfinished:
+            shutil.copyfile(wheel, unfinished)
     return target
 
 
-def _record(files: dict[str, bytes], own_path: str) -> bytes:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    for path, content in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-        rows.writerow((path, f"sha256={digest}", len(content)))
-    rows.writerow((own_path, "", ""))
-    return text.getvalue().encode()
+def _isolation() -> list[str]:
+    """Nothing where pip has to download what builds the package; otherwise the option not to."""
+    requirements = tomllib.loads((_PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    for requirement in map(Requirement, requirements):
+        try:
+            if importlib.metadata.version(requirement.name) not in requirement.specifier:
+                return []
+        except importlib.metadata.PackageNotFoundError:
+            return []
+    return ["--no-build-isolation"]
+
+
+def _run_pip(*arguments: str) -> None:
+    result = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True)
+    if result.returncode != 0:
+        lines = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+        told = [line for line in lines if "error" in line.lower()] or lines[-1:]
+        raise InputError(f"pip failed with status {result.returncode}: {told[0] if told else 'it said nothing'}")
