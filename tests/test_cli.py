@@ -11,27 +11,29 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ccnet_hf.cli import SUBCOMMANDS, main
+from ccnet_hf.cli import EXPERIMENTS, FORMER_NAMES, SUBCOMMANDS, main
 from ccnet_hf.command import EXTRAS
 
 
 ROOT = Path(__file__).parents[1]
+ALL = SUBCOMMANDS | EXPERIMENTS
 SECOND_WORDS = {"zoo": ["list"], "benchmark": ["op"], "kernels": ["info"]}
 
 
-@pytest.mark.parametrize("name", SUBCOMMANDS)
+@pytest.mark.parametrize("name", ALL | FORMER_NAMES)
 def test_every_subcommand_has_a_help_text(name, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([name, *SECOND_WORDS.get(name, []), "--help"])
     assert exit_.value.code == 0
     assert f"usage: ccnet-hf {name}" in capsys.readouterr().out
-    assert callable(import_module(SUBCOMMANDS[name][0]).main)
+    assert callable(import_module((ALL | FORMER_NAMES)[name][0]).main)
 
 
 def test_help_lists_every_subcommand(capsys):
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
     assert all(f"  {name} " in output and purpose in output for name, (_, purpose) in SUBCOMMANDS.items())
+    assert not any(f"\n  {name} " in output for name in EXPERIMENTS | FORMER_NAMES)
 
 
 def test_the_package_runs_as_a_module():
@@ -39,12 +41,11 @@ def test_the_package_runs_as_a_module():
     assert (done.returncode, done.stderr) == (0, "") and "usage: ccnet-hf SUBCOMMAND" in done.stdout
 
 
-def test_every_script_that_only_calls_the_package_is_a_subcommand():
-    scripts = ROOT / "scripts"
-    texts = [file.read_text() for file in scripts.glob("*.py")]
-    found = [re.search(r"^from (ccnet_hf[\w.]*) import main$", text, re.MULTILINE) for text in texts]
-    modules = {match[1] for match in found if match}
-    assert len(modules) > 5 and modules <= {module for module, _ in SUBCOMMANDS.values()}
+def test_every_script_that_calls_the_package_is_a_subcommand_of_its_name():
+    texts = {file.stem: file.read_text() for file in (ROOT / "scripts").glob("*.py")}
+    found = {name: re.search(r"^from (ccnet_hf[\w.]*) import main$", text, re.M) for name, text in texts.items()}
+    modules = {name: match[1] for name, match in found.items() if match}
+    assert len(modules) > 5 and modules == {name: ALL[name][0] for name in modules}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def commands_in_words() -> list[list[str]]:
     """Every command there is, the subcommands of subcommands too."""
     second = {"zoo": ["list", "verify", "export", "cards"], "kernels": ["build", "info", "hub"]}
     second["benchmark"] = ["op", "model", "memory", "data"]
-    return [[name, *words] for name in SUBCOMMANDS for words in ([[word] for word in second.get(name, [])] or [[]])]
+    return [[name, *words] for name in ALL for words in ([[word] for word in second.get(name, [])] or [[]])]
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +113,9 @@ def without_extras(tmp_path_factory) -> dict[str, tuple[int, str, str]]:
     commands += [
         ["train", "--variant", "ccnet-r50-cityscapes", *dataset, *output],
         ["eval", *model, *dataset],
-        ["prepare", "camvid", "--source", str(folder), *output],
+        ["prepare_dataset", "camvid", "--source", str(folder), *output],
         ["receptive_field", *model, *dataset],
-        ["push", "--dataset", str(folder), "--hub_dataset_id", "me/data"],
+        ["push_to_hub", "--dataset", str(folder), "--hub_dataset_id", "me/data"],
         ["benchmark", "data"],
         ["segment", str(folder / "image.png"), *model, *output],
     ]
@@ -136,7 +137,9 @@ def test_help_and_wrong_arguments_need_no_extra(words, without_extras):
     assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "prepare", "receptive_field", "push", "benchmark", "segment"])
+@pytest.mark.parametrize(
+    "name", ["train", "eval", "prepare_dataset", "receptive_field", "push_to_hub", "benchmark", "segment"]
+)
 def test_a_command_names_the_extra_that_it_lacks(name, without_extras):
     status, out, err = without_extras[name]
     extra = "timm" if name == "segment" else "train"

@@ -56,9 +56,17 @@ TRAIN = [
 ]
 FAR_MARKS = ["far_marks", "--output_dir", "none"]
 RECEPTIVE_FIELD = ["receptive_field", *MODEL, *DATASET]
-CONVERT = ["convert", "--variant", "ccnet-r50-cityscapes", "--output", "none", "--checkpoint", "weights.pth"]
-PREPARE = ["prepare", "camvid", "--source", "data", "--output_dir", "none"]
-PUSH = ["push", "--checkpoints", "model", "--namespace"]
+CONVERT = [
+    "convert_checkpoint",
+    "--variant",
+    "ccnet-r50-cityscapes",
+    "--output",
+    "none",
+    "--checkpoint",
+    "weights.pth",
+]
+PREPARE = ["prepare_dataset", "camvid", "--source", "data", "--output_dir", "none"]
+PUSH = ["push_to_hub", "--checkpoints", "model", "--namespace"]
 
 WRONG = [
     (SEGMENT, ["--scales", "1000"], "scale 1000 makes 600 megapixels"),
@@ -146,7 +154,7 @@ def test_a_wrong_value_is_one_line(here, capfd, command, options, message):
     ("command", "options", "message"),
     [
         (PUSH, ["a b", "--all"], "--namespace: Repo id must"),
-        (["push", "--dataset", "data"], ["--hub_dataset_id", "a b/c"], "--hub_dataset_id: Repo id must"),
+        (["push_to_hub", "--dataset", "data"], ["--hub_dataset_id", "a b/c"], "--hub_dataset_id: Repo id must"),
         (SEGMENT, ["--dtype", "float7"], "invalid choice: 'float7'"),
         (SEGMENT, ["--scales", "9" * 10_000 + "x"], "invalid float value: '9999"),
         (TRAIN, ["--seed", "9" * 10_000], "invalid int value: '9999"),

@@ -329,13 +329,13 @@ def command_lines(model: Path, data: Path, image: Path) -> Iterator[Case]:
             *("--num_labels", "--crop_size", "--scale", "--batch_size", "--learning_rate", "--seed", "--ratio_range"),
             *("--config", "--freeze", "--report_to", "--recurrence", "--optimizer", "--no-compile", "--variant"),
         ),
-        ("convert", "--output", "converted", "--variant", "none"): (
+        ("convert_checkpoint", "--output", "converted", "--variant", "none"): (
             *("--variant", "--checkpoint", "--checkpoints", "--num_labels", "--recurrence", "--all"),
         ),
-        ("prepare", "camvid", "--source", str(data), "--output_dir", "prepared"): (
+        ("prepare_dataset", "camvid", "--source", str(data), "--output_dir", "prepared"): (
             *("--source", "--num_proc", "--output_dir", "--allow_incomplete"),
         ),
-        ("push", "--dataset", str(data), "--hub_dataset_id", "me/data", "--dry_run"): (
+        ("push_to_hub", "--dataset", str(data), "--hub_dataset_id", "me/data", "--dry_run"): (
             *("--dataset", "--hub_dataset_id", "--variant", "--checkpoints", "--namespace", "--private"),
         ),
         ("zoo", "verify", str(model)): ("--variant", "--goldens"),

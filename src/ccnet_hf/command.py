@@ -9,6 +9,7 @@ import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -17,6 +18,7 @@ from ccnet_hf.errors import InputError
 
 
 Main = Callable[[Sequence[str], str], int]  # arguments, program's name -> exit status
+Subcommands = Mapping[str, tuple[str | Main, str]]  # name -> what runs it, and what it does
 
 # Modules that not every installation has -> the extra of this package that brings them, as in pyproject.toml.
 EXTRAS = {
@@ -138,7 +140,11 @@ def _imported(command: Callable[[Any], None] | str) -> Callable[[Any], None]:
 
 
 def run_subcommand(
-    subcommands: Mapping[str, tuple[str | Main, str]], argv: Sequence[str] | None = None, *, prog: str
+    subcommands: Subcommands,
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    unlisted: Subcommands = MappingProxyType({}),
 ) -> int:
     """Run the subcommand that `argv` begins with, importing nothing of the others.
 
@@ -146,6 +152,7 @@ def run_subcommand(
         subcommands: name -> what runs it, a function or a module with `main(argv, prog)`, and what it does.
         argv: command line without the program's name; `None` takes `sys.argv[1:]`.
         prog: program name shown by `--help`.
+        unlisted: further subcommands, which `--help` leaves out.
 
     Returns:
         The subcommand's exit status; 2 after one line on stderr where there is none.
@@ -159,11 +166,12 @@ def run_subcommand(
             f"usage: {prog} SUBCOMMAND ...", "", *lines, "", f"{prog} SUBCOMMAND --help lists its arguments", sep="\n"
         )
         return 0
-    if name not in subcommands:
+    known = {**subcommands, **unlisted}
+    if name not in known:
         problem = "no subcommand" if name is None else f"unknown subcommand {name!r}"
         print(f"error: {problem}, choose from {', '.join(subcommands)} (see --help)", file=sys.stderr)
         return 2
-    run, _ = subcommands[name]
+    run, _ = known[name]
     if isinstance(run, str):
         run = import_module(run).main
     return run(argv[1:], f"{prog} {name}")
