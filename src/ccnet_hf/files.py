@@ -52,7 +52,7 @@ def atomic_file(file: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:
-    """Write a text file in UTF-8; raises as [`atomic_file`]."""
+    """Write a text file in UTF-8; raises as `atomic_file`."""
     with atomic_file(file) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
@@ -139,7 +139,7 @@ def remove_folder(folder: Path) -> None:
 
 def remove_leftovers(parent: Path, name: str | None = None) -> None:
     """Remove what a killed writer of `parent / name`, or of anything there, left behind, and give a folder back its
-    name that was about to be replaced. To be called by whoever has the place to itself (see [`exclusive`])."""
+    name that was about to be replaced. To be called by whoever has locked it (see `exclusive`)."""
     name = "*" if name is None else glob.escape(_shortened(name))
     replaced_pattern, unfinished_pattern = (f".{name}.{'[0-9a-f]' * 8}{end}" for end in (_REPLACED, _UNFINISHED))
     for replaced in parent.glob(replaced_pattern):
@@ -167,7 +167,7 @@ def exclusive(path: str | os.PathLike, inside: bool = False, wait: bool = False)
 
     Raises:
         InputError: another process holds it, and `wait` is not set.
-        OSError: the lock's file cannot be written, as for [`atomic_file`].
+        OSError: the lock's file cannot be written, as for `atomic_file`.
     """
     path = Path(path)
     place = path.absolute()
@@ -178,7 +178,7 @@ def exclusive(path: str | os.PathLike, inside: bool = False, wait: bool = False)
             file.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
     except Timeout as error:
-        raise InputError(f"another process is writing {path}; wait for it, or name another place") from error
+        raise InputError(f"another process is writing {path}; wait for it, or name another one") from error
     try:
         yield
     finally:
@@ -189,7 +189,7 @@ def check_writable(folder: str | os.PathLike) -> None:
     """Find out before the work, not after it, that a folder cannot be made or written; makes nothing.
 
     Raises:
-        OSError: as [`atomic_file`].
+        OSError: as `atomic_file`.
     """
     folder = Path(folder)
     _try_to_write(folder if folder.exists() else _folder_above(folder), folder)
@@ -199,7 +199,7 @@ def check_file(file: str | os.PathLike) -> None:
     """Find out before the work, not after it, that a file cannot be written; makes nothing.
 
     Raises:
-        OSError: as [`atomic_file`].
+        OSError: as `atomic_file`.
     """
     file = Path(file)
     if file.is_dir():

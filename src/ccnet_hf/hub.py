@@ -179,7 +179,7 @@ def collect(api: HfApi, title: str, description: str, repo_ids: Sequence[str], p
 
 
 def retry(request: Callable[[], T], what: str) -> T:
-    """As [`ccnet_hf.network.retry`], for requests to the Hub.
+    """As `ccnet_hf.network.retry`, for requests to the Hub.
 
     Raises:
         OSError: it failed several times, or the Hub refused it for good. One sentence, which begins with `what`.

@@ -41,7 +41,7 @@ OTHERS = (
 )
 # Relative L2 errors: fp32 absolutely, half precision relative to the einsum form's own error.
 _FLOAT32_ERROR, _HALF_PRECISION_FACTOR = 1e-5, 1.25
-# Of another way to compute the same in bfloat16: a few roundings. A place counted twice changes more.
+# Of another way to compute the same in bfloat16: a few roundings. A position counted twice changes more.
 _YARDSTICK_ERROR = 2e-2
 
 

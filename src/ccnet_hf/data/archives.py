@@ -1,6 +1,6 @@
 """The files of a distribution as it was downloaded: folders, tar and zip archives and archives inside them.
 
-Members are read where they lie; only what cannot be read at a place (gzip, an archive in an archive) is copied once.
+Members are read where they lie; only what allows no random access (gzip, an archive in an archive) is copied once.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def list_files(sources: Sequence[str | Path], scratch: Path) -> list[RawFile]:
 
     Args:
         sources: folders and archives (.zip, .tar, .tar.gz, .tgz).
-        scratch: folder for copies of what cannot be read at a place; it must live as long as the files are read.
+        scratch: folder for copies of what allows no random access; it must live as long as the files are read.
 
     Raises:
         InputError: a source is missing or is no archive, or an archive is damaged, encrypted, points out of itself,

@@ -63,7 +63,7 @@ class RandomCrop(v2.Transform):
 
     Args:
         size: (height, width) of the window.
-        cat_max_ratio: largest share of the labelled pixels one class may have; 1.0 takes the first draw.
+        cat_max_ratio: largest fraction of the labelled pixels one class may have; 1.0 takes the first draw.
         ignore_index: label of pixels that do not count.
     """
 
@@ -99,7 +99,7 @@ class RandomHorizontalFlip(v2.RandomHorizontalFlip):
     """Mirror image and label with probability 1/2, and exchange the labels that mean left and right.
 
     Args:
-        label_pairs: training ids that change places, e.g. of the left and the right arm.
+        label_pairs: training ids that are exchanged, e.g. of the left and the right arm.
     """
 
     def __init__(self, label_pairs: Sequence[tuple[int, int]] = ()):

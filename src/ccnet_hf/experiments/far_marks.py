@@ -76,7 +76,7 @@ def train(model: nn.Module, steps: int, seed: int, batch_size: int = 16, learnin
 
 
 def score(model: nn.Module, num_examples: int = 200) -> dict[str, float]:
-    """Share of the pixels whose class is right, by part; 1 / number of colours is chance."""
+    """Fraction of the pixels whose class is right, by part; 1 / number of colours is chance."""
     images, labels, corners = far_marks(num_examples, torch.Generator().manual_seed(_TEST_SEED))
     right = predict_logits(model, images, mode="whole").argmax(dim=1) == labels
     return {part: float(right[mask].float().mean()) for part, mask in parts(corners).items()}

@@ -47,8 +47,8 @@ def parts(corners: torch.Tensor) -> dict[str, torch.Tensor]:
         Masks (N, SIDE, SIDE): `"near"` the mark; `"in line"` with it, in its rows or columns and far along them;
         `"elsewhere"`, far from its rows and from its columns. Pixels between belong to none.
     """
-    places = torch.arange(SIDE)
-    gaps = (corners[..., None] - places).maximum(places - corners[..., None] - SQUARE + 1).clamp(min=0)
+    positions = torch.arange(SIDE)
+    gaps = (corners[..., None] - positions).maximum(positions - corners[..., None] - SQUARE + 1).clamp(min=0)
     down, across = gaps[:, 0, :, None], gaps[:, 1, None, :]
     return {
         "near": down.maximum(across) <= NEAR,

@@ -1,4 +1,4 @@
-"""How far a model looks: where in the image the gradient of one place's class lies."""
+"""How far a model looks: where in the image the gradient of one position's class lies."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ccnet_hf.inference.loading import load_checkpoint
 from ccnet_hf.limits import MAX_SEED, check_range
 
 
-# Shares of the gradient whose distance is reported.
-_SHARES = (0.5, 0.9, 0.95, 0.99)
+# Fractions of the gradient whose distance is reported.
+_FRACTIONS = (0.5, 0.9, 0.95, 0.99)
 
 
 @dataclass
@@ -22,31 +22,31 @@ class ReceptiveFieldArguments:
     model_name_or_path: str = field(metadata={"help": "CCNet checkpoint: a folder or a Hub id"})
     dataset_name: str = field(metadata={"help": "folder (parquet or save_to_disk) or Hub id of the dataset"})
     split: str = field(default="validation", metadata={"help": "split whose images are looked at"})
-    num_examples: int = field(default=16, metadata={"help": "images, one place in each"})
+    num_examples: int = field(default=16, metadata={"help": "images, one position in each"})
     without_attention: bool = field(default=False, metadata={"help": "set gamma to 0: what the convolutions see"})
     max_image_pixels: int | None = field(
         default=None, metadata={"help": "largest image that is read, in pixels, 0: any; default: 178956970"}
     )
-    seed: int = field(default=0, metadata={"help": "of the images and places"})
+    seed: int = field(default=0, metadata={"help": "of the images and positions"})
 
 
 def gradient_by_distance(model: torch.nn.Module, pixel_values: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    """Share of the gradient at every distance from a place (the effective receptive field of Luo et al., 2016).
+    """Fraction of the gradient at every distance from a position (the effective receptive field of Luo et al., 2016).
 
     Args:
         model: a `CCNetForSemanticSegmentation` in eval mode.
         pixel_values: (1, 3, H, W), an image as the image processor gives it.
-        row: of the place, on the map of logits.
+        row: of the position, on the map of logits.
         column: likewise.
 
     Returns:
-        (D,) fp32, summing to 1: entry d is the share of the absolute gradient of the place's highest logit, less the
-        mean of its logits, at pixels d to d + 1 pixels of the network's input from the place's centre.
+        (D,) fp32, summing to 1: entry d is the fraction of the absolute gradient of the position's highest logit, less
+        the mean of its logits, at pixels d to d + 1 pixels of the network's input from the position's centre.
     """
     pixel_values = pixel_values.detach().requires_grad_()
     logits = model(pixel_values=pixel_values).logits
-    place = logits[0, :, row, column]
-    (gradient,) = torch.autograd.grad(place.max() - place.mean(), pixel_values)
+    scores = logits[0, :, row, column]
+    (gradient,) = torch.autograd.grad(scores.max() - scores.mean(), pixel_values)
     magnitude = gradient[0].float().abs().sum(0)
     centre = [
         (index + 0.5) * full / small
@@ -61,7 +61,7 @@ def gradient_by_distance(model: torch.nn.Module, pixel_values: torch.Tensor, row
 
 
 def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
-    """Print within how many pixels of a place the gradient of its class lies, averaged over random places."""
+    """Print within how many pixels of a position the gradient of its class lies, averaged over random positions."""
     import datasets  # here, so that --help needs no extra
 
     from ccnet_hf.data.loading import SegmentationDataset, load_split
@@ -80,7 +80,7 @@ def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
         source=arguments.dataset_name,
     )
     generator = torch.Generator().manual_seed(arguments.seed)
-    shares = torch.zeros(1)
+    fractions = torch.zeros(1)
     chosen = torch.randperm(len(dataset), generator=generator)[: arguments.num_examples].tolist()
     for index in tqdm(chosen, desc="look", unit="image", disable=None, leave=False):
         image, _, _ = dataset.read(index)
@@ -89,14 +89,14 @@ def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
             size = model(pixel_values=pixel_values).logits.shape[-2:]
         row, column = (int(torch.randint(side, (1,), generator=generator)) for side in size)
         found = gradient_by_distance(model, pixel_values, row, column).cpu()
-        longer, shorter = sorted((shares, found), key=len, reverse=True)
-        shares = longer.clone()
-        shares[: len(shorter)] += shorter
-    within = (shares / shares.sum()).cumsum(0)
+        longer, shorter = sorted((fractions, found), key=len, reverse=True)
+        fractions = longer.clone()
+        fractions[: len(shorter)] += shorter
+    within = (fractions / fractions.sum()).cumsum(0)
     height, width = pixel_values.shape[-2:]
     print(f"{len(chosen)} images of {arguments.split}, the last one {height}x{width} at the network's input")
-    for share in _SHARES:
-        print(f"{share:.0%} of the gradient within {int((within < share).sum()) + 1} pixels")
+    for fraction in _FRACTIONS:
+        print(f"{fraction:.0%} of the gradient within {int((within < fraction).sum()) + 1} pixels")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "receptive_field.py") -> int:

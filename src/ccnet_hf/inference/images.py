@@ -48,7 +48,7 @@ def _is_image(path: Path) -> bool:
 
 
 def unique_stems(paths: Iterable[Path]) -> list[str]:
-    """One name per path to call its results by: the file's stem, numbered where several files share it.
+    """One name per path to call its results by: the file's stem, numbered where several files have the same.
 
     Upper and lower case count as the same, as they do on some file systems.
     """

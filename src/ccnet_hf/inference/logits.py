@@ -113,7 +113,7 @@ def sliding_window(
     config, mode: str | None, crop_size: Size | None, stride: Size | None
 ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
     """Checked (crop_size, stride) of mode `"slide"`, (None, None) for mode `"whole"`; what is None comes from the
-    model's `config`. Raises ValueError as `predict_logits` does."""
+    model's `config`. Raises InputError as `predict_logits` does."""
     mode = config.inference["mode"] if mode is None else mode
     if mode not in ("whole", "slide"):
         raise InputError(f"mode must be 'whole' or 'slide', got {mode!r}")

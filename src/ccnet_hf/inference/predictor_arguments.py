@@ -39,7 +39,7 @@ class PredictorArguments:
     device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, mps, ...; auto: the fastest there is"})
 
     def load_predictor(self) -> Predictor:
-        """Load the checkpoint; raises ValueError for what `load_checkpoint` and `Predictor` refuse."""
+        """Load the checkpoint. Raises InputError for what `load_checkpoint` and `Predictor` refuse."""
         model, image_processor = load_checkpoint(self.model_name_or_path, self.dtype, self.device)
         return Predictor(
             model,

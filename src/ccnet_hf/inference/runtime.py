@@ -41,7 +41,7 @@ class ModelRuntime:
         self.config = model.config
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """As [`Runtime.logits`]; the input is moved to the model's device and dtype."""
+        """As `Runtime.logits`; the input is moved to the model's device and dtype."""
         parameters = list(self.model.parameters())
         # Weights that are offloaded have no device; Accelerate moves the input to where they will be.
         devices = [parameter.device for parameter in parameters if not parameter.is_meta]
@@ -50,5 +50,5 @@ class ModelRuntime:
 
 
 def as_runtime(model: nn.Module | Runtime) -> Runtime:
-    """A runtime as it is, and a model as its [`ModelRuntime`]."""
+    """A runtime as it is, and a model as its `ModelRuntime`."""
     return model if isinstance(model, Runtime) else ModelRuntime(model)

@@ -1,4 +1,4 @@
-"""The command that segments images: overlays and label maps out, a table of class shares at the end."""
+"""The command that segments images: overlays and label maps out, a table of the classes' fractions at the end."""
 
 import time
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ def segment(arguments: SegmentArguments) -> None:
 
 
 def share_table(class_names: Sequence[str], shares: Sequence[float]) -> str:
-    """Classes present and their share of the pixels, largest first, in aligned columns."""
+    """Classes present and their fraction of the pixels, largest first, in aligned columns."""
     rows = sorted(((share, name) for share, name in zip(shares, class_names, strict=True) if share > 0), reverse=True)
     width = max([len("class"), *(len(name) for _, name in rows)])
     lines = [f"{'class':{width}}  {'share':>7}"]

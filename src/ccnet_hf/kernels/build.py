@@ -30,11 +30,11 @@ def build(architectures: Sequence[str] | None = None, output: str | os.PathLike 
 
     Args:
         architectures: CUDA compute capabilities such as `"9.0"` or `"9.0+PTX"`; `None` takes
-            [`default_architectures`].
+            `default_architectures`.
         output: folder for the library; `None` takes the cache, where the operator looks for it.
 
     Returns:
-        The library. It appears whole or not at all, under a name that says what it holds.
+        The library. It appears complete or not at all, under a name that says what it holds.
 
     Raises:
         InputError: an architecture that is none, or too old; no nvcc, no C++ compiler, a PyTorch without CUDA, or

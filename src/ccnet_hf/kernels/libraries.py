@@ -1,4 +1,4 @@
-"""Compiled libraries on disk: their names, their places, and the GPUs they run on."""
+"""Compiled libraries on disk: their names, their folders, and the GPUs they run on."""
 
 import hashlib
 import os

@@ -28,7 +28,7 @@ def build_wheel(library: Path, output: str | os.PathLike) -> Path:
     Without a network where the build's requirements are installed here.
 
     Args:
-        library: what [`~ccnet_hf.kernels.build.build`] has returned.
+        library: what `ccnet_hf.kernels.build.build` has returned.
         output: folder for the wheel.
 
     Returns:

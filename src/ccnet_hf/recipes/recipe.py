@@ -24,7 +24,7 @@ class TrainingRecipe:
         scale: (long, short) side of the keep-ratio resize that a random ratio multiplies before the crop, in pixels.
         ratio_range: that ratio is uniform in this range.
         ratio_step: the ratio is one of low, low + step, ..., high; 0 draws any number in between.
-        cat_max_ratio: a crop is redrawn, up to ten times, while one class covers this share of it; 1 takes any.
+        cat_max_ratio: a crop is redrawn, up to ten times, while one class covers this fraction of it; 1 takes any.
         photometric_distortion: brightness, contrast, saturation and hue, each with probability 1/2.
         pad_before_normalization: pad small crops with black (VOC12Aug) instead of the mean colour.
         batch_size: images per step, over all processes.

@@ -63,7 +63,7 @@ def colorize(label_map: LabelMap, palette: Sequence[Color]) -> Image.Image:
 
 
 def class_shares(label_map: LabelMap, num_labels: int) -> np.ndarray:
-    """Share of the pixels of a label map (H, W) that each class has: float64 (num_labels,), other labels left out."""
+    """Fraction of the pixels of a label map (H, W) in each class: float64 (num_labels,), other labels left out."""
     labels = _to_numpy(label_map).ravel()
     counts = np.bincount(labels[(labels >= 0) & (labels < num_labels)], minlength=num_labels)
     return counts / max(labels.size, 1)
@@ -114,7 +114,7 @@ def overlay(
     class_names: Sequence[str],
     alpha: float = 0.5,
 ) -> Image.Image:
-    """An image tinted by its classes, with a legend of the classes present, largest share first.
+    """An image tinted by its classes, with a legend of the classes present, most pixels first.
 
     The legend stands below a wide image and to the right of a tall one, and never covers it.
 
@@ -129,7 +129,7 @@ def overlay(
         RGB image: the given one and the legend.
 
     Raises:
-        InputError: as [`blend`], or there are fewer colours than names of classes.
+        InputError: as `blend`, or there are fewer colours than names of classes.
     """
     palette = _colors(palette)
     if len(palette) < len(class_names):
@@ -155,17 +155,17 @@ def overlay(
 
 
 def format_share(share: float) -> str:
-    """A share 0..1 as a percentage with one decimal; what would round to nothing is shown as `<0.1 %`."""
+    """A fraction 0..1 as a percentage with one decimal; what would round to nothing is shown as `<0.1 %`."""
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
 def draw_legend(
     entries: Sequence[tuple[Color, str, str]], font_size: int, width: int | None = None, height: int | None = None
 ) -> Image.Image:
-    """Draw swatch, name and share per entry, filled column by column, one column at least.
+    """Draw swatch, name and percentage per entry, filled column by column, one column at least.
 
     Args:
-        entries: (RGB colour 0..255, name, share) each, at least one.
+        entries: (RGB colour 0..255, name, percentage) each, at least one.
         font_size: in pixels; everything else follows from it.
         width: as many columns as fit into it.
         height: given instead of `width`, as many columns as it takes not to be higher.

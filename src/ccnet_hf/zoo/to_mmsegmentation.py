@@ -33,7 +33,7 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
 
     Args:
         folder: what `convert_checkpoint`, a training or `save_pretrained` has written.
-        output: file to write, whole or not at all.
+        output: file to write, atomically.
 
     Raises:
         InputError: the folder holds no complete CCNet, or one that mmsegmentation's cannot compute; the file exists.

@@ -73,9 +73,9 @@ class LabelFormat:
         packed = label.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
         ids = {(red << 16) + (green << 8) + blue: i for (red, green, blue), i in self.colours.items()}
         values, first = np.unique(packed, return_index=True)
-        for value, place in zip(values, first, strict=True):
+        for value, index in zip(values, first, strict=True):
             if int(value) not in ids:
-                row, column = divmod(int(place), packed.shape[1])
+                row, column = divmod(int(index), packed.shape[1])
                 colour = (int(value) >> 16, int(value) >> 8 & 255, int(value) & 255)
                 raise InputError(f"colour {colour} at row {row}, column {column} is no class's colour")
         return np.array([ids[int(value)] for value in values], dtype=np.uint8)[np.searchsorted(values, packed)]

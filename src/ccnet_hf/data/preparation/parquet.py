@@ -31,7 +31,7 @@ def parquet_writer(file: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         schema: of its rows.
 
     Raises:
-        OSError: as [`ccnet_hf.files.atomic_file`].
+        OSError: as `ccnet_hf.files.atomic_file`.
     """
     with atomic_file(file) as unfinished, open(unfinished, "wb") as opened:
         counted = _Counted(opened)

@@ -1,4 +1,4 @@
-"""Examples into parquet shards: each written whole or not at all, and kept when it is made again."""
+"""Examples into parquet shards: each written atomically, and kept when it is made again."""
 
 from __future__ import annotations
 
