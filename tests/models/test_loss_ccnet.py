@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ccnet_hf import CCNetConfig
+from ccnet_hf.models import loss_ccnet
 from ccnet_hf.models.loss_ccnet import category_consistent_loss, ccnet_losses, ohem_loss, semantic_segmentation_loss
 
 
@@ -396,6 +397,32 @@ def test_losses_by_name(everything):
     assert losses["auxiliary_loss"] == 0.25 * plain
     assert losses["category_loss"] == 0.5 * category_consistent_loss(embeddings, labels, 4, align_corners=True)
     assert list(ccnet_losses(config, labels, logits)) == ["decode_loss"]
+
+
+def test_a_further_loss_is_its_function_its_field_and_its_row(everything, monkeypatch):
+    """As a loss of the logits would be added; at a weight of 0 it is not even computed."""
+
+    def brightness(config, logits, labels, class_weights, valid_pixels):
+        assert class_weights is None and valid_pixels == 7
+        return logits.mean() * config.num_labels
+
+    config, _, logits, *_ = everything
+    row = loss_ccnet.Loss(brightness, of="logits", weight="brightness_weight")
+    monkeypatch.setitem(loss_ccnet.LOSSES, "brightness_loss", row)
+    config.brightness_weight = 0.5
+    losses = ccnet_losses(*everything, valid_pixels=7)
+    assert list(losses)[-1] == "brightness_loss" and losses["brightness_loss"] == 0.5 * 4 * logits.mean()
+    config.brightness_weight = 0.0
+    assert list(ccnet_losses(*everything)) == ["decode_loss", "auxiliary_loss", "category_loss"]
+
+
+def test_a_head_of_its_own_learns_nothing_from_a_weight_of_0_but_has_gradients(everything):
+    """Else DistributedDataParallel would wait for them without end."""
+    config, labels, logits, auxiliary_logits, _ = everything
+    config.auxiliary_loss_weight = 0.0
+    auxiliary_logits.requires_grad_()
+    ccnet_losses(config, labels, logits, auxiliary_logits)["auxiliary_loss"].backward()
+    assert auxiliary_logits.grad.eq(0).all()
 
 
 def test_losses_compile_without_a_break_whatever_the_labels(everything):

@@ -1,5 +1,8 @@
 """The losses CCNet is trained with: cross entropy, its hard pixels only (OHEM), and the category-consistent loss."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
@@ -37,7 +40,7 @@ def ccnet_losses(
             they keep of this batch, whatever it is.
 
     Returns:
-        Scalars by name: `decode_loss`, and `auxiliary_loss` and `category_loss` where their inputs are given.
+        Scalars by name, those of [`LOSSES`] whose output is given.
 
     Raises:
         ValueError: labels of another rank, batch size or dtype, or, on a CPU, an id that is neither a class nor
@@ -46,41 +49,100 @@ def ccnet_losses(
     """
     labels = class_ids(labels)
     _check_range(labels, config.num_labels, config.semantic_loss_ignore_index)
-    ignore_index, align_corners = config.semantic_loss_ignore_index, config.align_corners
-    how = {
-        "ignore_index": ignore_index,
-        "reduction": config.loss_reduction,
-        "align_corners": align_corners,
-        "class_weights": class_weights,
-        "valid_pixels": valid_pixels,
+    outputs = {
+        "logits": logits,
+        "auxiliary_logits": auxiliary_logits,
+        "category_embeddings": category_embeddings,
     }
-    if config.ohem_threshold is None:
-        decode_loss = semantic_segmentation_loss(logits, labels, **how)
-    else:
-        decode_loss = ohem_loss(
-            logits,
-            labels,
-            config.ohem_threshold,
-            config.ohem_min_kept,
-            ignore_index=ignore_index,
-            align_corners=align_corners,
-            class_weights=class_weights,
-        )
-    losses = {"decode_loss": decode_loss}
-    if auxiliary_logits is not None:
-        auxiliary_loss = semantic_segmentation_loss(auxiliary_logits, labels, **how)
-        losses["auxiliary_loss"] = config.auxiliary_loss_weight * auxiliary_loss
-    if category_embeddings is not None:
-        category_loss = category_consistent_loss(
-            category_embeddings,
-            labels,
-            config.num_labels,
-            ignore_index=ignore_index,
-            align_corners=align_corners,
-            per_image=config.category_consistent_per_image,
-        )
-        losses["category_loss"] = config.category_consistent_loss_weight * category_loss
+    losses = {}
+    for name, (function, of, weight) in LOSSES.items():
+        factor = 1.0 if weight is None else getattr(config, weight)
+        # What has a head of its own is computed for a weight of 0, too, so that every parameter gets a gradient.
+        if outputs[of] is not None and (factor or of != "logits"):
+            loss = function(config, outputs[of], labels, class_weights, valid_pixels)
+            losses[name] = loss if weight is None else factor * loss
     return losses
+
+
+def _decode_loss(
+    config: PreTrainedConfig,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    class_weights: torch.Tensor | None,
+    valid_pixels: torch.Tensor | float | None,
+) -> torch.Tensor:
+    """Cross entropy of all pixels, or of the hard ones."""
+    if config.ohem_threshold is None:
+        return _cross_entropy(config, logits, labels, class_weights, valid_pixels)
+    return ohem_loss(
+        logits,
+        labels,
+        config.ohem_threshold,
+        config.ohem_min_kept,
+        ignore_index=config.semantic_loss_ignore_index,
+        align_corners=config.align_corners,
+        class_weights=class_weights,
+    )
+
+
+def _cross_entropy(
+    config: PreTrainedConfig,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    class_weights: torch.Tensor | None,
+    valid_pixels: torch.Tensor | float | None,
+) -> torch.Tensor:
+    return semantic_segmentation_loss(
+        logits,
+        labels,
+        ignore_index=config.semantic_loss_ignore_index,
+        reduction=config.loss_reduction,
+        align_corners=config.align_corners,
+        class_weights=class_weights,
+        valid_pixels=valid_pixels,
+    )
+
+
+def _category_loss(
+    config: PreTrainedConfig,
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    class_weights: torch.Tensor | None,
+    valid_pixels: torch.Tensor | float | None,
+) -> torch.Tensor:
+    return category_consistent_loss(
+        embeddings,
+        labels,
+        config.num_labels,
+        ignore_index=config.semantic_loss_ignore_index,
+        align_corners=config.align_corners,
+        per_image=config.category_consistent_per_image,
+    )
+
+
+class Loss(NamedTuple):
+    """A row of [`LOSSES`].
+
+    Args:
+        function: called with the configuration, an output, labels, and `class_weights` and `valid_pixels` as in
+            [`ccnet_losses`]; returns a scalar.
+        of: the output it looks at. Without that output there is no such loss.
+        weight: the field of the configuration that it is multiplied by, `None` for 1. At 0 there is no such loss of
+            the logits.
+    """
+
+    function: Callable[..., torch.Tensor]
+    of: str
+    weight: str | None = None
+
+
+# Every loss of a CCNet, by the name that it has in a training's log. To add one: its function, its weight's field in
+# `CCNetConfig`, and its row here.
+LOSSES = {
+    "decode_loss": Loss(_decode_loss, of="logits"),
+    "auxiliary_loss": Loss(_cross_entropy, of="auxiliary_logits", weight="auxiliary_loss_weight"),
+    "category_loss": Loss(_category_loss, of="category_embeddings", weight="category_consistent_loss_weight"),
+}
 
 
 def semantic_segmentation_loss(
@@ -332,4 +394,4 @@ def _nearest_labels(labels: torch.Tensor, size: list[int], align_corners: bool) 
     return labels[:, indices[0][:, None], indices[1]]
 
 
-__all__ = ["category_consistent_loss", "ccnet_losses", "ohem_loss", "semantic_segmentation_loss"]
+__all__ = ["LOSSES", "Loss", "category_consistent_loss", "ccnet_losses", "ohem_loss", "semantic_segmentation_loss"]
