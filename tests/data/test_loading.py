@@ -9,14 +9,8 @@ import pytest
 import torch
 from turned import encode_turned, turn
 
-from ccnet_hf.data.loading import (
-    CorruptExample,
-    SegmentationDataset,
-    class_counts,
-    label_counts,
-    load_split,
-    sample_label_counts,
-)
+from ccnet_hf.data.label_counts import class_counts, label_counts, sample_label_counts
+from ccnet_hf.data.loading import CorruptExample, SegmentationDataset, load_split
 
 
 def png(array: np.ndarray, mode: str | None = None) -> dict:

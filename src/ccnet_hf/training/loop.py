@@ -25,8 +25,6 @@ from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training.batches import batch_loader, read_batches
 from ccnet_hf.training.checkpoints import (
     BEST_CHECKPOINT,
-    TrainingProgress,
-    TrainingState,
     checkpoint_folder,
     find_checkpoint,
     read_scores,
@@ -40,6 +38,7 @@ from ccnet_hf.training.distributed import together
 from ccnet_hf.training.initialization import freeze, synchronize_batch_norm
 from ccnet_hf.training.optimization import SegmentationLoss, build_optimizer, build_scheduler
 from ccnet_hf.training.progress import Progress
+from ccnet_hf.training.training_state import TrainingProgress, TrainingState
 
 
 _MAX_SHUFFLE_BUFFER = 1_000_000  # images held encoded; more would be hundreds of gigabytes

@@ -25,7 +25,8 @@ from torchvision.transforms import v2
 
 from ccnet_hf.data.benchmarks import flip_label_pairs
 from ccnet_hf.data.images import turned_note
-from ccnet_hf.data.loading import SegmentationDataset, label_counts, sample_label_counts
+from ccnet_hf.data.label_counts import label_counts, sample_label_counts
+from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.errors import InputError, describe, reading, using
 from ccnet_hf.evaluation import evaluate_dataset
 from ccnet_hf.evaluation.report import unlabelled_classes
