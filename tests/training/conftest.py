@@ -4,14 +4,14 @@ import pytest
 from tiny_training import RECIPE, build_trainer, coloured_split, tiny_model
 
 from ccnet_hf.recipes import TrainingRecipe
-from ccnet_hf.training.loop import Trainer
+from ccnet_hf.training.loop import TrainingLoop
 
 
 @pytest.fixture
 def make_trainer(tmp_path):
-    """Build a `Trainer` in this process; keyword arguments as for `build_trainer`."""
+    """Build a `TrainingLoop` in this process; keyword arguments as for `build_trainer`."""
 
-    def make(**arguments) -> Trainer:
+    def make(**arguments) -> TrainingLoop:
         return build_trainer(**({"output_dir": tmp_path} | arguments))
 
     return make

@@ -111,6 +111,7 @@ def test_processes_share_a_stream(shards):
 
 class Complaining(torch.utils.data.Dataset):
     streamed = False
+    collate = None
 
     def __init__(self, error=None):
         self.error = error

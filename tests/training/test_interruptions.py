@@ -133,16 +133,16 @@ def test_a_kill_at_any_file_operation_of_a_save_leaves_a_whole_checkpoint(make_t
     start = tmp_path / "start"
     make_trainer(output_dir=start, recipe=replace(RECIPE, max_train_steps=2), checkpointing_steps=1).run()
     trainer = make_trainer(checkpoints_total_limit=1)
-    trainer.step = 4
+    trainer.state.step = 4
     killer = KillBeforeFileOperation()
     seen, number, finished = set(), 0, False
     while not finished:
         output_dir = tmp_path / f"run{number}"
         shutil.copytree(start, output_dir)
-        trainer.settings = replace(trainer.settings, output_dir=output_dir)
+        trainer.checkpoints.output_dir = output_dir
         killer.arm(output_dir, number)
         try:
-            trainer.save_checkpoint()
+            trainer.checkpoints.save()
             finished = True
         except Killed:
             pass
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(make_trainer, tmp_path, share):
     make_trainer(recipe=replace(RECIPE, max_train_steps=2), checkpointing_steps=2).run()
     model_bytes = (tmp_path / "model.safetensors").stat().st_size
     trainer = make_trainer(resume_from_checkpoint="last", checkpointing_steps=2)
-    save = trainer.save_checkpoint
+    save = trainer.checkpoints.save
 
     def save_on_full_disk():
         # The largest file a process may write stands for the space that is left.
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(make_trainer, tmp_path, share):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    trainer.save_checkpoint = save_on_full_disk
+    trainer.checkpoints.save = save_on_full_disk
     with pytest.raises(OSError, match="checkpoint-4 cannot be written"):
         trainer.run()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]

@@ -1,5 +1,7 @@
 """Schedule, parameter groups, class weights and losses against their formulas."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -7,13 +9,20 @@ from torch import nn
 from ccnet_hf import CCNetConfig
 from ccnet_hf.models.modeling_ccnet import CCNetSemanticSegmenterOutput
 from ccnet_hf.recipes import RECIPES, TrainingRecipe
+from ccnet_hf.training.objective import SemanticObjective, class_weights_from_counts
 from ccnet_hf.training.optimization import (
-    SegmentationLoss,
     build_optimizer,
     build_scheduler,
-    class_weights_from_counts,
     learning_rate_factor,
 )
+
+
+def losses_of(objective: SemanticObjective, outputs: CCNetSemanticSegmenterOutput, labels) -> dict[str, torch.Tensor]:
+    """The losses of one pass, and their sum as `loss`."""
+    batch = {"pixel_values": torch.zeros(1), "labels": labels}
+    losses = objective(lambda pixel_values: outputs, batch, objective.counts(batch))
+    assert all(name.endswith("_loss") for name in losses)
+    return {"loss": sum(losses.values()), **losses}
 
 
 def make_recipe(**changes) -> TrainingRecipe:
@@ -132,7 +141,8 @@ def test_losses_by_hand(reduction):
     labels[0, 0] = 255
     class_weights = torch.tensor([0.5, 1.0, 3.0])
     outputs = CCNetSemanticSegmenterOutput(logits=logits, auxiliary_logits=auxiliary)
-    losses = SegmentationLoss(config, class_weights)(outputs, labels)
+    objective = SemanticObjective(config, class_weights)
+    losses = losses_of(objective, outputs, labels)
 
     def by_hand(scores):
         total, counted = 0.0, 0
@@ -160,7 +170,7 @@ def test_losses_without_weights_are_the_models_own(model, extras):
     torch.manual_seed(0)
     own = model(pixel_values=pixel_values, labels=labels).loss
     torch.manual_seed(0)
-    losses = SegmentationLoss(model.config)(model(pixel_values=pixel_values), labels)
+    losses = losses_of(SemanticObjective(model.config), model(pixel_values=pixel_values), labels)
     torch.testing.assert_close(losses["loss"], own)
     assert ("category_loss" in losses) == ("category_consistent_loss_weight" in extras)
     assert losses["loss"] == sum(value for name, value in losses.items() if name != "loss")
@@ -174,13 +184,16 @@ def test_gradients_of_unequal_passes_add_up_to_the_joined_batch(model, reduction
     labels = torch.randint(0, 3, (3, 32, 32))
     labels[1, :20] = 255
     labels[2] = 255
-    loss = SegmentationLoss(model.config)
+    objective = SemanticObjective(model.config)
 
     def gradients(parts, valid_pixels):
         model.zero_grad()
         for part in parts:
-            outputs = model(pixel_values[part], labels=labels[part])
-            (loss(outputs, labels[part], valid_pixels)["loss"] / len(parts)).backward()
+            batch = {"pixel_values": pixel_values[part], "labels": labels[part]}
+            counts = objective.counts(batch) if valid_pixels is None else {"valid_pixels": valid_pixels}
+            # With labels the model gives its outputs in training mode.
+            losses = objective(partial(model, labels=labels[part]), batch, counts)
+            (sum(losses.values()) / len(parts)).backward()
         return [parameter.grad.clone() for parameter in model.parameters()]
 
     joined = gradients([slice(0, 3)], None)
@@ -196,6 +209,6 @@ def test_all_ignored_gives_zero():
     config = CCNetConfig(num_labels=3)
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     outputs = CCNetSemanticSegmenterOutput(logits=logits)
-    loss = SegmentationLoss(config, torch.ones(3))(outputs, torch.full((1, 4, 4), 255))["loss"]
+    loss = losses_of(SemanticObjective(config, torch.ones(3)), outputs, torch.full((1, 4, 4), 255))["loss"]
     loss.backward()
     assert loss.item() == 0.0 and logits.grad.eq(0).all()

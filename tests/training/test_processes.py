@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from tiny_training import RECIPE, build_trainer, coloured_split, tiny_model
+from tiny_training import RECIPE, ScoredBy, build_trainer, coloured_split, tiny_model
 from torch import nn
 from torch.distributed import TCPStore
 from torch.distributed.fsdp import FSDPModule
@@ -63,12 +63,14 @@ def ignore_some(chain):
     return transform
 
 
-def write_gradients(rank: int, file, reduction: str, per_device_batch_size: int) -> None:
+def write_gradients(rank: int, file, reduction: str, per_device_train_batch_size: int) -> None:
     model = tiny_model(classifier_dropout_prob=0.0, loss_reduction=reduction).double()
     with torch.no_grad():
         model.model.head.attention.gamma.fill_(0.7)
     recipe = replace(RECIPE, batch_size=4, max_train_steps=1, optimizer="sgd", max_grad_norm=0.0)
-    trainer = build_trainer(file.parent, recipe, model, ignore_some, per_device_batch_size=per_device_batch_size)
+    trainer = build_trainer(
+        file.parent, recipe, model, ignore_some, per_device_train_batch_size=per_device_train_batch_size
+    )
 
     def freeze_batch_norm():
         trainer.model.train()
@@ -92,10 +94,10 @@ def write_gradients(rank: int, file, reduction: str, per_device_batch_size: int)
 def test_gradients_are_those_of_the_joined_batch(tmp_path, reduction):
     cases = {"joined": (1, 4), "accumulated": (1, 1), "two": (2, 2), "two, accumulated": (2, 1)}
     gradients = {}
-    for name, (number, per_device_batch_size) in cases.items():
+    for name, (number, per_device_train_batch_size) in cases.items():
         file = tmp_path / name / "gradients.pt"
         file.parent.mkdir()
-        assert launch(number, write_gradients, file, reduction, per_device_batch_size) == [0] * number
+        assert launch(number, write_gradients, file, reduction, per_device_train_batch_size) == [0] * number
         gradients[name] = torch.load(file)
     joined = gradients.pop("joined")
     scale = max(float(gradient.abs().max()) for gradient in joined.values())
@@ -110,7 +112,7 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path, reduction):
 def train(rank: int, output_dir, terminated: bool, resume: bool) -> None:
     trainer = build_trainer(
         output_dir,
-        per_device_batch_size=1,
+        per_device_train_batch_size=1,
         checkpointing_steps=4,
         ema_decay=0.5,
         resume_from_checkpoint="last" if resume else None,
@@ -121,7 +123,7 @@ def train(rank: int, output_dir, terminated: bool, resume: bool) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     trainer.accelerator.log = terminate
-    trainer.evaluate = lambda model: {"eval_mean_iou": float(model.classifier.weight.abs().sum())}
+    trainer.evaluator = ScoredBy(lambda model: {"eval_mean_iou": float(model.classifier.weight.abs().sum())})
     trainer.run()
 
 
@@ -138,7 +140,7 @@ def test_a_termination_of_one_process_stops_and_saves_both(tmp_path):
 def meet(rank: int, output_dir, resume: str | None, message: str, full: bool = False) -> None:
     """A training that every process ends with this message."""
     recipe = replace(RECIPE, max_train_steps=2)
-    settings = {"per_device_batch_size": 1, "checkpointing_steps": 2, "ema_decay": 0.5}
+    settings = {"per_device_train_batch_size": 1, "checkpointing_steps": 2, "ema_decay": 0.5}
     trainer = build_trainer(output_dir, recipe, resume_from_checkpoint=resume, **settings)
     if full and rank == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
@@ -178,11 +180,11 @@ def share_of_corrupt(rank: int, output_dir) -> None:
     broken = [{"bytes": b"", "path": None} if index in (2, 5) else row for index, row in enumerate(rows)]
     split = split.remove_columns("image").add_column("image", broken, feature=split.features["image"])
     recipe = replace(RECIPE, batch_size=4, max_train_steps=4)
-    trainer = build_trainer(output_dir, recipe, split=split, skip_corrupt=True, per_device_batch_size=2)
+    trainer = build_trainer(output_dir, recipe, split=split, skip_corrupt=True, per_device_train_batch_size=2)
     trainer.run()
-    messages = trainer.all_corrupt()
+    messages = trainer.state.all_corrupt()
     assert messages == [f"image{index}: cannot be read (it is not an image)" for index in (2, 5)], messages
-    assert len(trainer.corrupt) < 3
+    assert len(trainer.state.corrupt) < 3
 
 
 def test_corrupt_examples_are_collected_from_all(tmp_path):
@@ -208,9 +210,9 @@ def train_sharded(rank: int, output_dir, sharded: bool, resume: bool) -> None:
         output_dir,
         replace(RECIPE, batch_size=4),
         model,
-        per_device_batch_size=1,
+        per_device_train_batch_size=1,
         checkpointing_steps=2,
-        frozen_modules=frozen,
+        freeze=frozen,
         resume_from_checkpoint=str(output_dir.parent / "sharded" / "checkpoint-2") if resume else None,
         make_accelerator=fully_sharding if sharded else Accelerator,
     )
@@ -255,7 +257,7 @@ def train_with_deepspeed(rank: int, output_dir, resume, refused: str | None) -> 
         output_dir,
         replace(RECIPE, batch_size=4),
         tiny_model(classifier_dropout_prob=0.0),
-        per_device_batch_size=1,
+        per_device_train_batch_size=1,
         checkpointing_steps=2,
         resume_from_checkpoint=resume,
         make_accelerator=deepspeed,

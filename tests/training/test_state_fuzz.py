@@ -18,7 +18,7 @@ def resume(checkpoint: Path, output_dir: Path) -> None:
     """Go on from a state to the end of the training."""
     trainer = build_trainer(output_dir, resume_from_checkpoint=str(checkpoint), ema_decay=0.5)
     trainer.run()
-    assert trainer.step == RECIPE.max_train_steps
+    assert trainer.state.step == RECIPE.max_train_steps
     shutil.rmtree(output_dir)
 
 

@@ -16,8 +16,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.training.checkpoints import read_scores
-from ccnet_hf.training.loop import TrainingSettings, check_settings
+from ccnet_hf.training.checks import check_settings
 from ccnet_hf.training.optimization import build_optimizer, build_scheduler
+from ccnet_hf.training.settings import TrainingSettings
 from ccnet_hf.training.state_files import MANIFEST_FILE, write_manifest
 
 
@@ -182,7 +183,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(checkpoint, name):
         "{",
         '{"a": 1}',
         '{"format": 2, "files": [1]}',
-        '{"format": 3}',
+        '{"format": 4, "files": {}}',
     ],
     ids=lambda content: content[:20],
 )
@@ -203,11 +204,11 @@ def test_other_json_is_refused(checkpoint, name, content):
         ("step", "2"),
         ("step", True),
         ("step", None),
-        ("best_mean_iou", float("nan")),
-        ("best_mean_iou", "high"),
+        ("best_score", float("nan")),
+        ("best_score", "high"),
         ("corrupt", "image0"),
         ("corrupt", [1]),
-        ("kept", []),
+        ("fixed", []),
         ("num_processes", 0),
         ("num_processes", 1.0),
         ("scaler", [1]),
@@ -227,7 +228,7 @@ def test_odd_progress_is_refused(checkpoint, key, value):
     assert str(file) in told and key in told
 
 
-@pytest.mark.parametrize("key", ["step", "best_mean_iou", "corrupt", "kept", "num_processes", "scaler"])
+@pytest.mark.parametrize("key", ["step", "best_score", "corrupt", "fixed", "num_processes", "scaler"])
 def test_missing_progress_is_refused(checkpoint, key):
     file = checkpoint / "state" / "progress.json"
     progress = json.loads(file.read_text())
@@ -236,6 +237,28 @@ def test_missing_progress_is_refused(checkpoint, key):
     sign(file.parent)
     told = refusal(checkpoint)
     assert str(file) in told and key in told
+
+
+def test_a_state_with_the_names_of_before_resumes(tmp_path):
+    """`best_score` and `fixed` had other names, and some of a stream's positions could be unknown."""
+    for name in ("now", "before"):
+        build_trainer(tmp_path / name, replace(RECIPE, max_train_steps=2), checkpointing_steps=2).run()
+        file = tmp_path / name / "checkpoint-2" / "state" / "progress.json"
+        progress = json.loads(file.read_text()) | {"best_score": 0.25}
+        if name == "before":
+            progress |= {"best_mean_iou": progress.pop("best_score"), "kept": progress.pop("fixed")}
+            progress["stream_positions"] = [None]
+        file.write_text(json.dumps(progress))
+        sign(file.parent)
+        if name == "before":
+            manifest = file.parent / MANIFEST_FILE
+            manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 2'))
+        resumed = build_trainer(tmp_path / name, resume_from_checkpoint="last")
+        resumed.state.resume(tmp_path / name / "checkpoint-2")
+        assert (resumed.state.step, resumed.state.best_score, resumed.state.stream_position) == (2, 0.25, None)
+        resumed.run()
+    now, before = (load_file(tmp_path / name / "model.safetensors") for name in ("now", "before"))
+    assert [name for name in now if not torch.equal(now[name], before[name])] == []
 
 
 def test_a_state_beyond_the_end_is_refused(checkpoint):
@@ -314,11 +337,11 @@ def test_nothing_is_taken_over_from_a_state_that_is_refused(checkpoint):
     trainer = build_trainer(
         checkpoint.parents[1] / "resumed", streaming=True, resume_from_checkpoint=str(checkpoint), **AVERAGE
     )
-    before = {name: tensor.clone() for name, tensor in trainer.trained_model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in trainer.state.trained_model.state_dict().items()}
     with pytest.raises(InputError, match="random_states_0"):
         trainer.run()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.trained_model.state_dict().items())
-    assert not trainer.state.optimizer.state and trainer.step == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.state.trained_model.state_dict().items())
+    assert not trainer.state.optimizer.state and trainer.state.step == 0
 
 
 @pytest.mark.parametrize("change", [{"momentum": 0.0}, {"momentum": 0.9}, {"optimizer": "adamw"}], ids=str)
@@ -366,7 +389,7 @@ def test_the_first_version_of_fsdp_is_refused(tmp_path):
         distributed_type=DistributedType.FSDP,
         state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1)),
     )
-    settings = TrainingSettings(output_dir=tmp_path, per_device_batch_size=2)
+    settings = TrainingSettings(output_dir=tmp_path, per_device_train_batch_size=2)
     with pytest.raises(InputError, match="FSDP is supported in its version 2"):
         check_settings(accelerator, RECIPE, settings, evaluates=False)
 

@@ -8,15 +8,15 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import HfArgumentParser
 
-from ccnet_hf.command import run_command
 from ccnet_hf.data.transforms import RandomHorizontalFlip
 from ccnet_hf.evaluation.eval import main as evaluate
-from ccnet_hf.recipes import TrainingRecipe
+from ccnet_hf.evaluation.tasks import TASKS
+from ccnet_hf.recipes import TrainingRecipe, get_recipe
+from ccnet_hf.training import building, publishing
 from ccnet_hf.training import train as train_module
 from ccnet_hf.training.train import main as train
-from ccnet_hf.training.training_arguments import TrainArguments, with_config_file
+from ccnet_hf.training.training_arguments import ARGUMENTS, ModelArguments, run_training
 
 
 pytest.importorskip("timm", reason="the demo's backbone comes from timm")
@@ -107,13 +107,9 @@ def test_a_model_brings_its_image_processor_and_gets_other_classes(coloured_fold
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--variant", "ccnet-r7-nowhere"], "unknown variant 'ccnet-r7-nowhere'"),
         (["--dataset_name", "no/such/folder/here"], "no/such/folder/here"),
-        (["--learning_rate", "0"], "learning_rate must be a positive number, got 0.0"),
-        (["--ratio_range", "1"], "ratio_range must be two positive numbers, low and high, got (1.0,)"),
         (["--recurrence", "-1"], "recurrence must be"),
         (["--output_stride", "12"], "--output_stride is 8, 16 or 32, got 12"),
-        (["--checkpointing_steps", "-1"], "checkpointing_steps must be at least 1, got -1"),
         (["--model_name_or_path", "nowhere"], "no such model folder: nowhere"),
         (["--label_column_name", "name_length"], "has no column 'name_length'"),
         (["--label_column_name", ""], "--label_column_name '' leaves nothing to learn from"),
@@ -122,7 +118,6 @@ def test_a_model_brings_its_image_processor_and_gets_other_classes(coloured_fold
         (["--freeze", "stem"], "no module 'stem' to freeze"),
         (["--train_split", "everything"], "no split 'everything'"),
         (["--per_device_train_batch_size", "3"], "a batch of 2 does not come in passes of 3"),
-        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be at least 1, got 0"),
         (["--resume_from_checkpoint", "last"], "holds no checkpoint"),
         (["--backbone_checkpoint", "missing.safetensors"], "missing.safetensors"),
         (["--push_to_hub", "--hub_model_id", "my model"], "--hub_model_id: "),
@@ -132,6 +127,29 @@ def test_bad_input_is_one_line(coloured_folder, tmp_path, capfd, arguments, mess
     assert train(train_arguments(coloured_folder, tmp_path / "model", *arguments)) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--variant", "ccnet-r7-nowhere"], "unknown variant 'ccnet-r7-nowhere'"),
+        (["--learning_rate", "0"], "learning_rate must be a positive number, got 0.0"),
+        (["--ratio_range", "1"], "argument --ratio_range/--ratio-range: expected 2 arguments"),
+        (["--ratio_range", "2", "1"], "ratio_range must be two positive numbers, low and high, got (2.0, 1.0)"),
+        (["--crop_size", "64", "64", "64"], "unrecognized arguments: 64"),
+        (["--checkpointing_steps", "-1"], "checkpointing_steps must be at least 0, got -1"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size must be at least 1, got 0"),
+        (["--model_name_or_path", "m", "--backbone_checkpoint", "b"], "--model_name_or_path brings its own backbone"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_status_2(tmp_path, capfd, arguments, message):
+    try:
+        status = train(train_arguments("unread", tmp_path / "model", *arguments))
+    except SystemExit as error:
+        status = error.code
+    told = capfd.readouterr().err
+    assert status == 2 and told.startswith("error: ") and message in told and told.count("\n") == 1
+    assert not (tmp_path / "model").exists()
 
 
 def test_only_a_whole_ccnet_is_trained_on(coloured_folder, tmp_path, capfd):
@@ -227,8 +245,8 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
         def repo_info(self, repo_id):
             return type("Info", (), {"private": True})
 
-    monkeypatch.setattr(train_module, "HfApi", FakeHub)
-    monkeypatch.setattr(train_module, "publish", lambda hub, repository, **options: published.append(repository))
+    monkeypatch.setattr(publishing, "HfApi", FakeHub)
+    monkeypatch.setattr(publishing, "publish", lambda hub, repository, **options: published.append(repository))
     file = f"{coloured_folder}/train-00000-of-00001.parquet"
     split = datasets.Dataset.from_parquet(file)
     for column in ("image", "label"):
@@ -265,26 +283,31 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
     assert train(train_arguments(coloured_folder, tmp_path / "strict", "--streaming", "--eval_steps", "0")) == 1
 
 
+def parsed(argv: list[str]) -> dict:
+    """The options that a command line makes, by name."""
+    seen = []
+    assert run_training(lambda *parts: seen.append(parts), argv) == 0
+    assert tuple(type(part) for part in seen[0]) == ARGUMENTS
+    return {name: value for part in seen[0] for name, value in vars(part).items()}
+
+
 def test_config_file(tmp_path):
     file = tmp_path / "config.yaml"
-    content = {"variant": "v", "dataset_name": "d", "output_dir": "o", "crop_size": [4, 8], "streaming": True}
+    content = {"variant": VARIANT, "dataset_name": "d", "output_dir": "o", "crop_size": [4, 8], "streaming": True}
     content |= {"compile": False, "learning_rate": 1e-3, "do_reduce_labels": False, "photometric_distortion": False}
     content |= {"freeze": [], "max_grad_norm": 0, "seed": None, "optimizer": "sgd"}
     file.write_text(yaml.safe_dump(content))
-    seen = []
-    argv = with_config_file(["--config", str(file), "--optimizer", "adamw", "--crop_size", "2", "2"])
-    assert run_command(TrainArguments, seen.append, argv) == 0
-    (arguments,) = seen
-    assert arguments.variant == "v" and arguments.streaming and not arguments.compile
-    assert arguments.learning_rate == 1e-3 and arguments.do_reduce_labels is False
-    assert arguments.photometric_distortion is False and arguments.pad_before_normalization is None
-    assert (arguments.optimizer, arguments.crop_size, arguments.max_grad_norm) == ("adamw", [2, 2], 0)
-    assert arguments.seed == 0
-    argv = with_config_file(["--config", str(file), "--no-streaming"])
-    assert run_command(TrainArguments, seen.append, argv) == 0 and not seen[1].streaming
+    argv = ["--config", str(file), "--optimizer", "adamw", "--crop_size", "2", "2"]
+    options = parsed(argv)
+    assert options["variant"] == VARIANT and options["streaming"] and not options["compile"]
+    assert options["learning_rate"] == 1e-3 and options["do_reduce_labels"] is False
+    assert options["photometric_distortion"] is False and options["pad_before_normalization"] is False
+    assert (options["optimizer"], options["crop_size"], options["max_grad_norm"]) == ("adamw", (2, 2), 0)
+    assert options["seed"] == 0
+    assert not parsed(["--config", str(file), "--no-streaming"])["streaming"]
+    assert parsed([*argv, "--photometric_distortion"])["photometric_distortion"] is True
     with pytest.raises(SystemExit):  # not read as --config, which would have been too late for the file
-        run_command(TrainArguments, seen.append, with_config_file(["--conf", str(file), *argv[2:]]))
-    assert with_config_file(["--variant", "v"]) == ["--variant", "v"]
+        run_training(print, ["--conf", str(file), "--variant", VARIANT, *NEEDED])
 
 
 @pytest.mark.parametrize(
@@ -314,8 +337,10 @@ def test_config_file(tmp_path):
         (b"seed: 2020-01-01", "seed is an integer, got datetime.date(2020, 1, 1)"),
         (b"learning_rate: fast", "learning_rate is a number, got 'fast'"),
         (b"learning_rate: {a: 1}", "learning_rate is a number, got {'a': 1}"),
-        (b"crop_size: [1, two]", "crop_size is a list, each an integer, got [1, 'two']"),
-        (b"crop_size: [[1, 2], 3]", "crop_size is a list, each an integer, got [[1, 2], 3]"),
+        (b"crop_size: [1, two]", "crop_size is a list of 2, each an integer, got [1, 'two']"),
+        (b"crop_size: 4", "crop_size is a list of 2, each an integer, got 4"),
+        (b"ratio_range: [1]", "ratio_range is a list of 2, each a number, got [1]"),
+        (b"crop_size: [[1, 2], 3]", "crop_size is a list of 2, each an integer, got [[1, 2], 3]"),
         (b"freeze: [--help]", "freeze is a list, each a text, got ['--help']"),
         (b"freeze: [null]", "freeze is a list, each a text, got [None]"),
         (b"hub_model_id: [me/model]", "hub_model_id is a text, got ['me/model']"),
@@ -338,25 +363,74 @@ def test_bad_config_files_are_one_line(tmp_path, capsys, content, message):
 def test_values_of_a_config_file_reach_the_command_as_they_are(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(
-        "variant: -v\ndataset_name: d\noutput_dir: 2017\nlearning_rate: 1e-3\nratio_range: [1, 2.5]\nseed: 0x10\n"
-        "crop_size: 4\nfreeze: [a, b]\nmin_learning_rate: 0\n",
+        f"variant: {VARIANT}\nmodel_name_or_path: -m\ndataset_name: d\noutput_dir: 2017\nlearning_rate: 1e-3\n"
+        "ratio_range: [1, 1.5]\nseed: 0x10\nfreeze: [a, b]\nmin_learning_rate: 0\n",
         encoding="utf-8-sig",
     )
-    seen = []
-    assert run_command(TrainArguments, seen.append, with_config_file(["--config", str(file)])) == 0
-    (arguments,) = seen
-    assert (arguments.variant, arguments.output_dir, arguments.freeze) == ("-v", "2017", ["a", "b"])
-    assert (arguments.learning_rate, arguments.min_learning_rate, arguments.seed) == (1e-3, 0, 16)
-    assert (arguments.ratio_range, arguments.crop_size) == ([1, 2.5], [4])
+    options = parsed(["--config", str(file)])
+    assert (options["model_name_or_path"], str(options["output_dir"]), options["freeze"]) == ("-m", "2017", ["a", "b"])
+    assert (options["learning_rate"], options["min_learning_rate"], options["seed"]) == (1e-3, 0, 16)
+    assert options["ratio_range"] == (1, 1.5)
 
 
-def test_every_field_of_a_recipe_is_an_argument_with_help():
+NEEDED = ["--dataset_name", "d", "--output_dir", "o"]
+
+
+@pytest.mark.parametrize("variant", [VARIANT, "ccnet-r101-cityscapes", "ccnet-r50-voc12aug"])
+def test_the_values_of_a_recipe_are_the_defaults(variant):
+    recipe = get_recipe(variant)
+    options = parsed(["--variant", variant, *NEEDED])
+    assert TrainingRecipe(**{name: options[name] for name in vars(recipe.training)}) == recipe.training
+    config = recipe.config()
+    assert all(options[name] == getattr(config, name) for name in ModelArguments.CHANGES)
+    assert options["output_stride"] == getattr(config.backbone_config, "output_stride", None)
+    assert options["backbone_checkpoint"] == recipe.backbone_checkpoint
+    changed = parsed(["--variant", variant, *NEEDED, "--max_grad_norm", "0", "--no-photometric_distortion"])
+    assert changed["max_grad_norm"] == 0 and changed["photometric_distortion"] is False
+    # A model that is trained on keeps what it has, and brings its own backbone.
+    options = parsed(["--variant", variant, *NEEDED, "--model_name_or_path", "m"])
+    assert options["batch_size"] == recipe.training.batch_size
+    assert {options[name] for name in (*ModelArguments.CHANGES, "output_stride", "backbone_checkpoint")} == {None}
+
+
+def test_a_model_is_trained_on_without_a_recipe(coloured_folder, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    more = ["--eval_steps", "0", "--max_train_steps", "1", "--backbone_checkpoint", "none"]
+    assert train(train_arguments(coloured_folder, first, *more)) == 0
+    arguments = ["--model_name_or_path", str(first), "--dataset_name", coloured_folder, "--output_dir", str(second)]
+    with pytest.raises(SystemExit):
+        train(arguments)
+    needed = "error: the following arguments are required: --crop_size, --scale, --batch_size, --max_train_steps, "
+    assert capsys.readouterr().err.splitlines()[-1].replace("/", ", --").count(needed.partition(":")[0]) == 1
+    arguments += "--crop_size 64 64 --scale 96 72 --batch_size 2 --max_train_steps 1 --eval_steps 0".split()
+    assert train([*arguments, "--dataloader_num_workers", "0", "--report_to", "none"]) == 0
+    card = (second / "README.md").read_text()
+    assert "trained with `ccnet_hf`." in card and "crop_size: [64, 64]" in card and "optimizer" not in card
+    assert train(["--dataset_name", "d", "--output_dir", "o"]) == 2
+    assert "--variant names the recipe to train by, or --model_name_or_path" in capsys.readouterr().err
+
+
+def test_help_has_groups_and_the_defaults_of_the_recipe(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        train(["--variant", "ccnet-r101-cityscapes", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert exit_.value.code == 0
+    for group in ("model: --variant", "dataset: --dataset_name", "recipe: --crop_size H W", "run: --output_dir"):
+        assert group in told
+    for default in ("769 769", "timm/resnet101c.gluon_in1k", "0.5 2.0", "0.01", "80000"):
+        assert f"(default: {default})" in told
+    assert "(default: None)" not in told and "default: recipe" not in told
+    with pytest.raises(SystemExit) as exit_:
+        train(["--help"])
+    assert exit_.value.code == 0 and "recipe: --crop_size H W" in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_option_has_a_help_and_one_place():
     from dataclasses import fields
 
-    arguments = {f.name: f for f in fields(TrainArguments)}
-    for field in fields(TrainingRecipe):
-        assert arguments[field.name].default is None
-        assert len(arguments[field.name].metadata["help"]) > len("; default: recipe")
+    options = [field for part in ARGUMENTS for field in fields(part)]
+    assert len({field.name for field in options}) == len(options)
+    assert [field.name for field in options if len(field.metadata["help"]) < 6] == []
 
 
 def test_without_tensorboard_there_is_a_hint(coloured_folder, tmp_path, monkeypatch, capsys):
@@ -372,15 +446,16 @@ def test_without_tensorboard_there_is_a_hint(coloured_folder, tmp_path, monkeypa
 
 def test_classes_of_the_datasets_own(coloured_folder):
     """They are neither reduced, coloured nor mirrored as those of the recipe's benchmark, even if equally many."""
-    from ccnet_hf.recipes import get_recipe
 
     def built(variant: str, *more: str):
         arguments = train_arguments(coloured_folder, "unused", "--variant", variant, "--backbone_checkpoint", "none")
-        (arguments,) = HfArgumentParser(TrainArguments).parse_args_into_dataclasses([*arguments, *more])
-        recipe = get_recipe(variant)
-        model = train_module._build_model(arguments, recipe)
-        image_processor = train_module._build_image_processor(arguments, recipe, recipe.training)
-        dataset, _ = train_module._build_datasets(arguments, recipe.training, model.config, image_processor)
+        seen = []
+        assert run_training(lambda *parts: seen.append(parts), [*arguments, *more]) == 0
+        arguments, data, training, *_ = seen[0]
+        recipe, task = get_recipe(variant), TASKS["semantic"]
+        model = building.build_model(arguments, recipe, task, is_resumed=False)
+        image_processor = building.build_image_processor(arguments, data, recipe, training)
+        dataset, _ = building.build_datasets(data, training, 0, task, model.config, image_processor)
         (flip,) = (step for step in dataset.transform.transforms if isinstance(step, RandomHorizontalFlip))
         return model.config, image_processor, dataset, flip
 
@@ -439,7 +514,7 @@ def test_masks_of_0_and_255_are_noticed_before_the_first_step(tmp_path, capfd, m
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module.Trainer, "run", stop)
+    monkeypatch.setattr(train_module.TrainingLoop, "run", stop)
     more = [*more, "--num_labels", "2", "--eval_steps", "0"]
     with pytest.raises(KeyboardInterrupt):
         train(train_arguments(folder, tmp_path / "model", *more))

@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_training import tiny_model
+from tiny_training import ScoredBy, tiny_model
 from torch import nn
 
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor
+from ccnet_hf.models.loss_ccnet import LOSSES, Loss
 from ccnet_hf.recipes import get_recipe
-from ccnet_hf.training.initialization import synchronize_batch_norm
+from ccnet_hf.training.distributed import synchronize_batch_norm
 from ccnet_hf.training.progress import read_log
 
 
@@ -40,7 +41,7 @@ def test_saves_what_auto_classes_read(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.run()
     saved = CCNetForSemanticSegmentation.from_pretrained(tmp_path)
-    assert_equal(weights(saved), weights(trainer.trained_model))
+    assert_equal(weights(saved), weights(trainer.state.trained_model))
     assert CCNetImageProcessor.from_pretrained(tmp_path).size["longest_edge"] == 48
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -54,8 +55,8 @@ def test_resumed_training_gives_the_same_bits(make_trainer, tmp_path, ema_decay)
     resumed = make_trainer(output_dir=tmp_path / "broken", ema_decay=ema_decay, resume_from_checkpoint="last")
     torch.manual_seed(99)
     resumed.run()
-    assert resumed.step == 4
-    assert_equal(weights(straight.trained_model), weights(resumed.trained_model))
+    assert resumed.state.step == 4
+    assert_equal(weights(straight.state.trained_model), weights(resumed.state.trained_model))
 
 
 def test_checkpoints_hold_a_loadable_model_and_the_step(make_trainer, tmp_path):
@@ -89,7 +90,7 @@ def test_an_earlier_checkpoint_is_resumed_elsewhere(make_trainer, tmp_path):
     make_trainer(output_dir=tmp_path / "first", resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-4"))
     again = make_trainer(output_dir=tmp_path / "second", resume_from_checkpoint=earlier)
     again.run()
-    assert_equal(weights(straight.trained_model), weights(again.trained_model))
+    assert_equal(weights(straight.state.trained_model), weights(again.state.trained_model))
 
 
 def test_a_checkpoint_that_was_being_replaced_is_resumed(make_trainer, tmp_path):
@@ -97,7 +98,7 @@ def test_a_checkpoint_that_was_being_replaced_is_resumed(make_trainer, tmp_path)
     (tmp_path / "checkpoint-4").rename(tmp_path / ".checkpoint-4.0123abcd.replaced")
     resumed = make_trainer(resume_from_checkpoint="last")
     resumed.run()
-    assert resumed.step == 4 and (tmp_path / "checkpoint-4").is_dir()
+    assert resumed.state.step == 4 and (tmp_path / "checkpoint-4").is_dir()
 
 
 def test_resuming_something_else_is_refused(make_trainer, recipe):
@@ -127,7 +128,8 @@ def test_a_resumed_stream_begins_where_it_stopped(make_trainer, recipe):
     make_trainer(recipe=replace(recipe, max_train_steps=6), streaming=True, checkpointing_steps=6).run()
     resumed = make_trainer(recipe=recipe, streaming=True, resume_from_checkpoint="last")
     resumed.run()
-    assert resumed._sampler.position == (1, 4)  # 12 of 8 examples
+    resumed._resume()
+    assert resumed._data_loader().batch_sampler.position == (1, 4)  # 12 of 8 examples
 
 
 def test_synchronized_batch_norm_keeps_activations():
@@ -145,14 +147,14 @@ def test_synchronized_batch_norm_keeps_activations():
 
 def test_failed_save_leaves_the_older_checkpoint(make_trainer, tmp_path, monkeypatch):
     trainer = make_trainer(checkpointing_steps=2)
-    save = trainer._save_model
+    save = trainer.checkpoints._save_model
 
     def fail_later(folder, weights):
-        if trainer.step > 2:
+        if trainer.state.step > 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         save(folder, weights)
 
-    monkeypatch.setattr(trainer, "_save_model", fail_later)
+    monkeypatch.setattr(trainer.checkpoints, "_save_model", fail_later)
     with pytest.raises(OSError, match="checkpoint-4 cannot be written: no space left on device"):
         trainer.run()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
@@ -178,7 +180,7 @@ def test_sigterm_saves_and_exits(make_trainer, tmp_path):
     resumed.run()
     straight = make_trainer(output_dir=tmp_path / "straight")
     straight.run()
-    assert_equal(weights(straight.trained_model), weights(resumed.trained_model))
+    assert_equal(weights(straight.state.trained_model), weights(resumed.state.trained_model))
 
 
 def test_nan_stops_with_step_and_names(make_trainer, tmp_path):
@@ -198,21 +200,21 @@ def test_accumulation_takes_the_same_examples_and_divides_the_loss(make_trainer,
     recipe = replace(recipe, max_train_steps=1, optimizer="sgd", max_grad_norm=0.0)
     # Batch statistics and dropout differ between parts and whole by nature; all that is left learns alike.
     frozen = ["model", "auxiliary_head.projection", "dropout", "auxiliary_head.dropout"]
-    whole = make_trainer(recipe=recipe, model=model(), frozen_modules=frozen)
-    parts = make_trainer(recipe=recipe, model=model(), frozen_modules=frozen, per_device_batch_size=1)
+    whole = make_trainer(recipe=recipe, model=model(), freeze=frozen)
+    parts = make_trainer(recipe=recipe, model=model(), freeze=frozen, per_device_train_batch_size=1)
     assert parts.accumulation_steps == 2
     for trainer in (whole, parts):
         trainer.run()
-    for name, tensor in whole.trained_model.state_dict().items():
-        torch.testing.assert_close(parts.trained_model.state_dict()[name], tensor, rtol=1e-5, atol=1e-7)
+    for name, tensor in whole.state.trained_model.state_dict().items():
+        torch.testing.assert_close(parts.state.trained_model.state_dict()[name], tensor, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
     "setting, message",
     [
         ({"logging_steps": 0}, "logging_steps must be at least 1, got 0"),
-        ({"checkpoints_total_limit": 0}, "checkpoints_total_limit must be at least 1, got 0"),
-        ({"checkpointing_steps": -1}, "checkpointing_steps must be at least 1, got -1"),
+        ({"checkpoints_total_limit": -1}, "checkpoints_total_limit must be at least 0, got -1"),
+        ({"checkpointing_steps": -1}, "checkpointing_steps must be at least 0, got -1"),
         ({"shuffle_buffer_size": 0}, "shuffle_buffer_size must be at least 1, got 0"),
         ({"ema_decay": 1.0}, "ema_decay must be at least 0 and below 1, got 1.0"),
         ({"dataloader_num_workers": -1}, "dataloader_num_workers must be at least 0, got -1"),
@@ -226,14 +228,14 @@ def test_settings_say_what_is_allowed(make_trainer, setting, message):
 
 def test_batch_sizes_must_fit(make_trainer):
     with pytest.raises(ValueError, match="a batch of 2 does not come in passes of 3"):
-        make_trainer(per_device_batch_size=3)
+        make_trainer(per_device_train_batch_size=3)
 
 
 def test_frozen_modules_do_not_change(make_trainer):
-    trainer = make_trainer(frozen_modules=["model.backbone.stem", "model.head.input_projection.normalization"])
-    before = weights(trainer.trained_model)
+    trainer = make_trainer(freeze=["model.backbone.stem", "model.head.input_projection.normalization"])
+    before = weights(trainer.state.trained_model)
     trainer.run()
-    after = weights(trainer.trained_model)
+    after = weights(trainer.state.trained_model)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert not [name for name in changed if "backbone.stem" in name or "input_projection.normalization" in name]
     assert "model.head.input_projection.convolution.weight" in changed
@@ -246,10 +248,10 @@ def test_evaluates_every_eval_steps_and_at_the_end(make_trainer, recipe):
 
     def evaluate(model):
         assert not model.training
-        seen.append(trainer.step)
+        seen.append(trainer.state.step)
         return {"eval_mean_iou": 0.5}
 
-    trainer.evaluate = evaluate
+    trainer.evaluator = ScoredBy(evaluate)
     assert trainer.run() == {"eval_mean_iou": 0.5}
     assert seen == [3, 4]
 
@@ -259,10 +261,10 @@ def scoring(trainer, scores: dict[int, float]):
     asked = []
 
     def evaluate(model):
-        asked.append(trainer.step)
-        return {"eval_mean_iou": scores[trainer.step]}
+        asked.append(trainer.state.step)
+        return {"eval_mean_iou": scores[trainer.state.step]}
 
-    trainer.evaluate = evaluate
+    trainer.evaluator = ScoredBy(evaluate)
     return asked
 
 
@@ -281,7 +283,7 @@ def test_the_newest_checkpoints_and_the_best_model_are_kept(make_trainer, recipe
     best = weights(CCNetForSemanticSegmentation.from_pretrained(tmp_path / "checkpoint-best"))
     last = weights(CCNetForSemanticSegmentation.from_pretrained(tmp_path))
     assert not torch.equal(best["classifier.weight"], last["classifier.weight"])
-    assert_equal(last, weights(trainer.trained_model))
+    assert_equal(last, weights(trainer.state.trained_model))
 
 
 def test_the_best_model_can_be_the_result(make_trainer, recipe, tmp_path):
@@ -290,7 +292,7 @@ def test_the_best_model_can_be_the_result(make_trainer, recipe, tmp_path):
         recipe=replace(recipe, eval_steps=1),
         load_best_model_at_end=True,
         ema_decay=0.5,
-        evaluate=lambda model: {"eval_mean_iou": scores[trainer.step]},
+        evaluate=lambda model: {"eval_mean_iou": scores[trainer.state.step]},
     )
     trainer.run()
     best = weights(CCNetForSemanticSegmentation.from_pretrained(tmp_path / "checkpoint-best"))
@@ -316,7 +318,7 @@ def test_a_resumed_run_evaluates_what_the_killed_one_did_not(make_trainer, recip
     def killed(model):
         raise KeyboardInterrupt
 
-    trainer.evaluate = killed
+    trainer.evaluator = ScoredBy(killed)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     resumed = make_trainer(recipe=recipe, checkpointing_steps=2, resume_from_checkpoint="last")
@@ -339,7 +341,7 @@ def test_the_log_says_what_happens(make_trainer, recipe, tmp_path, capsys):
     trainer = make_trainer(logging_steps=2, model=tiny_model(category_consistent_loss_weight=0.5))
     trainer.accelerator.log = lambda numbers, step: seen.append({"step": step, **numbers})
     with torch.no_grad():
-        trainer.trained_model.model.head.attention.gamma.fill_(0.7)
+        trainer.state.trained_model.model.head.attention.gamma.fill_(0.7)
     losses = []
     train_step = trainer._train_step
 
@@ -357,7 +359,7 @@ def test_the_log_says_what_happens(make_trainer, recipe, tmp_path, capsys):
         assert rows[1][name] == pytest.approx((losses[2][name] + losses[3][name]) / 2, rel=1e-5)
     parts = sum(losses[3][name] for name in losses[3] if name != "loss")
     assert losses[3]["loss"] == pytest.approx(parts, rel=1e-5)
-    assert rows[1]["gamma"] == pytest.approx(trainer.trained_model.model.head.attention.gamma.item(), rel=1e-6)
+    assert rows[1]["gamma"] == pytest.approx(trainer.state.trained_model.model.head.attention.gamma.item(), rel=1e-6)
     assert rows[1]["lr"] == pytest.approx(5e-3 * (1 / 4) ** 0.9)  # of the step it stands at
     assert 0 < rows[1]["data_wait"] < 1 and 0.05 < rows[1]["memory_gb"] < 50
     line = [part for part in re.split(r"[\r\n]", capsys.readouterr().err) if part.startswith("train: ")][-1]
@@ -372,22 +374,24 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
     assert read_log(tmp_path / "none.jsonl") == []
 
 
-@pytest.mark.parametrize("per_device_batch_size", [2, 1])
-def test_bfloat16_learns_in_float32(make_trainer, tmp_path, per_device_batch_size):
-    trainer = make_trainer(mixed_precision="bf16", per_device_batch_size=per_device_batch_size, checkpointing_steps=2)
+@pytest.mark.parametrize("per_device_train_batch_size", [2, 1])
+def test_bfloat16_learns_in_float32(make_trainer, tmp_path, per_device_train_batch_size):
+    trainer = make_trainer(
+        mixed_precision="bf16", per_device_train_batch_size=per_device_train_batch_size, checkpointing_steps=2
+    )
     dtypes = set()
     trainer.model.model.head.attention.query.register_forward_hook(lambda *hook: dtypes.add(hook[-1].dtype))
     trainer.run()
     assert dtypes == {torch.bfloat16}
-    assert {tensor.dtype for tensor in weights(trainer.trained_model).values()} == {torch.float32, torch.int64}
+    assert {tensor.dtype for tensor in weights(trainer.state.trained_model).values()} == {torch.float32, torch.int64}
     resumed = make_trainer(
         mixed_precision="bf16",
-        per_device_batch_size=per_device_batch_size,
+        per_device_train_batch_size=per_device_train_batch_size,
         output_dir=tmp_path / "resumed",
         resume_from_checkpoint=str(trainer.settings.output_dir / "checkpoint-2"),
     )
     resumed.run()
-    assert_equal(weights(trainer.trained_model), weights(resumed.trained_model))
+    assert_equal(weights(trainer.state.trained_model), weights(resumed.state.trained_model))
 
 
 def test_a_batch_without_labels_changes_nothing_but_decay(make_trainer, recipe):
@@ -400,9 +404,9 @@ def test_a_batch_without_labels_changes_nothing_but_decay(make_trainer, recipe):
 
     recipe = replace(recipe, optimizer="sgd", weight_decay=0.0)
     trainer = make_trainer(recipe=recipe, transform=ignore_all)
-    before = {name: parameter.clone() for name, parameter in trainer.trained_model.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in trainer.state.trained_model.named_parameters()}
     trainer.run()
-    assert_equal(before, dict(trainer.trained_model.named_parameters()))
+    assert_equal(before, dict(trainer.state.trained_model.named_parameters()))
 
 
 def test_average_is_the_recurrence_of_its_definition(make_trainer):
@@ -419,4 +423,22 @@ def test_average_is_the_recurrence_of_its_definition(make_trainer):
 
     trainer.average.update_parameters = follow
     trainer.run()
-    torch.testing.assert_close(trainer.trained_model.state_dict()[name], expected)
+    torch.testing.assert_close(trainer.state.trained_model.state_dict()[name], expected)
+
+
+def test_a_loss_of_another_row_is_learnt_and_shown(make_trainer, tmp_path, monkeypatch, capsys):
+    def size(config, logits, labels, class_weights, valid_pixels):
+        return logits.square().mean()
+
+    plain = make_trainer(output_dir=tmp_path / "plain")
+    plain.run()
+    monkeypatch.setitem(LOSSES, "size_loss", Loss(size, of="logits"))
+    trainer = make_trainer(output_dir=tmp_path / "more")
+    trainer.run()
+    rows = read_log(tmp_path / "more" / "training_log.jsonl")
+    for row in rows:
+        parts = row["decode_loss"] + row["auxiliary_loss"] + row["size_loss"]
+        assert row["size_loss"] > 0 and row["loss"] == pytest.approx(parts, rel=1e-5)
+    assert "size=" in capsys.readouterr().err
+    weight = "classifier.weight"
+    assert not torch.equal(weights(trainer.state.trained_model)[weight], weights(plain.state.trained_model)[weight])

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from ccnet_hf.errors import InputError
 from ccnet_hf.training import train as train_module
 from ccnet_hf.training.checkpoints import list_checkpoints
 from ccnet_hf.training.progress import LOG_FILE, read_log
-from ccnet_hf.training.report import CURVES_FILE, PREDICTIONS_FILE, save_report
+from ccnet_hf.training.report import CURVES_FILE, PREDICTIONS_FILE, draw_label_maps, save_report
 from ccnet_hf.training.train import main as train
 
 
@@ -128,7 +129,7 @@ def test_an_error_in_a_step_stands_on_a_line_of_its_own(coloured_folder, tmp_pat
     def fail(*arguments):
         raise InputError("the loss is nan")
 
-    monkeypatch.setattr(train_module.Trainer, "_train_step", fail)
+    monkeypatch.setattr(train_module.TrainingLoop, "_train_step", fail)
     assert train(train_arguments(coloured_folder, tmp_path / "model")) == 1
     told = capsys.readouterr().err
     assert "train:   0%" in told and only_error(told) == "error: the loss is nan"
@@ -162,10 +163,10 @@ def test_a_model_is_there_with_its_configuration_or_not_at_all(make_trainer, tmp
     killer, number, seen, finished = KillBeforeFileOperation(), 0, set(), False
     while not finished:
         output_dir = tmp_path / f"run{number}"
-        trainer.settings = trainer.settings.__class__(**{**vars(trainer.settings), "output_dir": output_dir})
+        trainer.checkpoints.output_dir = output_dir
         killer.arm(output_dir, number)
         try:
-            trainer._save_trained_model()
+            trainer.checkpoints.save_trained(best=False)
             finished = True
         except Killed:
             pass
@@ -175,7 +176,7 @@ def test_a_model_is_there_with_its_configuration_or_not_at_all(make_trainer, tmp
         if (output_dir / "config.json").exists():
             CCNetForSemanticSegmentation.from_pretrained(output_dir)
             assert (output_dir / "preprocessor_config.json").is_file()
-        trainer._save_trained_model()
+        trainer.checkpoints.save_trained(best=False)
         CCNetForSemanticSegmentation.from_pretrained(output_dir)
         number += 1
     assert number > 5 and seen == {False, True}
@@ -185,7 +186,7 @@ def test_a_model_is_there_with_its_configuration_or_not_at_all(make_trainer, tmp
 def test_a_report_is_not_left_half_written(make_trainer, tmp_path, monkeypatch, name):
     trainer = make_trainer()
     trainer.run()
-    predictor = train_module.Predictor(trainer.trained_model.eval(), trainer.image_processor)
+    model, image_processor = trainer.state.trained_model.eval(), trainer.checkpoints.processor
     save, before = Image.Image.save, set(tmp_path.iterdir())
 
     def fill_disk(image, file, *options, **more):
@@ -195,9 +196,8 @@ def test_a_report_is_not_left_half_written(make_trainer, tmp_path, monkeypatch, 
         save(image, file, *options, **more)
 
     monkeypatch.setattr(Image.Image, "save", fill_disk)
-    palette = [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
     with pytest.raises(OSError, match=f"{name} cannot be written: no space left on device"):
-        save_report(tmp_path, predictor, trainer.dataset, palette)
+        save_report(tmp_path, partial(draw_label_maps, model, image_processor, trainer.dataset))
     assert {path.name for path in set(tmp_path.iterdir()) - before} <= {CURVES_FILE} - {name}
 
 

@@ -8,9 +8,12 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor
 from ccnet_hf.data.loading import SegmentationDataset
+from ccnet_hf.evaluation.evaluator import SemanticEvaluator
 from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training.augmentation import training_transforms
-from ccnet_hf.training.loop import Trainer, TrainingSettings
+from ccnet_hf.training.loop import TrainingLoop
+from ccnet_hf.training.objective import SemanticObjective
+from ccnet_hf.training.settings import TrainingSettings
 
 
 RECIPE = TrainingRecipe(
@@ -61,6 +64,16 @@ def coloured_split(size: int = 8) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=features)
 
 
+class ScoredBy(SemanticEvaluator):
+    """Scores models by a function."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, model) -> dict[str, float]:
+        return self.function(model)
+
+
 def build_trainer(
     output_dir,
     recipe=RECIPE,
@@ -73,8 +86,8 @@ def build_trainer(
     evaluate=None,
     make_accelerator=Accelerator,
     **settings,
-) -> Trainer:
-    """A `Trainer` in this process; further keyword arguments are fields of the settings."""
+) -> TrainingLoop:
+    """A `TrainingLoop` in this process; further keyword arguments are fields of the settings."""
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
     split = coloured_split() if split is None else split
@@ -88,19 +101,22 @@ def build_trainer(
     )
     defaults = {
         "output_dir": output_dir,
-        "per_device_batch_size": recipe.batch_size,
+        "per_device_train_batch_size": recipe.batch_size,
+        "checkpointing_steps": 0,
+        "checkpoints_total_limit": 0,
         "dataloader_num_workers": 0,
         "logging_steps": 1,
         "shuffle_buffer_size": 5,
     }
     model = model or tiny_model()
     torch.manual_seed(1)  # of dropout
-    return Trainer(
+    return TrainingLoop(
         make_accelerator(cpu=True, mixed_precision=mixed_precision),
         model,
         CCNetImageProcessor(size={"shortest_edge": 36, "longest_edge": 48}),
         dataset,
+        SemanticObjective(model.config),
         recipe,
         TrainingSettings(**(defaults | settings)),
-        evaluate=evaluate,
+        evaluator=None if evaluate is None else ScoredBy(evaluate),
     )

@@ -5,12 +5,16 @@ Nothing here is imported from the extra `train` until a dataset is read, so that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
     import datasets
+    from transformers import BaseImageProcessor, PreTrainedConfig
+
+    from ccnet_hf.data.loading import SegmentationDataset
 
 
 @dataclass(kw_only=True)
@@ -63,3 +67,36 @@ class DatasetArguments:
         if self.do_reduce_labels is not None:
             return self.do_reduce_labels
         return by_default and not is_prepared(split)
+
+
+def segmentation_dataset(
+    arguments: DatasetArguments,
+    examples: datasets.Dataset | datasets.IterableDataset,
+    config: PreTrainedConfig,
+    image_processor: BaseImageProcessor,
+    transform: Callable | None = None,
+    seed: int = 0,
+) -> SegmentationDataset:
+    """The examples of a split for a model.
+
+    Args:
+        arguments: how they are read.
+        examples: of the split, as `arguments.load_split` returns them.
+        config: of the model; says which labels there are.
+        image_processor: of the model; says whether label 0 is ignored where `arguments` does not.
+        transform: as in `SegmentationDataset`.
+        seed: of the transform's draws.
+    """
+    from ccnet_hf.data.loading import SegmentationDataset
+
+    return SegmentationDataset(
+        examples,
+        num_labels=config.num_labels,
+        ignore_index=config.semantic_loss_ignore_index,
+        reduce_labels=arguments.reduces_labels(examples, image_processor.do_reduce_labels),
+        transform=transform,
+        seed=seed,
+        skip_corrupt=arguments.skip_corrupt,
+        max_image_pixels=arguments.max_image_pixels,
+        source=arguments.dataset_name,
+    )

@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 from torchvision import tv_tensors
 
-from ccnet_hf.data.images import CorruptExample, check_max_pixels, label_ids, open_image, to_rgb
+from ccnet_hf.data.images import CorruptExample, check_max_pixels, label_ids, open_image, to_rgb, turned_note
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.models.image_transforms_ccnet import fit_labels, stored_orientation
 
@@ -214,6 +214,20 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.skip_corrupt = skip_corrupt
         self.max_image_pixels = max_image_pixels
         self.source = source
+
+    note = staticmethod(turned_note)
+
+    @staticmethod
+    def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Stack examples into `pixel_values` (B, 3, H, W), `labels` (B, H, W), and lists: all `names`, the messages in
+        `corrupt`, and the names of those that the `note` is about, whose label maps were turned, in `noted`."""
+        return {
+            "pixel_values": torch.stack([example["image"] for example in examples]),
+            "labels": torch.stack([example["label"] for example in examples]),
+            "names": [example["name"] for example in examples],
+            "corrupt": [message for example in examples for message in example["corrupt"]],
+            "noted": [example["name"] for example in examples if example["turned"]],
+        }
 
     @property
     def streamed(self) -> bool:

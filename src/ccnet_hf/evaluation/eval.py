@@ -15,13 +15,12 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from ccnet_hf.data.benchmarks.cityscapes import CITYSCAPES
-from ccnet_hf.data.images import turned_note
-from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.evaluation.cityscapes_server import save_label_ids
 from ccnet_hf.evaluation.eval_arguments import EvalArguments, main
-from ccnet_hf.evaluation.evaluator import evaluate_dataset
-from ccnet_hf.evaluation.report import class_table, summary, to_json, unlabelled_classes
+from ccnet_hf.evaluation.evaluator import Evaluator
+from ccnet_hf.evaluation.report import to_json
+from ccnet_hf.evaluation.tasks import find_task
 from ccnet_hf.files import check_file, check_writable, remove_leftovers, write_text
 from ccnet_hf.inference import Predictor
 from ccnet_hf.limits import check_range
@@ -75,23 +74,17 @@ def _evaluate(arguments: EvalArguments, process: PartialState) -> dict[str, Any]
             remove_leftovers(Path(arguments.export_dir))
         process.wait_for_everyone()
 
-    split = _split(arguments)
-    dataset = SegmentationDataset(
-        split,
-        num_labels=config.num_labels,
-        ignore_index=config.semantic_loss_ignore_index,
-        reduce_labels=arguments.reduces_labels(split, predictor.image_processor.do_reduce_labels),
-        skip_corrupt=arguments.skip_corrupt,
-        max_image_pixels=arguments.max_image_pixels,
-        source=arguments.dataset_name,
-    )
-    result = evaluate_dataset(predictor, dataset, arguments.batch_size, export=export)
+    examples = _examples(arguments)
+    task = find_task(config)
+    dataset = task.load("dataset")(arguments, examples, config, predictor.image_processor)
+    evaluator = task.load("evaluator")(config, dataset, predictor.image_processor)
+    result = evaluator.score(predictor, arguments.batch_size, export)
     if process.is_main_process:
-        _report(arguments, predictor, class_names, result)
+        _report(arguments, predictor, class_names, evaluator, result)
     return result
 
 
-def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableDataset:
+def _examples(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableDataset:
     split = arguments.load_split(arguments.split)
     prefix = arguments.name_prefix
     if not prefix:
@@ -106,20 +99,16 @@ def _split(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableData
 
 
 def _report(
-    arguments: EvalArguments, predictor: Predictor, class_names: Sequence[str], result: dict[str, Any]
+    arguments: EvalArguments,
+    predictor: Predictor,
+    class_names: Sequence[str],
+    evaluator: Evaluator,
+    result: dict[str, Any],
 ) -> None:
     counted = f"{result['num_examples']} images of {arguments.dataset_name}, {arguments.split}"
     if arguments.export_dir is not None:
         print(f"label ids of {counted} in {arguments.export_dir}")
-    lines = []
-    if "mean_iou" in result:
-        lines = [class_table(result, class_names), "", f"{summary(result)} ({counted})"]
-    else:
-        print("no pixel is labelled: no scores")
-    if notes := _notes(predictor, class_names, result):
-        lines += ["", *notes]
-    if result["skipped"]:
-        lines += ["", f"{len(result['skipped'])} examples skipped:", *(f"- {reason}" for reason in result["skipped"])]
+    lines = evaluator.report(result, counted)
     print(*lines, sep="\n")
 
     how = {
@@ -142,17 +131,6 @@ def _report(
             "",
         ]
         write_text(arguments.output_markdown, "\n".join([*heading, *lines]) + "\n")
-
-
-def _notes(predictor: Predictor, class_names: Sequence[str], result: dict[str, Any]) -> list[str]:
-    """What a user may not expect of the label maps, a line each."""
-    notes = [turned_note(result["turned"])] if result["turned"] else []
-    if "confusion_matrix" in result:
-        counts = [sum(row) for row in result["confusion_matrix"]]
-        ignore_index = predictor.config.semantic_loss_ignore_index
-        missing = unlabelled_classes(counts, result["num_ignored_pixels"], ignore_index, class_names)
-        notes += [missing] if missing else []
-    return notes
 
 
 __all__ = ["EvalArguments", "evaluate", "main"]

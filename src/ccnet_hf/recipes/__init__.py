@@ -2,7 +2,7 @@
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.recipes.further_variants import FURTHER_VARIANTS
-from ccnet_hf.recipes.recipe import Recipe, TrainingRecipe, override_training
+from ccnet_hf.recipes.recipe import Recipe, TrainingRecipe
 from ccnet_hf.recipes.zoo_variants import SHORT_NAMES, ZOO_VARIANTS
 
 
@@ -28,6 +28,5 @@ __all__ = [
     "Recipe",
     "TrainingRecipe",
     "get_recipe",
-    "override_training",
     "zoo_recipes",
 ]

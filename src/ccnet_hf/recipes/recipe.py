@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
 from ccnet_hf.data.benchmarks import Benchmark, get_benchmark
@@ -15,54 +15,52 @@ from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
 
 
+def _option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything of a training that decides its result. Defaults: mmsegmentation's schedule for CCNet.
+    """Everything of a training that decides its result; the fields' `help` says what each is.
 
-    Attributes:
-        crop_size: (height, width) of the random crop, in pixels.
-        scale: (long, short) side of the keep-ratio resize that a random ratio multiplies before the crop, in pixels.
-        ratio_range: that ratio is uniform in this range.
-        ratio_step: the ratio is one of low, low + step, ..., high; 0 draws any number in between.
-        cat_max_ratio: a crop is redrawn, up to ten times, while one class covers this fraction of it; 1 takes any.
-        photometric_distortion: brightness, contrast, saturation and hue, each with probability 1/2.
-        pad_before_normalization: pad small crops with black (VOC12Aug) instead of the mean colour.
-        batch_size: images per step, over all processes.
-        max_train_steps: length of the schedule, and of the training.
-        eval_steps: steps between two evaluations; 0 for none.
-        optimizer: `"sgd"` or `"adamw"`; weight decay applies to every parameter.
-        learning_rate: of the first step, or of the end of the warm-up.
-        min_learning_rate: floor of the polynomial schedule.
-        power: lr(t) = min + (lr - min) * (1 - t / max_train_steps) ** power.
-        momentum: of SGD.
-        weight_decay: L2 for SGD, decoupled for AdamW.
-        warmup_steps: steps of linear warm-up.
-        max_grad_norm: gradients are clipped to this norm; 0 leaves them.
-        backbone_learning_rate_factor: the backbone learns at `learning_rate` times this.
+    The defaults are mmsegmentation's schedule for CCNet.
 
     Raises:
         InputError: for a value outside what is allowed; the message names the field.
     """
 
-    crop_size: tuple[int, int]
-    scale: tuple[int, int]
-    batch_size: int
-    max_train_steps: int
-    eval_steps: int
-    ratio_range: tuple[float, float] = (0.5, 2.0)
-    ratio_step: float = 0.0
-    cat_max_ratio: float = 0.75
-    photometric_distortion: bool = True
-    pad_before_normalization: bool = False
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.01
-    min_learning_rate: float = 1e-4
-    power: float = 0.9
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_steps: int = 0
-    max_grad_norm: float = 0.0
-    backbone_learning_rate_factor: float = 1.0
+    _argument_group_name = "recipe"
+
+    crop_size: tuple[int, int] = _option("height and width of the random crop, in pixels", metavar=("H", "W"))
+    scale: tuple[int, int] = _option(
+        "long and short side, in pixels, of the keep-ratio resize that a random ratio multiplies before the crop",
+        metavar=("LONG", "SHORT"),
+    )
+    batch_size: int = _option("images per step, over all processes")
+    max_train_steps: int = _option("length of the schedule, and of the training")
+    eval_steps: int = _option("steps between two evaluations; 0 for none")
+    ratio_range: tuple[float, float] = _option(
+        "the ratio is uniform in this range", (0.5, 2.0), metavar=("LOW", "HIGH")
+    )
+    ratio_step: float = _option("the ratio is one of low, low + step, ..., high; 0 draws any number in between", 0.0)
+    cat_max_ratio: float = _option(
+        "a crop is redrawn, up to ten times, while one class covers this fraction of it; 1 takes any", 0.75
+    )
+    photometric_distortion: bool = _option(
+        "change brightness, contrast, saturation and hue, each with probability 1/2", True
+    )
+    pad_before_normalization: bool = _option(
+        "pad small crops with black, as for VOC12Aug, instead of the mean colour", False
+    )
+    optimizer: Literal["sgd", "adamw"] = _option("weight decay applies to every parameter", "sgd")
+    learning_rate: float = _option("of the first step, or of the end of the warm-up", 0.01)
+    min_learning_rate: float = _option("floor of the polynomial schedule", 1e-4)
+    power: float = _option("lr(t) = min + (lr - min) * (1 - t / max_train_steps) ** power", 0.9)
+    momentum: float = _option("of SGD", 0.9)
+    weight_decay: float = _option("L2 for SGD, decoupled for AdamW", 5e-4)
+    warmup_steps: int = _option("steps of linear warm-up", 0)
+    max_grad_norm: float = _option("gradients are clipped to this norm; 0 leaves them", 0.0)
+    backbone_learning_rate_factor: float = _option("the backbone learns at the learning rate times this", 1.0)
 
     def __post_init__(self):
         for name, (is_allowed, description) in _ALLOWED.items():
@@ -140,24 +138,6 @@ _LARGEST = {
 _MAX_RATIO_STEPS = 10**6
 
 
-def override_training(recipe: TrainingRecipe, values: Mapping[str, Any]) -> TrainingRecipe:
-    """A recipe with other values for the named fields, as a command line or a YAML file gives them.
-
-    Args:
-        recipe: is left as it is.
-        values: by field; lists stand for tuples, and `None` for what is not given.
-
-    Raises:
-        InputError: there is no such field, or its value is not allowed; the message names the field.
-    """
-    known = [field.name for field in fields(TrainingRecipe)]
-    for name in values:
-        if name not in known:
-            raise InputError(f"a training recipe has no {name!r}; it has {', '.join(known)}")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
-
-
 # Blocks in the four stages of a ResNet, by its depth.
 RESNET_DEPTHS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
 
@@ -174,6 +154,7 @@ class Recipe:
         image_mean: of the RGB channels, for pixels scaled to 0..1.
         image_std: likewise.
         training: how it is trained.
+        task: what the model is for, a row of `ccnet_hf.evaluation.tasks.TASKS`.
         backbone_checkpoint: Hub id of the ImageNet weights that a new model's backbone starts from, or `None`.
         tta_ratios: scales of the multi-scale test, each with and without flip.
         reported: scores and costs as the zoo reports them (never measured here), or `None` for our own checkpoints.
@@ -187,6 +168,7 @@ class Recipe:
     model: dict[str, Any]
     size: dict[str, int]
     training: TrainingRecipe
+    task: str = "semantic"
     backbone_checkpoint: str | None = None
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from transformers import BaseImageProcessor, PreTrainedConfig
 
+from ccnet_hf.data import benchmarks
 from ccnet_hf.data.transforms import (
     PadToSize,
     PhotometricDistortion,
@@ -16,6 +18,19 @@ from ccnet_hf.data.transforms import (
     RandomResize,
 )
 from ccnet_hf.recipes import TrainingRecipe
+
+
+def semantic_augmentation(
+    recipe: TrainingRecipe, config: PreTrainedConfig, image_processor: BaseImageProcessor
+) -> v2.Compose:
+    """The augmentation of a recipe for a model that segments by classes, and for its image processor."""
+    return training_transforms(
+        recipe,
+        image_processor.image_mean,
+        image_processor.image_std,
+        config.semantic_loss_ignore_index,
+        benchmarks.flip_label_pairs(config.id2label),
+    )
 
 
 def training_transforms(

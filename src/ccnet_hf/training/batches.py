@@ -15,7 +15,7 @@ from ccnet_hf.data.loading import SegmentationDataset, read_rows
 from ccnet_hf.errors import InputError
 
 
-class _Batches(torch.utils.data.Sampler):
+class Batches(torch.utils.data.Sampler):
     """Batches of keys for the steps `start..stop - 1` of one process.
 
     Args:
@@ -52,19 +52,23 @@ class _Batches(torch.utils.data.Sampler):
         while batch := list(islice(keys, self.share // self.micro_batches)):
             yield batch
 
+    def position_after(self, step: int) -> tuple[int, int] | None:
+        """Where in a stream this process goes on after a step, (epoch, examples taken of it)."""
+        return None
+
     def _keys(self) -> Iterator[tuple]:
         """The keys of all steps."""
         raise NotImplementedError
 
 
-class SeededBatches(_Batches):
+class SeededBatches(Batches):
     """Batches of (epoch, index) pairs.
 
     The examples of an epoch come in a random order drawn from (seed, epoch); batches run across the ends of epochs.
 
     Args:
         num_examples: size of the split.
-        steps: as for `_Batches`.
+        steps: as for `Batches`.
     """
 
     def __init__(self, num_examples: int, **steps: int):
@@ -84,7 +88,7 @@ class SeededBatches(_Batches):
                 yield epoch, int(orders[epoch][place])
 
 
-class StreamedBatches(_Batches):
+class StreamedBatches(Batches):
     """Batches of (epoch, place in the epoch, encoded example) of a stream.
 
     A stream cannot be indexed, so its examples travel with the keys: this process reads them one after the other,
@@ -97,9 +101,9 @@ class StreamedBatches(_Batches):
     Args:
         dataset: what `load_split(..., streaming=True)` returns.
         buffer_size: examples to draw from; they are held in memory, encoded.
-        position: where step `start` begins, as `positions` of the run before knew it; `None` reads from step 0 on.
+        position: where step `start` begins, as `position_after` gave it; `None` reads from step 0 on.
         source: what the dataset is called where it cannot be read.
-        steps: as for `_Batches`.
+        steps: as for `Batches`.
 
     Attributes:
         positions: where the last steps asked for and the next one begin: (epoch, examples of it taken before by this
@@ -122,6 +126,9 @@ class StreamedBatches(_Batches):
         self.buffer_size = buffer_size
         self.position = position
         self.positions = {} if position is None else {self.steps.start: position}
+
+    def position_after(self, step: int) -> tuple[int, int] | None:
+        return self.positions.get(step)
 
     def _keys(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
         if self.position is None:
@@ -175,7 +182,7 @@ def batch_loader(
     return torch.utils.data.DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=dataset.collate,
         num_workers=num_workers,
         worker_init_fn=_outlive_termination,
         generator=torch.Generator(),  # its own: the loader's draw would move the global one on every resume
@@ -193,18 +200,6 @@ def read_batches(loader: torch.utils.data.DataLoader) -> Iterator[dict[str, Any]
         # torch puts the worker's traceback into the message; its last line is `Class: message`.
         kind = InputError if isinstance(error, InputError) else OSError
         raise kind(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
-
-
-def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack examples into `pixel_values` (B, 3, H, W), `labels` (B, H, W), and lists: all `names`, the messages in
-    `corrupt`, and the names of those whose label maps were `turned`."""
-    return {
-        "pixel_values": torch.stack([example["image"] for example in examples]),
-        "labels": torch.stack([example["label"] for example in examples]),
-        "names": [example["name"] for example in examples],
-        "corrupt": [message for example in examples for message in example["corrupt"]],
-        "turned": [example["name"] for example in examples if example["turned"]],
-    }
 
 
 def _outlive_termination(_: int) -> None:

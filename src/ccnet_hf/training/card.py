@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -30,7 +29,7 @@ $metadata
 # $name
 
 CCNet ([Criss-Cross Attention for Semantic Segmentation](https://arxiv.org/abs/1811.11721)) for $num_labels classes,
-trained with `ccnet_hf` by its recipe `$variant`.
+trained with `ccnet_hf`$recipe.
 
 ## Use
 
@@ -70,7 +69,8 @@ def write_card(
     output_dir: Path,
     repo_id: str,
     config: CCNetConfig,
-    arguments: Any,
+    options: Mapping[str, Any],
+    split: str,
     scores: Mapping[str, float],
     num_processes: int,
     mixed_precision: str,
@@ -81,21 +81,18 @@ def write_card(
         output_dir: of the training.
         repo_id: what the model is called, as `from_pretrained` takes it.
         config: of the model.
-        arguments: `TrainArguments` of the training. Folders are named without the path to them.
+        options: of the training, those that are not as they are by default. Folders are named without the path to
+            them.
+        split: that was scored.
         scores: of the saved model, `eval_mean_iou` and so on (0..1); may be empty.
         num_processes: that trained.
         mixed_precision: as Accelerate calls it, `"no"` for none.
     """
-    given = {
-        f.name: value
-        for f in fields(arguments)
-        if f.name not in _NOT_SHOWN and (value := getattr(arguments, f.name)) not in (f.default, [])
-    }
+    given = {name: value for name, value in options.items() if name not in _NOT_SHOWN}
     on_hub = {name: given.get(name) for name in ("dataset_name", "model_name_or_path")}
     for name in ("dataset_name", "model_name_or_path", "backbone_checkpoint"):
         if name in given and Path(given[name]).exists():
             given[name], on_hub[name] = Path(given[name]).resolve().name, None
-    split = arguments.validation_split
     results = []
     if "eval_mean_iou" in scores:
         result = EvalResult(
@@ -126,7 +123,7 @@ def write_card(
         name=name,
         repo_id=repo_id,
         num_labels=config.num_labels,
-        variant=arguments.variant,
+        recipe=f" by its recipe `{given['variant']}`" if "variant" in given else "",
         scores=f"In percent, from one confusion matrix over the split `{split}` of `{given['dataset_name']}`: {shown}."
         if shown
         else "None were measured in the training.",

@@ -1,4 +1,4 @@
-"""The folders of a training, written completely or not at all: which there are, and which of them is kept."""
+"""The folders of a training, written atomically: which there are, what is in them, which are kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from transformers.processing_utils import PushToHubMixin
 
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.files import (
@@ -23,6 +25,7 @@ from ccnet_hf.files import (
 )
 from ccnet_hf.remote_code import CONFIG_FILE
 from ccnet_hf.training.distributed import from_main_process, together
+from ccnet_hf.training.training_state import TrainingState
 
 
 BEST_CHECKPOINT = "checkpoint-best"
@@ -129,6 +132,71 @@ def remove_old_checkpoints(output_dir: Path, limit: int) -> None:
     """Keep the `limit` checkpoints with most steps; each of the others disappears at once, never by halves."""
     for folder in list_checkpoints(output_dir)[:-limit]:
         remove_folder(folder)
+
+
+class Checkpoints:
+    """Writes the folders of one training: its checkpoints, its best model, and at the end its trained one.
+
+    Every folder has the model, ready for `from_pretrained`. All processes call the methods together.
+
+    Args:
+        state: of the training.
+        processor: of the model's inputs; is saved beside it.
+        output_dir: where the folders are, and the trained model.
+        limit: how many checkpoints are kept, the newest; 0 for all.
+    """
+
+    def __init__(self, state: TrainingState, processor: PushToHubMixin, output_dir: Path, limit: int = 0):
+        self.state = state
+        self.processor = processor
+        self.output_dir = output_dir
+        self.limit = limit
+
+    @property
+    def _best(self) -> Path:
+        return self.output_dir / BEST_CHECKPOINT
+
+    def save(self) -> None:
+        """Write `checkpoint-<step>`, with all that resuming needs in `state/`."""
+        weights = self.state.weights()
+        folder = checkpoint_folder(self.output_dir, self.state.step)
+        with whole_folder(folder, self.state.accelerator) as unfinished:
+            self.state.save(unfinished / "state")
+            self._save_model(unfinished, weights)
+        if self.limit and self.state.accelerator.is_main_process:
+            remove_old_checkpoints(self.output_dir, self.limit)
+
+    def save_best(self, scores: Mapping[str, float]) -> None:
+        """Write the model, and its scores, in `checkpoint-best`."""
+        weights = self.state.weights()
+        with whole_folder(self._best, self.state.accelerator) as unfinished:
+            self._save_model(unfinished, weights)
+            if self.state.accelerator.is_main_process:
+                write_scores(unfinished, self.state.step, scores)
+
+    def check_best(self) -> bool:
+        """Whether there is a best model, whose scores can be read; raises InputError where they cannot."""
+        with together():
+            if self._best.is_dir():
+                read_scores(self._best)
+        return self._best.is_dir()
+
+    def save_trained(self, best: bool) -> dict[str, float]:
+        """Write the model in `output_dir`: as it is, or as the best one was, whose scores are returned."""
+        model, scores = self.state.trained_model, {}
+        if best:
+            with reading(self._best):
+                model.load_state_dict(type(model).from_pretrained(self._best).state_dict())
+            _, scores = read_scores(self._best)
+        weights = self.state.weights()
+        with whole_model(self.output_dir, self.state.accelerator) as unfinished:
+            self._save_model(unfinished, weights)
+        return scores
+
+    def _save_model(self, folder: Path, weights: Mapping[str, torch.Tensor] | None) -> None:
+        if self.state.accelerator.is_main_process:
+            self.state.trained_model.save_pretrained(folder, state_dict=weights)
+            self.processor.save_pretrained(folder)
 
 
 def write_scores(folder: Path, step: int, scores: Mapping[str, float]) -> None:

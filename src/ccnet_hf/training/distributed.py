@@ -1,19 +1,135 @@
-"""What the processes of a training do as one: they know the same, and they fail together."""
+"""Where a training runs: on which device, in how many processes, the model whole or shared out among them.
+
+The processes do as one: they know the same, and they fail together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_list, gather_object
+from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ccnet_hf.errors import InputError
+from ccnet_hf.training.depthwise import speed_up_dilated_depthwise
 
 
 T = TypeVar("T")
+
+
+def check_distribution(accelerator: Accelerator, needs_whole_model: bool) -> None:
+    """Refuse what Accelerate was told and this training cannot do.
+
+    Args:
+        accelerator: knows what it was told.
+        needs_whole_model: whether something looks at all of the model during the training.
+
+    Raises:
+        InputError: the message names what excludes each other.
+    """
+    if _is_sharded(accelerator) and needs_whole_model:
+        raise InputError(
+            f"{accelerator.distributed_type.value} shards the model, which --ema_decay and evaluation during the "
+            "training (--eval_steps, 0 for none) need whole"
+        )
+    fsdp_plugin = getattr(accelerator.state, "fsdp_plugin", None)  # old ones know the first version only
+    if accelerator.distributed_type == DistributedType.FSDP and getattr(fsdp_plugin, "fsdp_version", 1) != 2:
+        raise InputError("FSDP is supported in its version 2 (fsdp_version in the configuration of accelerate)")
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise InputError("torch dynamo is chosen here by --compile, not in the configuration of accelerate")
+
+
+def _is_sharded(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def place(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """Bring a model to the accelerator's device, in the forms of its layers and of its memory that are fastest there.
+
+    Of several processes on GPUs, batch norms take their statistics over the images of all.
+
+    Returns:
+        The model; in place where that is possible.
+    """
+    if accelerator.device.type == "cpu":
+        speed_up_dilated_depthwise(model)
+    elif accelerator.distributed_type != DistributedType.NO:
+        model = synchronize_batch_norm(model)
+    model.to(accelerator.device)
+    if not _is_sharded(accelerator):
+        # FSDP takes contiguous weights only; there the images alone make the convolutions channels_last.
+        model.to(memory_format=torch.channels_last)
+    return model
+
+
+def synchronize_batch_norm(model: nn.Module) -> nn.Module:
+    """Make batch norms take their statistics over the images of all processes, in place where that is possible."""
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    if any(type(module).__module__.startswith("timm.") for module in model.modules()):
+        # Its batch norms have an activation in them, which torch's conversion would drop.
+        from timm.layers import convert_sync_batchnorm as convert
+    return convert(model)
+
+
+def share_out(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images_per_pass: int,
+    max_grad_norm: float,
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """Let Accelerate share out a model and its optimizer among the processes.
+
+    Args:
+        accelerator: says how.
+        model: what [`place`] returned.
+        optimizer: of its parameters.
+        images_per_pass: that a process takes at a time.
+        max_grad_norm: what gradients are clipped to, 0 for not at all.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # What it would take from a prepared loader, and what it would divide and clip by beside the loop.
+        deepspeed_config = accelerator.state.deepspeed_plugin.deepspeed_config
+        deepspeed_config.update(
+            train_micro_batch_size_per_gpu=images_per_pass,
+            gradient_accumulation_steps=1,
+            gradient_clipping=max_grad_norm,
+        )
+        # Else a stage 3 training would end at its first checkpoint.
+        deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+    return accelerator.prepare(model, optimizer)
+
+
+def to_device(values: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Bring all tensors in a batch, in whatever dicts and lists they are, to a device.
+
+    Images and clips, which are the floating-point tensors of four axes and more, get the model's `dtype` on the way,
+    and images channels_last.
+    """
+    if isinstance(values, dict):
+        return {name: to_device(value, device, dtype) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [to_device(value, device, dtype) for value in values]
+    if not isinstance(values, torch.Tensor):
+        return values
+    if values.dim() < 4 or not values.is_floating_point():
+        return values.to(device, non_blocking=True)
+    memory_format = torch.channels_last if values.dim() == 4 else torch.preserve_format
+    return values.to(device, dtype, non_blocking=True, memory_format=memory_format)
+
+
+def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give all processes the first one's buffers, which are what is saved: batch statistics differ by process until
+    the next forward pass."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def from_main_process(value: T) -> T:

@@ -170,15 +170,6 @@ def _natural(key: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"[._]", key)]
 
 
-def synchronize_batch_norm(model: nn.Module) -> nn.Module:
-    """Make batch norms take their statistics over the images of all processes, in place where that is possible."""
-    convert = nn.SyncBatchNorm.convert_sync_batchnorm
-    if any(type(module).__module__.startswith("timm.") for module in model.modules()):
-        # Its batch norms have an activation in them, which torch's conversion would drop.
-        from timm.layers import convert_sync_batchnorm as convert
-    return convert(model)
-
-
 def freeze(model: nn.Module, names: list[str]) -> list[nn.Module]:
     """Stop the named modules from learning, batch norm statistics included.
 

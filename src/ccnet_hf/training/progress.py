@@ -18,36 +18,26 @@ from tqdm.auto import tqdm
 
 from ccnet_hf.errors import reading
 from ccnet_hf.files import explained, write_text
-from ccnet_hf.models.modeling_ccnet import CrissCrossAttention
 from ccnet_hf.training.distributed import together
 
 
 LOG_FILE = "training_log.jsonl"
 
-# What the live line calls the numbers, in its order.
-_SHORT_NAMES = {
-    "lr": "lr",
-    "loss": "loss",
-    "decode_loss": "decode",
-    "auxiliary_loss": "aux",
-    "category_loss": "category",
-    "gamma": "gamma",
-    "images_per_second": "img/s",
-    "data_wait": "wait",
-    "memory_gb": "GB",
-}
+# What the live line calls some of the numbers; losses stand there without the word.
+_SHORT_NAMES = {"auxiliary_loss": "aux", "images_per_second": "img/s", "data_wait": "wait", "memory_gb": "GB"}
 
 
 class Progress:
     """Adds up what the steps report and shows it every few steps; all processes call it alike.
 
-    Numbers by name: the losses (means over the steps since the last line and over processes), `lr`, `gamma` (of the
-    criss-cross attention), `images_per_second`, `data_wait` (share of the time spent waiting for batches), `memory_gb`
-    (10^9 bytes: peak on the GPU, on the CPU what the process holds now).
+    Numbers by name: `lr`, the losses (means over the steps since the last line and over processes), `gamma` (of the
+    criss-cross attention; `gamma_1`, `gamma_2`, ... where there are several), `images_per_second`, `data_wait`
+    (fraction of the time spent waiting for batches), `memory_gb` (10^9 bytes: peak on the GPU, on the CPU what the
+    process holds now).
 
     Args:
         accelerator: whose main process shows the line and whose trackers get the numbers.
-        model: has the gamma.
+        model: has the gammas.
         output_dir: folder of the log, a line of JSON for every line shown.
         batch_size: images per step over all processes.
         start: steps done before; what the log says beyond them is dropped.
@@ -66,7 +56,7 @@ class Progress:
         every: int,
     ):
         self.accelerator = accelerator
-        self.attention = next((part for part in model.modules() if isinstance(part, CrissCrossAttention)), None)
+        self.gammas = find_gammas(model)
         self.batch_size = batch_size
         self.stop = stop
         self.every = every
@@ -106,7 +96,7 @@ class Progress:
         self.bar.update()
         if step % self.every == 0 or step == self.stop:
             numbers = self._numbers(lr)
-            self.bar.set_postfix({_SHORT_NAMES.get(name, name): f"{value:.3g}" for name, value in numbers.items()})
+            self.bar.set_postfix({_short(name): f"{value:.3g}" for name, value in numbers.items()})
             self.log(step, numbers)
             self._restart()
 
@@ -114,8 +104,7 @@ class Progress:
         names = list(self._losses)
         means = torch.tensor([self._losses[name] / self._steps for name in names], device=self.accelerator.device)
         numbers = {"lr": lr, **dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))}
-        if self.attention is not None:
-            numbers["gamma"] = float(self.attention.gamma.detach().mean())
+        numbers |= {name: float(gamma.detach().mean()) for name, gamma in self.gammas.items()}
         seconds = self._seconds + time.perf_counter() - self._resumed
         numbers["images_per_second"] = self._steps * self.batch_size / seconds
         numbers["data_wait"] = self._waited / seconds
@@ -123,7 +112,7 @@ class Progress:
             numbers["memory_gb"] = torch.cuda.max_memory_allocated(self.accelerator.device) / 1e9
         else:
             numbers["memory_gb"] = psutil.Process().memory_info().rss / 1e9
-        return {name: numbers[name] for name in sorted(numbers, key=_place)}
+        return numbers
 
     def scores(self, step: int, numbers: dict[str, float]) -> None:
         """After an evaluation."""
@@ -176,9 +165,21 @@ def _row(row: Any) -> dict[str, float]:
     return row
 
 
-def _place(name: str) -> int:
-    names = list(_SHORT_NAMES)
-    return names.index(name) if name in names else len(names)
+def find_gammas(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The gammas of a model's attentions by the names they have in the log; shared ones count once."""
+    # Layers of other networks call the scale of their output gamma, too; an attention has a query beside it.
+    found = {
+        id(module.gamma): module.gamma
+        for module in model.modules()
+        if isinstance(getattr(module, "gamma", None), nn.Parameter) and hasattr(module, "query")
+    }
+    if len(found) == 1:
+        return {"gamma": next(iter(found.values()))}
+    return {f"gamma_{number}": gamma for number, gamma in enumerate(found.values(), start=1)}
+
+
+def _short(name: str) -> str:
+    return _SHORT_NAMES.get(name, name.removesuffix("_loss"))
 
 
 def _truncate(file: Path, step: int) -> None:

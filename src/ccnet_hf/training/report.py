@@ -2,61 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.evaluation.report import MEANS
 from ccnet_hf.files import atomic_file
 from ccnet_hf.inference import Predictor
 from ccnet_hf.training.progress import LOG_FILE, read_log
-from ccnet_hf.visualization import Color, class_shares, colorize, draw_legend, format_share
+from ccnet_hf.visualization import Color, class_shares, colorize, complete_palette, draw_legend, format_share
 from ccnet_hf.visualization.curves import Points, draw_curves
 from ccnet_hf.visualization.segmentation import INK, PAPER
 
 
 CURVES_FILE, PREDICTIONS_FILE = "training_curves.png", "predictions.png"
 
-# title of a panel: {name in the log: name in the image}
+# title of a panel: (which names of the log are in it, what it calls one of them)
 _PANELS = {
-    "losses": {"loss": "loss", "decode_loss": "decode", "auxiliary_loss": "auxiliary", "category_loss": "category"},
-    "scores": {f"eval_{name}": short for name, short in MEANS.items()},
-    "learning rate": {"lr": "learning rate"},
-    "gamma": {"gamma": "gamma"},
+    "losses": (re.compile(r"(.+_)?loss"), lambda name: name.removesuffix("_loss")),
+    "scores": (re.compile(r"eval_.+"), lambda name: MEANS.get(name[5:], name[5:].replace("_", " "))),
+    "learning rate": (re.compile(r"lr"), lambda name: "learning rate"),
+    "gamma": (re.compile(r"gamma(_\d+)?"), lambda name: name.replace("_", " ")),
 }
 _NUM_IMAGES = 4
 _CELL_WIDTH = 440
 
 
-def save_report(
-    output_dir: Path, predictor: Predictor, dataset: SegmentationDataset, palette: Sequence[Color]
-) -> None:
+def save_report(output_dir: Path, draw_examples: Callable[[], Image.Image | None]) -> None:
     """Write `training_curves.png`, from the training's log, and `predictions.png` into `output_dir`.
 
     Args:
         output_dir: of the training.
-        predictor: of the trained model.
-        dataset: the first four of its examples are shown, or of a mapped one four from all over it.
-        palette: RGB colour (0..255) per class.
+        draw_examples: what draws examples beside the predictions of the trained model, if there are any.
     """
     if panels := training_curves(read_log(output_dir / LOG_FILE)):
         _save(draw_curves(panels, smoothed=("losses",)), output_dir / CURVES_FILE)
-    step = 1 if dataset.streamed else max(1, len(dataset) // _NUM_IMAGES)
-    examples = list(islice(dataset.examples(0, step), _NUM_IMAGES))
-    if examples:
-        predictions = [predictor.label_map(image).cpu().numpy() for image, *_ in examples]
-        config = predictor.config
-        class_names = [config.id2label[label] for label in range(config.num_labels)]
-        _save(draw_predictions(examples, predictions, palette, class_names), output_dir / PREDICTIONS_FILE)
+    if (examples := draw_examples()) is not None:
+        _save(examples, output_dir / PREDICTIONS_FILE)
 
 
 def _save(image: Image.Image, file: Path) -> None:
     with atomic_file(file) as unfinished:
         image.save(unfinished)
+
+
+def draw_label_maps(
+    model: PreTrainedModel, image_processor: BaseImageProcessor, dataset: SegmentationDataset
+) -> Image.Image | None:
+    """Draw examples of a dataset beside the label maps that a model gives them.
+
+    Args:
+        model: in eval mode.
+        image_processor: of the model.
+        dataset: its first four examples are shown, or of a mapped one four from all over it; `None` without any.
+    """
+    step = 1 if dataset.streamed else max(1, len(dataset) // _NUM_IMAGES)
+    examples = list(islice(dataset.examples(0, step), _NUM_IMAGES))
+    if not examples:
+        return None
+    predictor, config = Predictor(model, image_processor), model.config
+    predictions = [predictor.label_map(image).cpu().numpy() for image, *_ in examples]
+    palette = complete_palette(image_processor.palette, config.num_labels)
+    class_names = [config.id2label[label] for label in range(config.num_labels)]
+    return draw_predictions(examples, predictions, palette, class_names)
 
 
 def draw_predictions(
@@ -108,11 +122,13 @@ def training_curves(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, Poi
     Args:
         rows: of the log, as `read_log` gives them.
     """
+    names = list(dict.fromkeys(name for row in rows for name in row))
     panels = {}
-    for title, names in _PANELS.items():
+    for title, (is_in_it, text_of) in _PANELS.items():
         lines = {
-            text: [(row["step"], row[name]) for row in rows if name in row and np.isfinite(row[name])]
-            for name, text in names.items()
+            text_of(name): [(row["step"], row[name]) for row in rows if name in row and np.isfinite(row[name])]
+            for name in names
+            if is_in_it.fullmatch(name)
         }
         if lines := {text: points for text, points in lines.items() if points}:
             panels[title] = lines

@@ -18,7 +18,8 @@ from ccnet_hf.errors import InputError, reading
 
 
 MANIFEST_FILE = "manifest.json"
-_FORMAT = 2  # 1 were accelerate's pickles, without a list
+# 1 were accelerate's pickles, without a list; 2 has other names for what `training_state` renames when it reads them.
+_FORMAT, _OLDEST_FORMAT = 3, 2
 
 
 def write_json(file: Path, values: Any) -> None:
@@ -62,8 +63,9 @@ class StateReader:
             )
         with reading(file):
             manifest = json.loads(file.read_text(encoding="utf-8"))
-            if manifest["format"] != _FORMAT:
-                raise ValueError(f"it is of format {manifest['format']}, and this version reads {_FORMAT}")
+            if manifest["format"] not in range(_OLDEST_FORMAT, _FORMAT + 1):
+                known = f"{_OLDEST_FORMAT} to {_FORMAT}"
+                raise ValueError(f"it is of format {manifest['format']}, and this version reads {known}")
             self._digests: dict[str, str] = {str(name): str(digest) for name, digest in manifest["files"].items()}
 
     def has(self, name: str) -> bool:

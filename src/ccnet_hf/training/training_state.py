@@ -13,21 +13,28 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
 
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.files import explained
+from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training.deepspeed_state import DEEPSPEED_FOLDER, load_deepspeed, save_deepspeed
 from ccnet_hf.training.distributed import gathered, shared_out, together
 from ccnet_hf.training.optimization import fill_optimizer, optimizer_misfit, optimizer_tensors
 from ccnet_hf.training.random_states import get_random_states, set_random_states
+from ccnet_hf.training.settings import TrainingSettings
 from ccnet_hf.training.state_files import StateReader, write_json, write_manifest, write_tensors
 
 
 _PROGRESS_FILE, _MODEL_FILE, _OPTIMIZER_FILE = "progress.json", "model.safetensors", "optimizer.safetensors"
 _AVERAGE_FILE = "average.safetensors"
+
+# fields of `TrainingProgress` by what they were called in states of earlier versions
+_EARLIER_NAMES = {"best_mean_iou": "best_score", "kept": "fixed"}
 
 
 @dataclass(frozen=True)
@@ -36,39 +43,62 @@ class TrainingProgress:
 
     Attributes:
         step: steps done.
-        best_mean_iou: of the evaluations so far; `None` before the first.
+        best_score: highest deciding score of the evaluations so far; `None` before the first.
         corrupt: messages about the examples that had to be replaced.
-        kept: what a resumed training cannot change, by name.
+        fixed: what a resumed training cannot change, by name.
         num_processes: that trained.
         scaler: of fp16's gradients, its state by name; empty without one.
-        stream_positions: (epoch, examples taken of it) by process, of a stream where that is known.
+        stream_positions: (epoch, examples taken of it) by process, of a stream where they are known.
 
     Raises:
         ValueError: a value is of another kind.
     """
 
     step: int
-    best_mean_iou: float | None
+    best_score: float | None
     corrupt: list[str]
-    kept: dict[str, Any]
+    fixed: dict[str, Any]
     num_processes: int
     scaler: dict[str, float]
-    stream_positions: list[tuple[int, int] | None] | None = None
+    stream_positions: list[tuple[int, int]] | None = None
 
     def __post_init__(self):
-        best, positions = self.best_mean_iou, self.stream_positions
+        best, positions = self.best_score, self.stream_positions
         right = {
             "step": _is_count(self.step),
-            "best_mean_iou": best is None or _is_number(best),
+            "best_score": best is None or _is_number(best),
             "corrupt": isinstance(self.corrupt, list) and all(isinstance(message, str) for message in self.corrupt),
-            "kept": isinstance(self.kept, dict),
+            "fixed": isinstance(self.fixed, dict),
             "num_processes": _is_count(self.num_processes) and self.num_processes > 0,
             "scaler": isinstance(self.scaler, dict) and all(map(_is_number, self.scaler.values())),
-            "stream_positions": positions is None or _are_places(positions, self.num_processes),
+            "stream_positions": positions is None or _are_positions(positions, self.num_processes),
         }
         for name, is_right in right.items():
             if not is_right:
                 raise ValueError(f"its {name} is {reprlib.repr(getattr(self, name))}")
+
+    @classmethod
+    def from_json(cls, content: Any) -> TrainingProgress:
+        """What a state says, one of an earlier version as well.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+        """
+        values = {_EARLIER_NAMES.get(name, name): value for name, value in dict(content).items()}
+        positions = values.get("stream_positions")
+        if isinstance(positions, list) and None in positions:
+            values["stream_positions"] = None  # some were known; a stream is found again only by all of them
+        return cls(**values)
+
+
+def fixed_settings(recipe: TrainingRecipe, settings: TrainingSettings, dataset: Dataset) -> dict[str, Any]:
+    """What a resumed training cannot change: the examples of every step, and what the optimizer's state brings."""
+    names = ("batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "backbone_learning_rate_factor")
+    values = {name: getattr(recipe, name) for name in names}
+    values |= {"seed": settings.seed, "streaming": dataset.streamed}
+    if dataset.streamed:
+        return values | {"shuffle_buffer_size": settings.shuffle_buffer_size}
+    return values | {"number of examples": len(dataset)}
 
 
 class TrainingState:
@@ -84,6 +114,14 @@ class TrainingState:
         model: that is trained.
         optimizer: of its parameters.
         average: moving average of the weights, if there is one.
+        fixed: what must be the same when it is resumed, by name, as JSON holds it.
+
+    Attributes:
+        step: steps done.
+        best_score: highest deciding score of the evaluations so far; `None` before the first.
+        corrupt: messages about the examples this process had to replace; after resuming, those of all processes.
+        stream_position: where in a stream this process goes on, (epoch, examples taken of it); `None` where it is not
+            known, as after another number of processes.
     """
 
     def __init__(
@@ -92,19 +130,54 @@ class TrainingState:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         average: AveragedModel | None = None,
+        fixed: Mapping[str, Any] | None = None,
     ):
         self.accelerator = accelerator
         self.model = model
         self.optimizer = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
         self.average = average
+        self.fixed = dict(fixed or {})
+        self.step = 0
+        self.best_score: float | None = None
+        self.corrupt: list[str] = []
+        self.stream_position: tuple[int, int] | None = None
         self._has_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
 
-    def save(self, folder: Path, progress: TrainingProgress) -> None:
+    @property
+    def trained_model(self) -> PreTrainedModel:
+        """The model as it would be saved now: the average where there is one."""
+        return self.average.module if self.average is not None else self.accelerator.unwrap_model(self.model)
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights as they are saved, from all processes, each of which may hold a part of them; `None` where the
+        trained model has them itself."""
+        return self.accelerator.get_state_dict(self.model) if self.average is None else None
+
+    def progress(self) -> TrainingProgress:
+        """How far the training is, in all processes, which ask for it together."""
+        positions = gather_object([self.stream_position])
+        scaler = self.accelerator.scaler
+        return TrainingProgress(
+            step=self.step,
+            best_score=self.best_score,
+            corrupt=self.all_corrupt(),
+            fixed=self.fixed,
+            num_processes=self.accelerator.num_processes,
+            scaler={} if scaler is None else scaler.state_dict(),
+            stream_positions=None if None in positions else positions,
+        )
+
+    def all_corrupt(self) -> list[str]:
+        """Messages about the examples any process had to replace; all processes ask for them together."""
+        return sorted(set(gather_object(self.corrupt)))
+
+    def save(self, folder: Path) -> None:
         """Write the state into a new `folder`; all processes take part.
 
         Raises:
             OSError: it cannot be written; in every process.
         """
+        progress = self.progress()
         tensors = {file: self._gathered(part) for file, part in self._tensors().items()}
         with together(), explained(folder):
             folder.mkdir(exist_ok=True)
@@ -119,15 +192,11 @@ class TrainingState:
             if self.accelerator.is_main_process:
                 write_manifest(folder)
 
-    def resume(self, checkpoint: Path, kept: Mapping[str, Any]) -> TrainingProgress:
+    def resume(self, checkpoint: Path) -> None:
         """Check every file of a checkpoint's state, then take it over; all processes take part.
 
         Args:
             checkpoint: folder with `state` in it.
-            kept: what must be as it was, by name.
-
-        Returns:
-            What was saved with it.
 
         Raises:
             InputError: a file is missing, damaged or no such file, and the message names it; or the state is of
@@ -137,8 +206,8 @@ class TrainingState:
         with together():
             reader = StateReader(folder)
             with reading(folder / _PROGRESS_FILE):
-                progress = TrainingProgress(**dict(reader.json(_PROGRESS_FILE)))
-            _check_kept(checkpoint, progress.kept, kept)
+                progress = TrainingProgress.from_json(reader.json(_PROGRESS_FILE))
+            _check_fixed(checkpoint, progress.fixed, self.fixed)
             tensors = self._read_tensors(checkpoint, reader, progress.step)
             random_states = self._read_random_states(checkpoint, reader, progress)
         if self._has_deepspeed:
@@ -152,7 +221,10 @@ class TrainingState:
             if random_states is not None:
                 with reading(folder / self._random_states_file):
                     set_random_states(random_states, self.accelerator.device)
-        return progress
+        self.step, self.best_score, self.corrupt = progress.step, progress.best_score, progress.corrupt
+        # Of another number of processes the positions are unknown, and the loader reads all that came before again.
+        if progress.stream_positions and progress.num_processes == self.accelerator.num_processes:
+            self.stream_position = tuple(progress.stream_positions[self.accelerator.process_index])
 
     @property
     def _random_states_file(self) -> str:
@@ -224,7 +296,7 @@ class TrainingState:
 _OTHER = "is of another model or other settings"
 
 
-def _check_kept(checkpoint: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def _check_fixed(checkpoint: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Refuse a state of a training that differs in what cannot change."""
     changed = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
     if changed:
@@ -256,13 +328,10 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _are_places(values: Any, number: int) -> bool:
-    """Whether they are so many pairs of an epoch and a number of examples, or `None` instead of one."""
+def _are_positions(values: Any, number: int) -> bool:
+    """Whether they are so many pairs of an epoch and a number of examples."""
     return (
         isinstance(values, list)
         and len(values) == number
-        and all(
-            value is None or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value)))
-            for value in values
-        )
+        and all(isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value)) for value in values)
     )
