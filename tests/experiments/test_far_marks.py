@@ -7,7 +7,7 @@ from transformers import set_seed
 from ccnet_hf.experiments import far_marks as experiment
 from ccnet_hf.experiments.far_marks_dataset import COLOURS, SIDE, SQUARE, far_marks, parts
 from ccnet_hf.inference import predict_logits
-from ccnet_hf.models import modeling_ccnet
+from ccnet_hf.models import layers_ccnet
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_two_rounds_learn_what_lies_elsewhere(one_thread):
 def test_where_another_colour_of_the_mark_changes_anything(monkeypatch, recurrence, operator, seen):
     """Without training: whether there is a way from the mark to a pixel at all."""
     if operator is not None:
-        monkeypatch.setattr(modeling_ccnet, "criss_cross_attention", operator)
+        monkeypatch.setattr(layers_ccnet, "criss_cross_attention", operator)
     set_seed(0)
     model = experiment.build_model(recurrence).double().eval()
     if recurrence:

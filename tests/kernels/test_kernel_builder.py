@@ -163,8 +163,8 @@ def test_model_offers_the_layer(monkeypatch):
         return lambda layer: offered.append((name, layer.__name__)) or layer
 
     monkeypatch.setattr(transformers.integrations, "use_kernel_forward_from_hub", decorator)
-    path = Path(ccnet_hf.__file__).parent / "models" / "modeling_ccnet.py"
-    specification = importlib.util.spec_from_file_location("ccnet_hf.models.modeling_ccnet_copy", path)
+    path = Path(ccnet_hf.__file__).parent / "models" / "layers_ccnet.py"
+    specification = importlib.util.spec_from_file_location("ccnet_hf.models.layers_ccnet_copy", path)
     specification.loader.exec_module(importlib.util.module_from_spec(specification))
     assert offered == [("RecurrentCrissCrossAttention", "RecurrentCrissCrossAttention")]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from reference_weights import mmsegmentation_state_dict
-from tiny_models import tiny_model
+from tiny_models import tiny_backbone_config, tiny_model
 
 from ccnet_hf import CCNetImageProcessor
 from ccnet_hf.zoo import convert_checkpoint, export_checkpoint
@@ -176,6 +176,9 @@ class TestRefusal:
             ({"head_activation": "leaky_relu"}, "head_activation='leaky_relu'"),
             ({"query_key_size": 3}, "query_key_size=3"),
             ({"recurrence": 0}, "recurrence=0"),
+            ({"backbone_config": tiny_backbone_config(stem_type="conv7")}, "backbone_config.stem_type='conv7'"),
+            ({"backbone_config": tiny_backbone_config(batch_norm_eps=0)}, "backbone_config.batch_norm_eps=0"),
+            ({"backbone_config": tiny_backbone_config(attention_stage="stage3")}, "attention_stage='stage3'"),
         ],
     )
     def test_what_mmsegmentation_cannot_compute(self, fields, reason, tmp_path, capsys):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ccnet_hf import CCNetForSemanticSegmentation
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.forms import einsum_attention
-from ccnet_hf.models import modeling_ccnet
+from ccnet_hf.models import layers_ccnet
 from ccnet_hf.recipes import get_recipe
 
 
@@ -99,8 +99,8 @@ def _with_einsum(call: Callable[[], object]) -> object:
         return gamma * einsum_attention(query, key, value) + hidden_state
 
     with (
-        mock.patch.object(modeling_ccnet, "criss_cross_attention", einsum_attention),
-        mock.patch.object(modeling_ccnet, "criss_cross_attention_residual", residual),
+        mock.patch.object(layers_ccnet, "criss_cross_attention", einsum_attention),
+        mock.patch.object(layers_ccnet, "criss_cross_attention_residual", residual),
     ):
         return call()
 

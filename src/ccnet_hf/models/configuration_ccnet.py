@@ -9,7 +9,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetConfigMixin, CCNetResNetConfig, check_range
+from .configuration_ccnet_resnet import (
+    MAX_CHANNELS,
+    MAX_RECURRENCE,
+    CCNetConfigMixin,
+    CCNetResNetConfig,
+    check_range,
+)
 from .mistaken_names_ccnet import refuse
 
 
@@ -22,7 +28,6 @@ AUTO_MAP = {
 
 # Beyond these, building or running a model would take memory until the system ends the process.
 MAX_NUM_LABELS = 65_536
-MAX_RECURRENCE = 100
 
 _BACKBONE = "backbone_config, the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
 

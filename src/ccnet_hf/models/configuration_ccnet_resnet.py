@@ -1,5 +1,6 @@
 """Configuration of the dilated ResNet-V1c that CCNet is built on."""
 
+import math
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from .mistaken_names_ccnet import mistaken_names, refuse, warn
 MAX_CHANNELS = 8192
 MAX_BLOCKS = 1000
 MAX_WEIGHTS = 2 * 10**9
+MAX_RECURRENCE = 100
 
 
 class CCNetConfigMixin:
@@ -65,10 +67,14 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
     r"""
     Configuration of a [`CCNetResNetBackbone`]: a bottleneck ResNet-V1c (three 3x3 convolutions as the stem) whose last
     stages trade stride for dilation. The defaults are mmsegmentation's `ResNetV1c` of depth 101 at output stride 8.
+    With a stem of one convolution and at output stride 32 it is torchvision's ResNet, the trunk of Mask R-CNN, and
+    recurrent criss-cross attention may stand among its blocks.
 
     Args:
         num_channels (`int`, defaults to 3):
             Channels of the input image.
+        stem_type (`str`, defaults to `"deep"`):
+            `"deep"`, three 3x3 convolutions, or `"conv7"`, the one 7x7 convolution of torchvision's networks.
         stem_size (`int`, defaults to 64):
             Channels of the stem: 64 in mmsegmentation (32, 32, 64), 128 in the authors' network (64, 64, 128).
         hidden_sizes (`list[int]`, defaults to `[256, 512, 1024, 2048]`):
@@ -82,6 +88,20 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
             do. The authors' network does not.
         pool_ceil_mode (`bool`, defaults to `False`):
             Whether the max pooling of the stem rounds its output size up, as the authors' network does.
+        frozen_batch_norm (`bool`, defaults to `False`):
+            Whether the batch norms keep their statistics, scales and shifts in training too, as with few images a
+            device they must.
+        batch_norm_eps (`float`, defaults to 1e-5):
+            Added to the variance in every batch norm; 0 in torchvision's published Mask R-CNN.
+        attention_stage (`str`, *optional*):
+            Stage that holds recurrent criss-cross attention, such as `"stage3"` in the paper's Mask R-CNN (section
+            4.5). Its weight gamma starts at 0, so that the network starts as it is without.
+        attention_position (`str`, defaults to `"before_last_block"`):
+            Where in that stage: `"before_last_block"` (between the fifth and sixth of six blocks) or `"after"` them.
+        attention_recurrence (`int`, defaults to 2):
+            Rounds of that attention, with the same weights.
+        attention_query_key_size (`int`, *optional*, defaults to an eighth of the stage's channels):
+            Channels of its query and key.
         out_features (`list[str]`, *optional*):
             Names of the feature maps to return, among `"stem"`, `"stage1"`, ... The last stage if unset.
         out_indices (`list[int]`, *optional*):
@@ -100,12 +120,19 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
     )
 
     num_channels: int = 3
+    stem_type: str = "deep"
     stem_size: int = 64
     hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
     depths: list[int] | tuple[int, ...] = (3, 4, 23, 3)
     output_stride: int = 8
     contract_dilation: bool = True
     pool_ceil_mode: bool = False
+    frozen_batch_norm: bool = False
+    batch_norm_eps: float | int = 1e-5
+    attention_stage: str | None = None
+    attention_position: str = "before_last_block"
+    attention_recurrence: int = 2
+    attention_query_key_size: int | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -141,6 +168,32 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
             raise ValueError(
                 f"depths={self.depths} and hidden_sizes={self.hidden_sizes} make about {weights:.1e} weights, "
                 f"at most {MAX_WEIGHTS:.0e} are allowed"
+            )
+        if self.stem_type not in ("deep", "conv7"):
+            raise ValueError(f"stem_type must be 'deep' or 'conv7', got {self.stem_type!r}")
+        if not (math.isfinite(self.batch_norm_eps) and self.batch_norm_eps >= 0):
+            raise ValueError(f"batch_norm_eps must be a finite number, at least 0, got {self.batch_norm_eps}")
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        if self.attention_position not in ("before_last_block", "after"):
+            raise ValueError(
+                f"attention_position must be 'before_last_block' or 'after', got {self.attention_position!r}"
+            )
+        check_range("attention_recurrence", self.attention_recurrence, 1, MAX_RECURRENCE)
+        if self.attention_query_key_size is not None:
+            check_range("attention_query_key_size", self.attention_query_key_size, 1, MAX_CHANNELS)
+        if self.attention_stage is None:
+            return
+        stages = [f"stage{index}" for index in range(1, len(self.depths) + 1)]
+        if self.attention_stage not in stages:
+            allowed = ", ".join(stages)
+            raise ValueError(f"attention_stage must be one of {allowed} or None, got {self.attention_stage!r}")
+        depth = self.depths[stages.index(self.attention_stage)]
+        if self.attention_position == "before_last_block" and depth < 2:
+            raise ValueError(
+                f"attention_position 'before_last_block' needs two blocks, and {self.attention_stage} has {depth}: "
+                "'after' works there"
             )
 
 

@@ -2,7 +2,7 @@
 
 The operator is registered here with schema, fake implementation, autograd formula, FLOP formula and an implementation
 in PyTorch that runs on every device; a compiled implementation for one device may be attached to it later without this
-file knowing. The layers that use it live in `modeling_ccnet.py`.
+file knowing. The layers that use it live in `layers_ccnet.py`.
 
 Source: Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation" (TPAMI 2020), section 3.2; the form with
 three axes is the paper's 3-D criss-cross attention.

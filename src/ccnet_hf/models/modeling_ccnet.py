@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
-from transformers.integrations import use_kernel_forward_from_hub
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -17,11 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet import CCNetConfig
 from .configuration_ccnet_resnet import CCNetResNetConfig
-from .criss_cross_attention import (
-    criss_cross_attention,
-    criss_cross_attention_residual,
-    criss_cross_attention_with_weights,
-)
+from .layers_ccnet import CrissCrossAttention, RecurrentCrissCrossAttention, init_attention
 from .loss_ccnet import ccnet_losses
 from .modeling_ccnet_resnet import CCNetResNetBackbone, in_dtype_of_weights
 
@@ -87,91 +82,6 @@ class CCNetConvLayer(nn.Module):
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         return self.activation(self.normalization(self.convolution(hidden_state)))
-
-
-def _check_positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-class CrissCrossAttention(nn.Module):
-    """
-    Criss-cross attention (paper section 3.2, equations 1 and 2): every pixel gathers values from its row and its
-    column, and adds gamma times the result to itself.
-
-    gamma starts at 0, as in the paper: an untrained layer returns its input unchanged.
-
-    Args:
-        hidden_size: channels of input, value and output.
-        query_key_size: channels of query and key; an eighth of `hidden_size` if `None`.
-
-    Raises:
-        ValueError: one of them is no integer of at least 1.
-    """
-
-    def __init__(self, hidden_size: int, query_key_size: int | None = None):
-        super().__init__()
-        _check_positive("hidden_size", hidden_size)
-        if query_key_size is None:
-            query_key_size = max(1, hidden_size // 8)
-        _check_positive("query_key_size", query_key_size)
-        self.query = nn.Conv2d(hidden_size, query_key_size, kernel_size=1)
-        self.key = nn.Conv2d(hidden_size, query_key_size, kernel_size=1)
-        self.value = nn.Conv2d(hidden_size, hidden_size, kernel_size=1)
-        # One element rather than a scalar, which FSDP could not shard.
-        self.gamma = nn.Parameter(torch.zeros(1))
-
-    def forward(
-        self, hidden_state: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """
-        Args:
-            hidden_state: (B, hidden_size, H, W).
-            output_attentions: whether to return the attention weights, by way of the explicit form.
-
-        Returns:
-            (B, hidden_size, H, W), and a tuple with the weights (B, H, W, H + W) of the round, or `None`.
-        """
-        query, key, value = self.query(hidden_state), self.key(hidden_state), self.value(hidden_state)
-        if output_attentions:
-            context, weights = criss_cross_attention_with_weights(query, key, value)
-            return self.gamma * context + hidden_state, (weights,)
-        # One kernel for all of it, for inference; it takes one dtype, which autocast may not give.
-        same_dtype = value.dtype == hidden_state.dtype == self.gamma.dtype
-        if hidden_state.is_cuda and same_dtype and not torch.is_grad_enabled():
-            return criss_cross_attention_residual(query, key, value, self.gamma, hidden_state), None
-        return self.gamma * criss_cross_attention(query, key, value) + hidden_state, None
-
-
-@use_kernel_forward_from_hub("RecurrentCrissCrossAttention")
-class RecurrentCrissCrossAttention(CrissCrossAttention):
-    """
-    Criss-cross attention applied `recurrence` times with the same weights (paper section 3.3). Two rounds let every
-    pixel reach every other.
-
-    Args:
-        hidden_size: channels of input, value and output.
-        query_key_size: channels of query and key; an eighth of `hidden_size` if `None`.
-        recurrence: number of rounds, R in the paper, at least 1.
-
-    Raises:
-        ValueError: one of them is no integer of at least 1.
-    """
-
-    def __init__(self, hidden_size: int, query_key_size: int | None = None, recurrence: int = 2):
-        super().__init__(hidden_size, query_key_size)
-        _check_positive("recurrence", recurrence)
-        self.recurrence = recurrence
-
-    def forward(
-        self, hidden_state: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """As [`CrissCrossAttention.forward`], with one tensor of weights for each round."""
-        attentions = ()
-        for _ in range(self.recurrence):
-            hidden_state, weights = super().forward(hidden_state, output_attentions)
-            attentions += weights or ()
-        return hidden_state, attentions if output_attentions else None
 
 
 class CCNetHead(GradientCheckpointingLayer):
@@ -247,11 +157,7 @@ class CCNetPreTrainedModel(PreTrainedModel):
             # Batch norm follows it. Modules without parameters of their own are never asked, so ask the convolution.
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, CrissCrossAttention):
-            for projection in (module.query, module.key, module.value):
-                bound = projection.in_channels**-0.5
-                init.uniform_(projection.weight, -bound, bound)
-                init.uniform_(projection.bias, -bound, bound)
-            init.zeros_(module.gamma)
+            init_attention(module)
 
 
 class CCNetModel(CCNetPreTrainedModel):

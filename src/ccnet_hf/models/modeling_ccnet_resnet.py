@@ -14,6 +14,25 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet_resnet import CCNetResNetConfig
+from .layers_ccnet import CrissCrossAttention, FeatureMapAttention, init_attention
+
+
+class CCNetResNetFrozenBatchNorm(nn.Module):
+    """Batch norm whose statistics, scale and shift no training changes. Equal to torchvision's `FrozenBatchNorm2d`, of
+    which the semantic models need nothing else."""
+
+    def __init__(self, num_features: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return hidden_state * scale[:, None, None] + shift[:, None, None]
 
 
 def in_dtype_of_weights(pixel_values: torch.Tensor, model: nn.Module) -> torch.Tensor:
@@ -41,6 +60,7 @@ class CCNetResNetConvLayer(nn.Module):
 
     def __init__(
         self,
+        config: CCNetResNetConfig,
         in_channels: int,
         out_channels: int,
         kernel_size: int = 3,
@@ -49,11 +69,12 @@ class CCNetResNetConvLayer(nn.Module):
         activation: bool = True,
     ):
         super().__init__()
+        batch_norm = CCNetResNetFrozenBatchNorm if config.frozen_batch_norm else nn.BatchNorm2d
         padding = dilation * (kernel_size // 2)
         self.convolution = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation=dilation, bias=False
         )
-        self.normalization = nn.BatchNorm2d(out_channels)
+        self.normalization = batch_norm(out_channels, eps=config.batch_norm_eps)
         self.activation = nn.ReLU(inplace=True) if activation else nn.Identity()
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
@@ -61,16 +82,20 @@ class CCNetResNetConvLayer(nn.Module):
 
 
 class CCNetResNetStem(nn.Module):
-    """Three 3x3 convolutions and a max pooling: a quarter of the input's size."""
+    """Three 3x3 convolutions, or one of 7x7, and a max pooling: a quarter of the input's size."""
 
     def __init__(self, config: CCNetResNetConfig):
         super().__init__()
-        half = config.stem_size // 2
-        self.convolutions = nn.Sequential(
-            CCNetResNetConvLayer(config.num_channels, half, stride=2),
-            CCNetResNetConvLayer(half, half),
-            CCNetResNetConvLayer(half, config.stem_size),
-        )
+        size, half = config.stem_size, config.stem_size // 2
+        if config.stem_type == "conv7":
+            layers = [CCNetResNetConvLayer(config, config.num_channels, size, kernel_size=7, stride=2)]
+        else:
+            layers = [
+                CCNetResNetConvLayer(config, config.num_channels, half, stride=2),
+                CCNetResNetConvLayer(config, half, half),
+                CCNetResNetConvLayer(config, half, size),
+            ]
+        self.convolutions = nn.Sequential(*layers)
         self.pooling = nn.MaxPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=config.pool_ceil_mode)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -80,16 +105,18 @@ class CCNetResNetStem(nn.Module):
 class CCNetResNetBottleneck(GradientCheckpointingLayer):
     """1x1, 3x3 and 1x1 convolution around a shortcut; stride and dilation sit in the 3x3."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1):
+    def __init__(
+        self, config: CCNetResNetConfig, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1
+    ):
         super().__init__()
         reduced = out_channels // 4
-        self.conv1 = CCNetResNetConvLayer(in_channels, reduced, kernel_size=1)
-        self.conv2 = CCNetResNetConvLayer(reduced, reduced, stride=stride, dilation=dilation)
-        self.conv3 = CCNetResNetConvLayer(reduced, out_channels, kernel_size=1, activation=False)
+        self.conv1 = CCNetResNetConvLayer(config, in_channels, reduced, kernel_size=1)
+        self.conv2 = CCNetResNetConvLayer(config, reduced, reduced, stride=stride, dilation=dilation)
+        self.conv3 = CCNetResNetConvLayer(config, reduced, out_channels, kernel_size=1, activation=False)
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = CCNetResNetConvLayer(
-                in_channels, out_channels, kernel_size=1, stride=stride, activation=False
+                config, in_channels, out_channels, kernel_size=1, stride=stride, activation=False
             )
         self.activation = nn.ReLU(inplace=True)
 
@@ -100,25 +127,36 @@ class CCNetResNetBottleneck(GradientCheckpointingLayer):
 
 
 class CCNetResNetStage(nn.Module):
-    """Blocks at one resolution; the first may reduce it, and may use another dilation than the rest."""
+    """Blocks at one resolution, the `index`-th after the stem; the first block may reduce the resolution, and may use
+    another dilation than the rest."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, depth: int, stride: int, first_dilation: int, dilation: int
-    ):
+    def __init__(self, config: CCNetResNetConfig, index: int, stride: int, first_dilation: int, dilation: int):
         super().__init__()
-        self.blocks = nn.ModuleList([CCNetResNetBottleneck(in_channels, out_channels, stride, first_dilation)])
-        self.blocks.extend(CCNetResNetBottleneck(out_channels, out_channels, 1, dilation) for _ in range(depth - 1))
+        in_channels, channels = [config.stem_size, *config.hidden_sizes][index - 1 : index + 1]
+        depth = config.depths[index - 1]
+        self.blocks = nn.ModuleList([CCNetResNetBottleneck(config, in_channels, channels, stride, first_dilation)])
+        self.blocks.extend(CCNetResNetBottleneck(config, channels, channels, 1, dilation) for _ in range(depth - 1))
+        self.attention = None
+        if config.attention_stage == f"stage{index}":
+            self.attention = FeatureMapAttention(
+                channels, config.attention_query_key_size, config.attention_recurrence
+            )
+        # The number of blocks that the attention comes after.
+        self.attended_blocks = depth if config.attention_position == "after" else depth - 1
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, start=1):
             hidden_state = block(hidden_state)
+            if self.attention is not None and number == self.attended_blocks:
+                hidden_state, _ = self.attention(hidden_state)
         return hidden_state
 
 
 class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
     """
     ResNet-V1c with dilated last stages, the backbone of the paper (section 4.1). With the same tensors it equals
-    timm's `resnet50c` / `resnet101c` at the same output stride.
+    timm's `resnet50c` / `resnet101c` at the same output stride, and with a stem of one convolution torchvision's
+    `resnet50` / `resnet101`.
     """
 
     config: CCNetResNetConfig
@@ -128,7 +166,10 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     has_attentions = False
-    _no_split_modules = ["CCNetResNetStem", "CCNetResNetBottleneck"]
+    _no_split_modules = ["CCNetResNetStem", "CCNetResNetBottleneck", "FeatureMapAttention"]
+    # Whether batch norms are frozen is up to who loads the weights; only those that are not count their batches.
+    _keys_to_ignore_on_load_missing = [r"\.num_batches_tracked$"]
+    _keys_to_ignore_on_load_unexpected = [r"\.num_batches_tracked$"]
 
     def __init__(self, config: CCNetResNetConfig):
         super().__init__(config)
@@ -136,16 +177,15 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
         self.stem = CCNetResNetStem(config)
         self.stages = nn.ModuleList()
         reached_stride, dilation = 4, 1
-        for index, depth in enumerate(config.depths):
+        for index in range(1, len(config.depths) + 1):
             stride, first_dilation = 1, dilation
-            if index > 0 and reached_stride < config.output_stride:
+            if index > 1 and reached_stride < config.output_stride:
                 stride, reached_stride = 2, reached_stride * 2
-            elif index > 0:
+            elif index > 1:
                 dilation *= 2
             if not config.contract_dilation:
                 first_dilation = dilation
-            in_channels, out_channels = self.num_features[index : index + 2]
-            self.stages.append(CCNetResNetStage(in_channels, out_channels, depth, stride, first_dilation, dilation))
+            self.stages.append(CCNetResNetStage(config, index, stride, first_dilation, dilation))
         self.post_init()
 
     @torch.no_grad()
@@ -153,6 +193,13 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, CCNetResNetFrozenBatchNorm):
+            for buffer in (module.weight, module.running_var):
+                init.ones_(buffer)
+            for buffer in (module.bias, module.running_mean):
+                init.zeros_(buffer)
+        elif isinstance(module, CrissCrossAttention):
+            init_attention(module)
 
     @can_return_tuple
     @filter_output_hidden_states

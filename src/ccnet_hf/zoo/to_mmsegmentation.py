@@ -66,7 +66,11 @@ def _check_config(folder: Path, config: CCNetConfig) -> None:
     if backbone.model_type != "ccnet_resnet":
         raise InputError(f"{folder} has a backbone of type {backbone.model_type!r}; only 'ccnet_resnet' is exported")
     required = {
+        "backbone_config.stem_type": (backbone.stem_type, "deep"),
         "backbone_config.pool_ceil_mode": (backbone.pool_ceil_mode, False),
+        "backbone_config.frozen_batch_norm": (backbone.frozen_batch_norm, False),
+        "backbone_config.batch_norm_eps": (backbone.batch_norm_eps, 1e-5),
+        "backbone_config.attention_stage": (backbone.attention_stage, None),
         "head_activation": (config.head_activation, "relu"),
         "query_key_size": (config.query_key_size or config.hidden_size // 8, config.hidden_size // 8),
     }
