@@ -22,8 +22,9 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.loss.loss_utils import ForSemanticSegmentationLoss
 
-import ccnet_hf.models.modeling_ccnet
+import ccnet_hf.models.layers_ccnet
 from ccnet_hf import (
     CCNetConfig,
     CCNetForSemanticSegmentation,
@@ -216,8 +217,24 @@ def test_the_operator_matters(pixel_values, monkeypatch):
     """What every other test rests on: without the operator the numbers change."""
     model = tiny_model(classifier_dropout_prob=0.0)
     expected = model(pixel_values).logits
-    monkeypatch.setattr(ccnet_hf.models.modeling_ccnet, "criss_cross_attention", lambda query, key, value: value)
+
+    def without_attention(query, key, value, gamma, residual):
+        return gamma * value + residual
+
+    monkeypatch.setattr(ccnet_hf.models.layers_ccnet, "criss_cross_attention_round", without_attention)
     assert (model(pixel_values).logits - expected).norm() > 1e-2 * expected.norm()
+
+
+def test_a_loss_function_of_the_users(pixel_values):
+    """As in every model of transformers, whose own function for this task can be taken, too."""
+    model = tiny_model()
+    labels = torch.randint(0, model.config.num_labels, (2, *pixel_values.shape[-2:]))
+    plain = model(pixel_values, labels=labels).loss
+    model.loss_function = ForSemanticSegmentationLoss
+    torch.testing.assert_close(model(pixel_values, labels=labels).loss, plain)
+    model.loss_function = lambda logits, labels, **kwargs: logits.square().mean() + labels.sum()
+    outputs = model(pixel_values, labels=labels)
+    assert outputs.loss == outputs.logits.square().mean() + labels.sum()
 
 
 def test_recurrence_zero_is_the_plain_head(pixel_values):

@@ -1,3 +1,16 @@
+# Copyright 2026 The ccnet_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Criss-cross attention as an operator: `torch.ops.ccnet_hf.criss_cross_attention` and its functional forms.
 
 The operator is registered here with schema, fake implementation, autograd formula, FLOP formula and an implementation
@@ -94,6 +107,33 @@ def criss_cross_attention_residual(
         return gamma * output + residual
     output, _ = torch.ops.ccnet_hf.criss_cross_attention_residual(query, key, value, gamma, residual)
     return output
+
+
+def criss_cross_attention_round(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, gamma: torch.Tensor, residual: torch.Tensor
+) -> torch.Tensor:
+    """One round of criss-cross attention, `gamma * criss_cross_attention(query, key, value) + residual` (paper
+    section 3.2, equation 2), by the operator that suits: one kernel for all of it where a compiled one can be used
+    and nothing is differentiated, the plain sum elsewhere.
+
+    Args:
+        query: (B, D, *spatial).
+        key: (B, D, *spatial).
+        value: (B, C, *spatial).
+        gamma: (1,), of any floating point dtype.
+        residual: (B, C, *spatial), of any floating point dtype.
+
+    Returns:
+        (B, C, *spatial) in the dtype that `value`, `gamma` and `residual` promote to.
+
+    Raises:
+        ValueError: as for `criss_cross_attention`.
+    """
+    # Autocast gives a value of half precision beside a gamma and a residual of float32.
+    same_dtype = value.dtype == residual.dtype == gamma.dtype
+    if value.is_cuda and same_dtype and not torch.is_grad_enabled():
+        return criss_cross_attention_residual(query, key, value, gamma, residual)
+    return gamma * criss_cross_attention(query, key, value) + residual
 
 
 def criss_cross_attention_with_weights(
@@ -480,4 +520,9 @@ def _register() -> None:
 
 _register()
 
-__all__ = ["criss_cross_attention", "criss_cross_attention_residual", "criss_cross_attention_with_weights"]
+__all__ = [
+    "criss_cross_attention",
+    "criss_cross_attention_residual",
+    "criss_cross_attention_round",
+    "criss_cross_attention_with_weights",
+]

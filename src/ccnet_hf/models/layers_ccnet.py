@@ -1,3 +1,16 @@
+# Copyright 2026 The ccnet_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The layers that criss-cross attention comes in, for every model and backbone."""
 
 import torch
@@ -6,11 +19,7 @@ from transformers import initialization as init
 from transformers.integrations import use_kernel_forward_from_hub
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .criss_cross_attention import (
-    criss_cross_attention,
-    criss_cross_attention_residual,
-    criss_cross_attention_with_weights,
-)
+from .criss_cross_attention import criss_cross_attention_round, criss_cross_attention_with_weights
 
 
 def _check_positive(name: str, value: int) -> None:
@@ -60,11 +69,7 @@ class CrissCrossAttention(nn.Module):
         if output_attentions:
             context, weights = criss_cross_attention_with_weights(query, key, value)
             return self.gamma * context + hidden_state, (weights,)
-        # One kernel for all of it, for inference; it takes one dtype, which autocast may not give.
-        same_dtype = value.dtype == hidden_state.dtype == self.gamma.dtype
-        if hidden_state.is_cuda and same_dtype and not torch.is_grad_enabled():
-            return criss_cross_attention_residual(query, key, value, self.gamma, hidden_state), None
-        return self.gamma * criss_cross_attention(query, key, value) + hidden_state, None
+        return criss_cross_attention_round(query, key, value, self.gamma, hidden_state), None
 
 
 @use_kernel_forward_from_hub("RecurrentCrissCrossAttention")

@@ -1,3 +1,16 @@
+# Copyright 2026 The ccnet_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The losses CCNet is trained with: cross entropy, its hard pixels only (OHEM), and the category-consistent loss."""
 
 from collections.abc import Callable
@@ -62,6 +75,33 @@ def ccnet_losses(
             loss = function(config, outputs[of], labels, class_weights, valid_pixels)
             losses[name] = loss if weight is None else factor * loss
     return losses
+
+
+def ccnet_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: PreTrainedConfig,
+    auxiliary_logits: torch.Tensor | None = None,
+    category_embeddings: torch.Tensor | None = None,
+    **kwargs,
+) -> torch.Tensor:
+    """The `loss_function` of [`CCNetForSemanticSegmentation`]: the sum of [`ccnet_losses`].
+
+    Args:
+        logits: (B, num_labels, h, w) of the classifier.
+        labels: (B, H, W), integers in 0..num_labels - 1 or `config.semantic_loss_ignore_index`.
+        config: a `CCNetConfig`.
+        auxiliary_logits: likewise of the auxiliary head.
+        category_embeddings: (B, C, h, w), what the category-consistent loss looks at.
+        kwargs: what transformers hands to other loss functions as well.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: as [`ccnet_losses`].
+    """
+    return sum(ccnet_losses(config, labels, logits, auxiliary_logits, category_embeddings).values())
 
 
 def _decode_loss(
@@ -394,4 +434,12 @@ def _nearest_labels(labels: torch.Tensor, size: list[int], align_corners: bool) 
     return labels[:, indices[0][:, None], indices[1]]
 
 
-__all__ = ["LOSSES", "Loss", "category_consistent_loss", "ccnet_losses", "ohem_loss", "semantic_segmentation_loss"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "category_consistent_loss",
+    "ccnet_loss",
+    "ccnet_losses",
+    "ohem_loss",
+    "semantic_segmentation_loss",
+]

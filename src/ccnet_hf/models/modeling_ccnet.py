@@ -1,3 +1,16 @@
+# Copyright 2026 The ccnet_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """CCNet: a backbone, recurrent criss-cross attention on its last feature map, and a classifier."""
 
 from dataclasses import dataclass
@@ -17,7 +30,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_ccnet import CCNetConfig
 from .configuration_ccnet_resnet import CCNetResNetConfig
 from .layers_ccnet import CrissCrossAttention, RecurrentCrissCrossAttention, init_attention
-from .loss_ccnet import ccnet_losses
+from .loss_ccnet import ccnet_loss
 from .modeling_ccnet_resnet import CCNetResNetBackbone, in_dtype_of_weights
 
 
@@ -92,9 +105,11 @@ class CCNetHead(GradientCheckpointingLayer):
         size, activation = config.hidden_size, config.head_activation
         self.input_projection = CCNetConvLayer(in_channels, size, activation)
         self.attention = None
+        # CODEPATH: every published CCNet attends; 0 is the plain FCN head, the control of every experiment.
         if config.recurrence > 0:
             self.attention = RecurrentCrissCrossAttention(size, config.query_key_size, config.recurrence)
         self.output_projection = CCNetConvLayer(size, size, activation)
+        # CODEPATH: all published checkpoints; False is mmsegmentation's option of that name.
         self.fusion = CCNetConvLayer(in_channels + size, size, activation) if config.concat_input else None
 
     def forward(
@@ -122,6 +137,13 @@ class CCNetAuxiliaryHead(nn.Module):
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.dropout(self.projection(feature_map)))
+
+
+class CCNetCategoryHead(nn.Conv2d):
+    """1x1 convolution to the embeddings that the category-consistent loss looks at (paper, TPAMI version)."""
+
+    def __init__(self, config: CCNetConfig):
+        super().__init__(config.hidden_size, config.category_consistent_channels, kernel_size=1)
 
 
 class CCNetPreTrainedModel(PreTrainedModel):
@@ -158,6 +180,24 @@ class CCNetPreTrainedModel(PreTrainedModel):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, CrissCrossAttention):
             init_attention(module)
+
+
+def _features(
+    backbone: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
+    """The feature maps of a backbone and, where asked for, its hidden states.
+
+    Of transformers' wrapper of timm these are the feature maps: it has hidden states at best like them, and at worst
+    an error.
+    """
+    is_timm = backbone.config.model_type == "timm_backbone"
+    features = backbone.forward_with_filtered_kwargs(
+        pixel_values, output_hidden_states=output_hidden_states and not is_timm, return_dict=True
+    )
+    feature_maps = tuple(features.feature_maps)
+    if not output_hidden_states:
+        return feature_maps, None
+    return feature_maps, feature_maps if is_timm else features.hidden_states
 
 
 class CCNetModel(CCNetPreTrainedModel):
@@ -203,20 +243,14 @@ class CCNetModel(CCNetPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         # Convolutions hand the layout on, and the attention reads it without a copy.
         pixel_values = in_dtype_of_weights(pixel_values, self).contiguous(memory_format=torch.channels_last)
-        # The hidden states of transformers' wrapper of timm are its feature maps at best, and at worst an error.
-        is_timm = self.config.backbone_config.model_type == "timm_backbone"
-        features = self.backbone.forward_with_filtered_kwargs(
-            pixel_values, output_hidden_states=output_hidden_states and not is_timm, return_dict=True
-        )
-        hidden_states = None
-        if output_hidden_states:
-            hidden_states = tuple(features.feature_maps) if is_timm else features.hidden_states
-        last_hidden_state, attended, attentions = self.head(features.feature_maps[-1], output_attentions)
+        feature_maps, hidden_states = _features(self.backbone, pixel_values, output_hidden_states)
+        last_hidden_state, attended, attentions = self.head(feature_maps[-1], output_attentions)
         return CCNetModelOutput(
             last_hidden_state=last_hidden_state,
             hidden_states=hidden_states,
             attentions=attentions,
-            feature_maps=tuple(features.feature_maps),
+            feature_maps=feature_maps,
+            # CODEPATH: as `category_projection`, which alone looks at it.
             attended_hidden_state=attended if self.config.category_consistent_loss_weight > 0 else None,
         )
 
@@ -239,6 +273,7 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob)
         self.classifier = nn.Conv2d(config.hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
+        # CODEPATH: all published checkpoints but our small one of CamVid, which leaves its head out.
         if config.use_auxiliary_head:
             channels = self.model.backbone.channels
             if len(channels) < 2:
@@ -249,8 +284,11 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
                 )
             self.auxiliary_head = CCNetAuxiliaryHead(config, channels[-2])
         self.category_projection = None
+        # CODEPATH: the TPAMI paper's training; no published checkpoint has the projection.
         if config.category_consistent_loss_weight > 0:
-            self.category_projection = nn.Conv2d(config.hidden_size, config.category_consistent_channels, 1)
+            self.category_projection = CCNetCategoryHead(config)
+        # What `loss` is; another can be set, and gets the arguments that `forward` gives here.
+        self.loss_function = ccnet_loss
         self.post_init()
 
     @can_return_tuple
@@ -302,21 +340,26 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
 
+        # With a device map the parts may lie on several devices.
         auxiliary_logits = category_embeddings = None
         if self.training or labels is not None:
             if self.auxiliary_head is not None:
-                auxiliary_logits = self.auxiliary_head(outputs.feature_maps[-2])
+                auxiliary_logits = self.auxiliary_head(outputs.feature_maps[-2]).to(logits.device)
             if self.category_projection is not None and outputs.attended_hidden_state is not None:
-                category_embeddings = self.category_projection(outputs.attended_hidden_state)
+                category_embeddings = self.category_projection(outputs.attended_hidden_state).to(logits.device)
 
         loss = None
         if labels is not None:
-            # With a device map the parts may lie on several devices.
-            others = (
-                None if tensor is None else tensor.to(logits.device)
-                for tensor in (auxiliary_logits, category_embeddings)
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels.to(logits.device),
+                config=self.config,
+                ignore_index=self.config.semantic_loss_ignore_index,
+                auxiliary_logits=auxiliary_logits,
+                auxiliary_loss_weight=self.config.auxiliary_loss_weight,
+                category_embeddings=category_embeddings,
+                **kwargs,
             )
-            loss = sum(ccnet_losses(self.config, labels.to(logits.device), logits, *others).values())
         return CCNetSemanticSegmenterOutput(
             loss=loss,
             logits=logits,

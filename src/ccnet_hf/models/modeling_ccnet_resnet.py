@@ -1,3 +1,16 @@
+# Copyright 2026 The ccnet_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The dilated ResNet-V1c backbone of CCNet."""
 
 import torch
@@ -48,7 +61,9 @@ def in_dtype_of_weights(pixel_values: torch.Tensor, model: nn.Module) -> torch.T
         raise ValueError(
             f"pixel_values must be floating point, as the image processor gives them, got {pixel_values.dtype}"
         )
-    if torch.is_autocast_enabled(pixel_values.device.type):
+    device_type = pixel_values.device.type
+    # The meta device knows no autocast, and refuses the question whether it is on.
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return pixel_values
     # None of them: a replica of `torch.nn.DataParallel`.
     dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), pixel_values.dtype)
@@ -69,6 +84,7 @@ class CCNetResNetConvLayer(nn.Module):
         activation: bool = True,
     ):
         super().__init__()
+        # CODEPATH: Mask R-CNN's checkpoints keep ImageNet's statistics; all others train theirs.
         batch_norm = CCNetResNetFrozenBatchNorm if config.frozen_batch_norm else nn.BatchNorm2d
         padding = dilation * (kernel_size // 2)
         self.convolution = nn.Conv2d(
@@ -87,6 +103,7 @@ class CCNetResNetStem(nn.Module):
     def __init__(self, config: CCNetResNetConfig):
         super().__init__()
         size, half = config.stem_size, config.stem_size // 2
+        # CODEPATH: torchvision's ImageNet and COCO weights; mmsegmentation's and the authors' have the deep stem.
         if config.stem_type == "conv7":
             layers = [CCNetResNetConvLayer(config, config.num_channels, size, kernel_size=7, stride=2)]
         else:
@@ -137,11 +154,13 @@ class CCNetResNetStage(nn.Module):
         self.blocks = nn.ModuleList([CCNetResNetBottleneck(config, in_channels, channels, stride, first_dilation)])
         self.blocks.extend(CCNetResNetBottleneck(config, channels, channels, 1, dilation) for _ in range(depth - 1))
         self.attention = None
+        # CODEPATH: the paper's Mask R-CNN attends in the trunk; semantic checkpoints in their head.
         if config.attention_stage == f"stage{index}":
             self.attention = FeatureMapAttention(
                 channels, config.attention_query_key_size, config.attention_recurrence
             )
         # The number of blocks that the attention comes after.
+        # CODEPATH: the paper's Mask R-CNN attends before the last block; "after" is for experiments.
         self.attended_blocks = depth if config.attention_position == "after" else depth - 1
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
@@ -179,10 +198,12 @@ class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
         reached_stride, dilation = 4, 1
         for index in range(1, len(config.depths) + 1):
             stride, first_dilation = 1, dilation
+            # CODEPATH: 8 in all published checkpoints of a ResNet; 32 under Mask R-CNN.
             if index > 1 and reached_stride < config.output_stride:
                 stride, reached_stride = 2, reached_stride * 2
             elif index > 1:
                 dilation *= 2
+            # CODEPATH: the authors' checkpoints dilate every block alike; mmsegmentation halves the first's dilation.
             if not config.contract_dilation:
                 first_dilation = dilation
             self.stages.append(CCNetResNetStage(config, index, stride, first_dilation, dilation))
