@@ -445,7 +445,7 @@ def test_chunks_change_nothing(monkeypatch, dtype, classes):
     )[0]
     assert scores.segmentation_scores.shape == (classes, 40, 50) and scores.segmentation_scores.dtype == torch.float32
     for at_a_time in (1, 9, 17):
-        monkeypatch.setattr(post_processing, "MAX_CHUNK_ELEMENTS", at_a_time * 40 * 50)
+        monkeypatch.setattr(post_processing, "MAX_CPU_CHUNK_ELEMENTS", at_a_time * 40 * 50)
         chunked = processor.post_process_semantic_segmentation(outputs, target_sizes=[(40, 50)])[0]
         assert torch.equal(chunked, whole) and torch.equal(chunked, scores.segmentation)
 

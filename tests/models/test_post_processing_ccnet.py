@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_models import tiny_model
 
 from ccnet_hf import CCNetImageProcessor
+from ccnet_hf.models import post_processing_ccnet as post_processing
 from ccnet_hf.models.image_processing_pil_ccnet import CCNetImageProcessorPil
-from ccnet_hf.models.post_processing_ccnet import may_come_from
+from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits, may_come_from, resize_logits
 
 
 SIZE = {"shortest_edge": 40, "longest_edge": 80}
@@ -145,3 +147,62 @@ def test_sizes_of_any_container(sizes):
 def test_outputs_of_another_kind_are_named(outputs):
     with pytest.raises(ValueError, match="`outputs` must be what the model returns"):
         CCNetImageProcessor().post_process_semantic_segmentation(outputs)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"input_size": (136, 200)},
+        {"input_size": (136, 200), "target_size": (91, 173)},
+        {"input_size": (100, 136), "padded_size": (136, 200), "target_size": (211, 80)},
+        {"target_size": (15, 20)},
+        {"input_size": (9, 300)},
+        {},
+    ],
+)
+@pytest.mark.parametrize("kind", ["noise", "smooth", "ties", "few", "far apart", "channels last"])
+def test_labels_are_those_of_all_classes_resized(kind, sizes, align_corners, monkeypatch):
+    monkeypatch.setattr(post_processing, "_BLOCK_PIXELS", 1000)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(21, 17, 25, generator=generator)
+    if kind == "smooth":
+        logits = F.interpolate(torch.randn(1, 21, 3, 4, generator=generator), size=(17, 25), mode="bicubic")[0]
+    elif kind == "ties":
+        logits = torch.randint(-1, 2, (21, 17, 25), generator=generator).float()
+    elif kind == "few":
+        logits[3:18] -= 20
+    elif kind == "far apart":
+        logits[5] = 1e8 * logits[4]
+    elif kind == "channels last":
+        logits = logits[None].contiguous(memory_format=torch.channels_last)[0]
+    expected = resize_logits(logits, align_corners, **sizes).argmax(dim=0)
+    found = argmax_of_resized_logits(logits, align_corners, **sizes)
+    assert found.dtype == torch.int64 and torch.equal(found, expected)
+    update = post_processing._update
+    monkeypatch.setattr(
+        post_processing,
+        "_update_on_cpu",
+        lambda best, labels, scores, classes, _: update(best, labels, scores, classes),
+    )
+    assert torch.equal(argmax_of_resized_logits(logits, align_corners, **sizes), expected)
+
+
+def test_more_classes_than_a_byte_holds():
+    logits = torch.randn(300, 20, 20, generator=torch.Generator().manual_seed(0))
+    labels = argmax_of_resized_logits(logits, False, (160, 160))
+    assert labels.max() > 255 and torch.equal(labels, resize_logits(logits, False, (160, 160)).argmax(dim=0))
+
+
+def test_classes_that_win_nowhere_are_not_resized(monkeypatch):
+    logits = torch.randn(32, 20, 20, generator=torch.Generator().manual_seed(0))
+    logits[[4, 30]] += 20
+    resized = []
+    resize = post_processing.resize_logits
+    monkeypatch.setattr(
+        post_processing,
+        "resize_logits",
+        lambda part, *args, **kwargs: resized.append(len(part)) or resize(part, *args, **kwargs),
+    )
+    labels = argmax_of_resized_logits(logits, False, (160, 160))
+    assert sum(resized) == 2 and set(labels.unique().tolist()) == {4, 30}
