@@ -2,7 +2,13 @@
 
 import torch
 
-from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetResNetConfig
+from ccnet_hf import (
+    CCNetConfig,
+    CCNetForHumanParsing,
+    CCNetForSemanticSegmentation,
+    CCNetParsingConfig,
+    CCNetResNetConfig,
+)
 
 
 def tiny_backbone_config(**kwargs) -> CCNetResNetConfig:
@@ -21,6 +27,22 @@ def tiny_model(seed: int = 0, **kwargs) -> CCNetForSemanticSegmentation:
     model = CCNetForSemanticSegmentation(tiny_config(**kwargs))
     if model.model.head.attention is not None:
         wake_attention(model.model.head.attention)
+    return model.eval()
+
+
+def tiny_parsing_config(**kwargs) -> CCNetParsingConfig:
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone_config = tiny_backbone_config(output_stride=16, contract_dilation=False, out_features=stages)
+    fields = {"hidden_size": 32, "decoder_channels": 16, "shortcut_channels": 8, "edge_channels": 16, "num_labels": 5}
+    return CCNetParsingConfig(**{"backbone_config": backbone_config, **fields, **kwargs})
+
+
+def tiny_parsing_model(seed: int = 0, **kwargs) -> CCNetForHumanParsing:
+    """As `tiny_model`, for human parsing."""
+    torch.manual_seed(seed)
+    model = CCNetForHumanParsing(tiny_parsing_config(**kwargs))
+    if getattr(model.context, "attention", None) is not None:
+        wake_attention(model.context.attention)
     return model.eval()
 
 

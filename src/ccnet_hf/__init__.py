@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from . import kernels
 from .errors import InputError
 from .models.configuration_ccnet import CCNetConfig
+from .models.configuration_ccnet_parsing import CCNetParsingConfig
 from .models.configuration_ccnet_resnet import CCNetResNetConfig
 from .models.criss_cross_attention import criss_cross_attention
 from .models.image_processing_ccnet import CCNetImageProcessor
@@ -22,6 +23,7 @@ from .models.modeling_ccnet import (
     CrissCrossAttention,
     RecurrentCrissCrossAttention,
 )
+from .models.modeling_ccnet_parsing import CCNetForHumanParsing, CCNetHumanParsingOutput
 from .models.modeling_ccnet_resnet import CCNetResNetBackbone
 
 
@@ -32,19 +34,25 @@ kernels.attach()
 AutoConfig.register(CCNetConfig.model_type, CCNetConfig, exist_ok=True)
 AutoModel.register(CCNetConfig, CCNetModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(CCNetConfig, CCNetForSemanticSegmentation, exist_ok=True)
-AutoImageProcessor.register(
-    CCNetConfig,
-    image_processor_classes={"torchvision": CCNetImageProcessor, "pil": CCNetImageProcessorPil},
-    exist_ok=True,
-)
+AutoConfig.register(CCNetParsingConfig.model_type, CCNetParsingConfig, exist_ok=True)
+AutoModelForSemanticSegmentation.register(CCNetParsingConfig, CCNetForHumanParsing, exist_ok=True)
+for _config_class in (CCNetConfig, CCNetParsingConfig):
+    AutoImageProcessor.register(
+        _config_class,
+        image_processor_classes={"torchvision": CCNetImageProcessor, "pil": CCNetImageProcessorPil},
+        exist_ok=True,
+    )
 
 __all__ = [
     "CCNetConfig",
+    "CCNetForHumanParsing",
     "CCNetForSemanticSegmentation",
+    "CCNetHumanParsingOutput",
     "CCNetImageProcessor",
     "CCNetImageProcessorPil",
     "CCNetModel",
     "CCNetModelOutput",
+    "CCNetParsingConfig",
     "CCNetPreTrainedModel",
     "CCNetResNetBackbone",
     "CCNetResNetConfig",

@@ -32,21 +32,60 @@ from .configuration_ccnet_resnet import (
 from .mistaken_names_ccnet import refuse
 
 
-# Where transformers finds the classes of a saved folder that holds this code, if the package is not installed.
-AUTO_MAP = {
-    "AutoConfig": "configuration_ccnet.CCNetConfig",
-    "AutoModel": "modeling_ccnet.CCNetModel",
-    "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
-}
-
 # Beyond these, building or running a model would take memory until the system ends the process.
 MAX_NUM_LABELS = 65_536
 
 _BACKBONE = "backbone_config, the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
 
 
+class CCNetModelConfigMixin(CCNetConfigMixin):
+    """
+    What the configurations of CCNet's models share: a backbone, classes, and the names of the code that a saved folder
+    holds.
+    """
+
+    # Where transformers finds the classes of such a folder, if the package is not installed.
+    remote_classes: ClassVar[dict[str, str]] = {}
+    foreign_names: ClassVar[dict[str, str]] = {
+        **dict.fromkeys((field.name for field in fields(CCNetResNetConfig)), "backbone_config"),
+        **dict.fromkeys(("out_features", "out_indices"), "backbone_config"),
+        **dict.fromkeys(("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs"), _BACKBONE),
+        "num_classes": "num_labels",
+        "ignore_index": "semantic_loss_ignore_index",
+    }
+
+    def __init_subclass__(cls, *args, **kwargs):
+        super().__init_subclass__(*args, **kwargs)
+        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as `config.json` holds it, with the classes that can be loaded from the code beside it."""
+        return super().to_dict() | {"auto_map": dict(self.remote_classes)}
+
+    def _read_labels(self, kwargs: dict[str, Any]) -> None:
+        """Check what is given of the number and the names of the classes, before each of them gets a name."""
+        if kwargs.get("num_labels") is None:
+            kwargs.pop("num_labels", None)
+        else:
+            _check_number_of_labels(kwargs["num_labels"])
+        self.id2label = _integer_labels(self.id2label)
+
+    def _check_labels(self) -> None:
+        self.id2label = _integer_labels(self.id2label)  # which may have been replaced while a file was loaded
+        _check_number_of_labels(self.num_labels)
+        if set(self.id2label) != set(range(self.num_labels)):
+            raise ValueError(
+                f"id2label must name the labels 0 to {self.num_labels - 1}, got {sorted(self.id2label)[:20]}"
+            )
+        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
+            ignored = self.semantic_loss_ignore_index
+            raise ValueError(
+                f"semantic_loss_ignore_index must be no class, got {ignored} of {self.num_labels} classes"
+            )
+
+
 @strict
-class CCNetConfig(CCNetConfigMixin, PreTrainedConfig):
+class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`CCNetModel`] or [`CCNetForSemanticSegmentation`]. The defaults are mmsegmentation's
     `ccnet_r101-d8` with PyTorch's loss reduction.
@@ -115,12 +154,10 @@ class CCNetConfig(CCNetConfigMixin, PreTrainedConfig):
     model_type = "ccnet"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["auxiliary_logits", "category_embeddings"]
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
-    foreign_names: ClassVar[dict[str, str]] = {
-        **dict.fromkeys((field.name for field in fields(CCNetResNetConfig)), "backbone_config"),
-        **dict.fromkeys(("out_features", "out_indices"), "backbone_config"),
-        **dict.fromkeys(("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs"), _BACKBONE),
-        "num_classes": "num_labels",
-        "ignore_index": "semantic_loss_ignore_index",
+    remote_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_ccnet.CCNetConfig",
+        "AutoModel": "modeling_ccnet.CCNetModel",
+        "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
     }
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -146,30 +183,15 @@ class CCNetConfig(CCNetConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         refuse(type(self), self._mistaken_names(kwargs))
-        self.backbone_config = _backbone_config(self.backbone_config)
+        if self.backbone_config is None:
+            self.backbone_config = CCNetResNetConfig(out_features=["stage3", "stage4"])
+        self.backbone_config = read_backbone_config(self.backbone_config)
         if self.use_auxiliary_head:
             self.backbone_config = _with_two_feature_maps(self.backbone_config)
-        if self.inference is None:
-            self.inference = {"mode": "whole"}
-        self.inference = {
-            name: list(value) if isinstance(value, tuple) else value  # as JSON gives it back
-            for name, value in self.inference.items()
-        }
-        if kwargs.get("num_labels") is None:
-            kwargs.pop("num_labels", None)
-        else:
-            _check_number_of_labels(kwargs["num_labels"])  # before each of them gets a name
-        self.id2label = _integer_labels(self.id2label)
+        self.inference = check_inference(self.inference)
+        self._read_labels(kwargs)
         super().__post_init__(**kwargs)
         self._check_values()
-
-    def __init_subclass__(cls, *args, **kwargs):
-        super().__init_subclass__(*args, **kwargs)
-        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
-
-    def to_dict(self) -> dict[str, Any]:
-        """The configuration as `config.json` holds it, with the classes that can be loaded from the code beside it."""
-        return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
 
     def _check_values(self) -> None:
         self._check_labels()
@@ -192,20 +214,6 @@ class CCNetConfig(CCNetConfigMixin, PreTrainedConfig):
         for name in ("auxiliary_loss_weight", "category_consistent_loss_weight", "initializer_range"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be a finite number, at least 0, got {getattr(self, name)}")
-        _check_inference(self.inference)
-
-    def _check_labels(self) -> None:
-        self.id2label = _integer_labels(self.id2label)  # which may have been replaced while a file was loaded
-        _check_number_of_labels(self.num_labels)
-        if set(self.id2label) != set(range(self.num_labels)):
-            raise ValueError(
-                f"id2label must name the labels 0 to {self.num_labels - 1}, got {sorted(self.id2label)[:20]}"
-            )
-        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
-            ignored = self.semantic_loss_ignore_index
-            raise ValueError(
-                f"semantic_loss_ignore_index must be no class, got {ignored} of {self.num_labels} classes"
-            )
 
 
 def _check_number_of_labels(number: Any) -> None:
@@ -230,12 +238,14 @@ def _integer_labels(id2label: dict | None) -> dict[int, str] | None:
     return {int(label): name for label, name in id2label.items()}
 
 
-def _backbone_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
-    """The backbone's configuration from what `CCNetConfig` was given or has read."""
+def read_backbone_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
+    """The backbone's configuration from what a model's configuration was given or has read.
+
+    Raises:
+        ValueError: transformers does not know its model type.
+    """
     if isinstance(config, PreTrainedConfig):
         return config
-    if config is None:
-        return CCNetResNetConfig(out_features=["stage3", "stage4"])
     model_type = config.get("model_type")
     if model_type == CCNetResNetConfig.model_type:
         return CCNetResNetConfig.from_dict(config)
@@ -261,7 +271,15 @@ def _with_two_feature_maps(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def _check_inference(inference: dict[str, Any]) -> None:
+def check_inference(inference: dict[str, Any] | None) -> dict[str, Any]:
+    """The field `inference` as JSON gives it back, `{"mode": "whole"}` for `None`.
+
+    Raises:
+        ValueError: it describes no protocol; the message says what is wrong.
+    """
+    if inference is None:
+        return {"mode": "whole"}
+    inference = {name: list(value) if isinstance(value, tuple) else value for name, value in inference.items()}
     mode = inference.get("mode")
     if mode not in ("whole", "slide"):
         raise ValueError(f"inference must have the mode 'whole' or 'slide', got {inference}")
@@ -276,6 +294,7 @@ def _check_inference(inference: dict[str, Any]) -> None:
         for crop, stride in zip(inference["crop_size"], inference["stride"], strict=True):
             if stride > crop:
                 raise ValueError(f"inference['stride'] must not exceed the crop size, got {inference}")
+    return inference
 
 
 def _is_positive_int(value: Any) -> bool:
@@ -284,4 +303,4 @@ def _is_positive_int(value: Any) -> bool:
 
 CCNetConfig.register_for_auto_class()
 
-__all__ = ["AUTO_MAP", "CCNetConfig"]
+__all__ = ["CCNetConfig"]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -85,11 +86,11 @@ class CCNetSemanticSegmenterOutput(SemanticSegmenterOutput):
 
 
 class CCNetConvLayer(nn.Module):
-    """3x3 convolution without bias, batch norm, activation."""
+    """Convolution without bias, batch norm, activation."""
 
-    def __init__(self, in_channels: int, out_channels: int, activation: str = "relu"):
+    def __init__(self, in_channels: int, out_channels: int, activation: str = "relu", kernel_size: int = 3):
         super().__init__()
-        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.normalization = nn.BatchNorm2d(out_channels)
         self.activation = nn.LeakyReLU(0.01) if activation == "leaky_relu" else nn.ReLU()
 
@@ -100,7 +101,7 @@ class CCNetConvLayer(nn.Module):
 class CCNetHead(GradientCheckpointingLayer):
     """Reduce the feature map, attend, and join the result with the feature map again (paper section 3.1)."""
 
-    def __init__(self, config: CCNetConfig, in_channels: int):
+    def __init__(self, config: PreTrainedConfig, in_channels: int):
         super().__init__()
         size, activation = config.hidden_size, config.head_activation
         self.input_projection = CCNetConvLayer(in_channels, size, activation)
@@ -146,6 +147,33 @@ class CCNetCategoryHead(nn.Conv2d):
         super().__init__(config.hidden_size, config.category_consistent_channels, kernel_size=1)
 
 
+def build_backbone(config: PreTrainedConfig) -> nn.Module:
+    """The backbone that `config.backbone_config` describes, with random weights."""
+    # Not through AutoBackbone, which compares classes: as remote code, the configuration's module exists twice.
+    is_ours = config.backbone_config.model_type == CCNetResNetConfig.model_type
+    return CCNetResNetBackbone(config.backbone_config) if is_ours else load_backbone(config)
+
+
+def run_backbone(
+    backbone: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
+    """The feature maps of images (B, num_channels, H, W) of any floating dtype and, where asked for, the hidden states.
+
+    Of transformers' wrapper of timm these are the feature maps: it has hidden states at best like them, and at worst
+    an error.
+    """
+    # Convolutions hand the layout on, and the attention reads it without a copy.
+    pixel_values = in_dtype_of_weights(pixel_values, backbone).contiguous(memory_format=torch.channels_last)
+    is_timm = backbone.config.model_type == "timm_backbone"
+    features = backbone.forward_with_filtered_kwargs(
+        pixel_values, output_hidden_states=output_hidden_states and not is_timm, return_dict=True
+    )
+    feature_maps = tuple(features.feature_maps)
+    if not output_hidden_states:
+        return feature_maps, None
+    return feature_maps, feature_maps if is_timm else features.hidden_states
+
+
 class CCNetPreTrainedModel(PreTrainedModel):
     """
     What all CCNet models share: configuration, initialisation, and how they are split and checkpointed.
@@ -182,24 +210,6 @@ class CCNetPreTrainedModel(PreTrainedModel):
             init_attention(module)
 
 
-def _features(
-    backbone: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool
-) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
-    """The feature maps of a backbone and, where asked for, its hidden states.
-
-    Of transformers' wrapper of timm these are the feature maps: it has hidden states at best like them, and at worst
-    an error.
-    """
-    is_timm = backbone.config.model_type == "timm_backbone"
-    features = backbone.forward_with_filtered_kwargs(
-        pixel_values, output_hidden_states=output_hidden_states and not is_timm, return_dict=True
-    )
-    feature_maps = tuple(features.feature_maps)
-    if not output_hidden_states:
-        return feature_maps, None
-    return feature_maps, feature_maps if is_timm else features.hidden_states
-
-
 class CCNetModel(CCNetPreTrainedModel):
     """
     Backbone and recurrent criss-cross attention, without a classifier.
@@ -211,9 +221,7 @@ class CCNetModel(CCNetPreTrainedModel):
 
     def __init__(self, config: CCNetConfig):
         super().__init__(config)
-        # Not through AutoBackbone, which compares classes: as remote code, the configuration's module exists twice.
-        is_ours = config.backbone_config.model_type == CCNetResNetConfig.model_type
-        self.backbone = CCNetResNetBackbone(config.backbone_config) if is_ours else load_backbone(config)
+        self.backbone = build_backbone(config)
         self.head = CCNetHead(config, self.backbone.channels[-1])
         self.post_init()
 
@@ -241,9 +249,7 @@ class CCNetModel(CCNetPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        # Convolutions hand the layout on, and the attention reads it without a copy.
-        pixel_values = in_dtype_of_weights(pixel_values, self).contiguous(memory_format=torch.channels_last)
-        feature_maps, hidden_states = _features(self.backbone, pixel_values, output_hidden_states)
+        feature_maps, hidden_states = run_backbone(self.backbone, pixel_values, output_hidden_states)
         last_hidden_state, attended, attentions = self.head(feature_maps[-1], output_attentions)
         return CCNetModelOutput(
             last_hidden_state=last_hidden_state,

@@ -1,0 +1,363 @@
+"""Human parsing the way transformers' users meet it; its numbers against SCHP's network are in tests/zoo."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from tiny_models import tiny_backbone_config, tiny_parsing_config, tiny_parsing_model
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    ConvNextConfig,
+    TimmBackboneConfig,
+    Trainer,
+    TrainingArguments,
+)
+
+import ccnet_hf.models.modeling_ccnet
+from ccnet_hf import CCNetForHumanParsing
+from ccnet_hf.models.loss_ccnet import category_consistent_loss
+from ccnet_hf.models.loss_ccnet_parsing import ccnet_parsing_losses
+
+
+CONTEXT_MODULES = ("rcca", "pyramid")
+
+
+@pytest.fixture
+def pixel_values():
+    return torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def labels():
+    labels = torch.randint(0, 5, (2, 13, 14), generator=torch.Generator().manual_seed(2))
+    labels = labels.repeat_interleave(5, 1).repeat_interleave(7, 2)[..., :97]
+    labels[:, :7] = 255
+    return labels
+
+
+# --- outputs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
+def test_output_shapes(context_module, pixel_values, labels):
+    model = tiny_parsing_model(context_module=context_module)
+    outputs = model(pixel_values, labels=labels, output_hidden_states=True, output_attentions=True)
+    assert outputs.loss.shape == ()
+    assert outputs.logits.shape == outputs.parsing_logits.shape == (2, 5, 17, 25)
+    assert outputs.edge_logits.shape == (2, 2, 17, 25)
+    assert [tuple(state.shape[1:]) for state in outputs.hidden_states] == [
+        (8, 17, 25), (16, 17, 25), (32, 9, 13), (64, 5, 7), (64, 5, 7)
+    ]  # fmt: skip
+    rounds = 2 if context_module == "rcca" else 0
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, 5, 7, 12)] * rounds
+
+
+@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
+def test_optional_outputs_come_only_when_asked_for(context_module, pixel_values):
+    model = tiny_parsing_model(context_module=context_module)
+    assert set(model(pixel_values).keys()) == {"logits"}
+    as_tuple = model(pixel_values, return_dict=False)
+    assert isinstance(as_tuple, tuple) and as_tuple[0].shape == (2, 5, 17, 25)
+    assert set(model.train()(pixel_values).keys()) == {"logits", "parsing_logits", "edge_logits"}
+
+
+@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
+def test_loss_is_the_sum_in_both_modes(context_module, pixel_values, labels):
+    model = tiny_parsing_model(context_module=context_module, classifier_dropout_prob=0.0, edge_loss_weight=0.3)
+    for mode in (False, True):
+        outputs = model.train(mode)(pixel_values, labels=labels)
+        losses = ccnet_parsing_losses(
+            model.config, labels, outputs.logits, outputs.parsing_logits, outputs.edge_logits
+        )
+        torch.testing.assert_close(outputs.loss, sum(losses.values()))
+        assert list(losses) == ["fusion_loss", "parsing_loss", "edge_loss"] and min(losses.values()) > 0
+
+
+def test_category_consistent_loss_looks_at_the_attended_map(pixel_values, labels):
+    model = tiny_parsing_model(category_consistent_loss_weight=0.5, category_consistent_channels=6)
+    attended = []
+    model.context.attention.register_forward_hook(lambda module, inputs, output: attended.append(output[0]))
+    outputs = model(pixel_values, labels=labels)
+    embeddings = model.category_projection(attended[0])
+    assert embeddings.shape == (2, 6, 5, 7)
+    torch.testing.assert_close(outputs.category_embeddings, embeddings)
+    others = ccnet_parsing_losses(model.config, labels, outputs.logits, outputs.parsing_logits, outputs.edge_logits)
+    expected = sum(others.values()) + 0.5 * category_consistent_loss(embeddings, labels, 5, align_corners=True)
+    torch.testing.assert_close(outputs.loss, expected)
+    model.config.category_consistent_loss_weight = 0.0
+    assert model(pixel_values, labels=labels).category_embeddings is None
+
+
+def test_the_edge_branch_has_one_convolution_for_all_scales():
+    shapes = {name: tuple(tensor.shape) for name, tensor in tiny_parsing_model().edge_branch.named_parameters()}
+    assert shapes["classifier.weight"] == (2, 16, 3, 3) and shapes["fusion_classifier.weight"] == (2, 6, 1, 1)
+    assert len([name for name in shapes if name.endswith("classifier.weight")]) == 2
+
+
+def test_the_final_classifier_sees_the_edges(pixel_values):
+    model = tiny_parsing_model()
+    expected = model(pixel_values).logits
+    with torch.no_grad():
+        model.edge_branch.projections[2].normalization.bias.add_(1)
+    assert not torch.allclose(model(pixel_values).logits, expected)
+
+
+def test_corners_are_aligned_in_every_resize(pixel_values, labels, monkeypatch):
+    """Nine of them in a network with pyramid pooling, three in its loss."""
+    asked = []
+    interpolate = torch.nn.functional.interpolate
+
+    def record(*arguments, **options):
+        asked.append((options["mode"], options["align_corners"]))
+        return interpolate(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", record)
+    tiny_parsing_model(context_module="pyramid")(pixel_values, labels=labels)
+    assert asked == [("bilinear", True)] * (4 + 1 + 3 + 3 + 3)
+    asked.clear()
+    tiny_parsing_model(align_corners=False)(pixel_values, labels=labels)
+    assert set(asked) == {("bilinear", False)}
+
+
+@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 1), (31, 8)])
+def test_images_of_any_size(context_module, size):
+    model = tiny_parsing_model(context_module=context_module)
+    labels = torch.zeros(1, *size, dtype=torch.int64)
+    outputs = model(torch.randn(1, 3, *size), labels=labels)
+    assert torch.isfinite(outputs.logits).all() and torch.isfinite(outputs.loss)
+
+
+def test_the_operator_matters(pixel_values, monkeypatch):
+    model = tiny_parsing_model()
+    expected = model(pixel_values).logits
+    monkeypatch.setattr(ccnet_hf.models.modeling_ccnet, "criss_cross_attention", lambda query, key, value: value)
+    assert (model(pixel_values).logits - expected).norm() > 1e-3 * expected.norm()
+
+
+def test_options_of_the_context_module(pixel_values):
+    model = tiny_parsing_model(concat_input=False, head_activation="relu", query_key_size=3)
+    assert model.context.fusion is None and model.context.attention.query.out_channels == 3
+    assert model.fusion(torch.randn(1, 64, 5, 5)).min() >= 0
+    model = tiny_parsing_model(recurrence=0)
+    assert model.context.attention is None and model(pixel_values, output_attentions=True).attentions == ()
+
+
+# --- saving, loading, initialising -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
+def test_save_pretrained_round_trip_is_bit_equal(tmp_path, context_module, dtype, max_shard_size):
+    model = tiny_parsing_model(context_module=context_module).to(dtype)
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    loaded, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is CCNetForHumanParsing and loaded.dtype == dtype
+    assert not any(info.values())
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_another_number_of_classes_needs_only_new_classifiers(tmp_path):
+    tiny_parsing_model().save_pretrained(tmp_path)
+    loaded, info = CCNetForHumanParsing.from_pretrained(
+        tmp_path, num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert loaded(torch.randn(1, 3, 32, 32)).logits.shape[1] == 7
+    assert {name.rsplit(".", 1)[0] for name, *_ in info["mismatched_keys"]} == {"classifier", "parsing_classifier"}
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = CCNetForHumanParsing(tiny_parsing_config(hidden_size=256, decoder_channels=64))
+    assert model.context.attention.gamma.item() == 0
+    convolution = model.context.output_projection.convolution
+    assert convolution.weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.05)
+    for classifier in (model.classifier, model.parsing_classifier, model.edge_branch.classifier):
+        assert classifier.weight.std().item() == pytest.approx(0.01, rel=0.2)
+        assert not classifier.bias.any()
+
+
+def test_a_backbone_with_three_feature_maps_is_refused():
+    config = tiny_parsing_config(backbone_config=tiny_backbone_config(out_features=["stage2", "stage3", "stage4"]))
+    with pytest.raises(ValueError, match="needs 4 feature maps"):
+        CCNetForHumanParsing(config)
+
+
+AUTO_CLASSES = """
+import json, sys
+import ccnet_hf
+from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation
+folder = sys.argv[1]
+config = AutoConfig.from_pretrained(folder)
+loaded = AutoModelForSemanticSegmentation.from_pretrained(folder), AutoBackbone.from_config(config.backbone_config)
+print(json.dumps([type(thing).__name__ for thing in (config, *loaded)]))
+"""
+
+
+def test_auto_classes_in_a_fresh_process(tmp_path):
+    tiny_parsing_model().save_pretrained(tmp_path)
+    result = subprocess.run([sys.executable, "-c", AUTO_CLASSES, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == ["CCNetParsingConfig", "CCNetForHumanParsing", "CCNetResNetBackbone"]
+    noise = [line for line in result.stderr.splitlines() if "Loading weights" not in line and line.strip()]
+    assert not noise, noise
+
+
+def test_transformers_knows_the_class_by_name():
+    names = transformers.models.auto.modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+    assert names["ccnet_parsing"] == "CCNetForHumanParsing"
+
+
+# --- precision, compilation, training --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pure_half_precision(context_module, dtype, pixel_values, labels):
+    model = tiny_parsing_model(context_module=context_module)
+    expected = model(pixel_values, labels=labels)
+    half = copy.deepcopy(model).to(dtype)
+    outputs = half(pixel_values.to(dtype), labels=labels)
+    outputs.loss.backward()
+    assert outputs.logits.dtype == dtype and outputs.loss.dtype == torch.float32
+    assert outputs.loss.item() == pytest.approx(expected.loss.item(), rel=2e-2)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in half.parameters())
+
+
+@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
+def test_autocast(context_module, pixel_values, labels):
+    model = tiny_parsing_model(context_module=context_module)
+    expected = model(pixel_values, labels=labels).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(pixel_values, labels=labels).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
+def test_gradient_checkpointing_gives_equal_gradients(context_module, pixel_values, labels):
+    plain = tiny_parsing_model(context_module=context_module, classifier_dropout_prob=0.0).train()
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.gradient_checkpointing_enable()
+    for model in (plain, checkpointed):
+        model(pixel_values, labels=labels).loss.backward()
+    assert checkpointed.is_gradient_checkpointing
+    for (name, one), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+OPTIONS = {
+    "rcca": {},
+    "pyramid": {"context_module": "pyramid"},
+    "category-consistent": {"category_consistent_loss_weight": 1.0},
+}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_parameter_gets_a_gradient(name, labelled, pixel_values, labels):
+    model = tiny_parsing_model(**OPTIONS[name]).train()
+    if not labelled:
+        labels = torch.full_like(labels, 255)
+    loss = model(pixel_values, labels=labels).loss
+    loss.backward()
+    assert any(bool(parameter.grad.any()) for parameter in model.parameters()) is labelled
+    assert (loss.item() > 0) is labelled
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_channels_last_throughout(pixel_values):
+    model = tiny_parsing_model()
+    layouts = {}
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(
+                lambda module, inputs, output, name=name: layouts.update({name: output.stride(1) == 1})
+            )
+    model(pixel_values)
+    assert {name for name, innermost in layouts.items() if not innermost} == set()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_compile_without_graph_breaks(name, pixel_values, labels):
+    torch.compiler.reset()  # other tests compile the same code
+    model = tiny_parsing_model(classifier_dropout_prob=0.0, **OPTIONS[name])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits)
+    expected = model.train()(pixel_values, labels=labels).loss
+    loss = compiled(pixel_values, labels=labels).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
+def test_export(context_module, pixel_values):
+    model = tiny_parsing_model(context_module=context_module)
+    program = torch.export.export(model, (pixel_values,))
+    torch.testing.assert_close(program.module()(pixel_values)["logits"], model(pixel_values).logits)
+
+
+BACKBONES = {
+    "convnext": lambda: ConvNextConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], out_features=["stage1", "stage2", "stage3", "stage4"]
+    ),
+    "timm": lambda: TimmBackboneConfig(backbone="resnet18", use_pretrained_backbone=False, out_indices=[1, 2, 3, 4]),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_other_backbones_train_a_step_and_reload(name, tmp_path):
+    if name == "timm":
+        pytest.importorskip("timm")
+    model = tiny_parsing_model(backbone_config=BACKBONES[name]()).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    pixel_values, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 5, (2, 64, 96))
+    before = model.decoder.context_projection.convolution.weight.clone()
+    loss = model(pixel_values, labels=labels).loss
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss) and not torch.equal(before, model.decoder.context_projection.convolution.weight)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(pixel_values).logits, model.eval()(pixel_values).logits)
+
+
+class OneImage(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        labels = torch.zeros(32, 48, dtype=torch.long)
+        labels[:, 24:] = 1
+        return {"pixel_values": labels.float().expand(3, -1, -1).clone(), "labels": labels}
+
+
+def test_transformers_trainer_learns(tmp_path):
+    transformers.set_seed(0)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=30,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        learning_rate=2e-2,
+        logging_steps=5,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=CCNetForHumanParsing(tiny_parsing_config(num_labels=2)), args=arguments, train_dataset=OneImage()
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    # Three losses that start at ln 2 each; with two accumulation steps they must not double.
+    assert losses[0] < 2.2
+    assert losses[-1] < losses[0] / 2
