@@ -103,7 +103,9 @@ def resize_bilinear(image: Array, height: int, width: int) -> Array:
     left, right, x = _bilinear_taps(image.shape[-1], width)
     top, bottom, y = _bilinear_taps(image.shape[-2], height)
     if image.dtype not in (np.uint8, torch.uint8):
-        left, right, x, top, bottom, y = (_like(taps, image) for taps in (left, right, x, top, bottom, y[:, None]))
+        left, right, x, top, bottom, y = (
+            in_kind_of(taps, image) for taps in (left, right, x, top, bottom, y[:, None])
+        )
         image = image[..., left] * (1 - x) + image[..., right] * x
         return image[..., top, :] * (1 - y) + image[..., bottom, :] * y
 
@@ -111,11 +113,11 @@ def resize_bilinear(image: Array, height: int, width: int) -> Array:
     x = np.where(left == right, np.float32(0), x)
     weights = (1 - x, x, 1 - y[:, None], y[:, None])
     weights = (np.rint(weight * 2048).astype(np.int32) for weight in weights)
-    left, right, top, bottom, *weights = (_like(taps, image) for taps in (left, right, top, bottom, *weights))
+    left, right, top, bottom, *weights = (in_kind_of(taps, image) for taps in (left, right, top, bottom, *weights))
     left_weight, right_weight, top_weight, bottom_weight = weights
-    lines = _cast(image[..., left], "int32") * left_weight + _cast(image[..., right], "int32") * right_weight >> 4
+    lines = cast(image[..., left], "int32") * left_weight + cast(image[..., right], "int32") * right_weight >> 4
     image = (lines[..., top, :] * top_weight >> 16) + (lines[..., bottom, :] * bottom_weight >> 16)
-    return _cast((image + 2) >> 2, "uint8")
+    return cast((image + 2) >> 2, "uint8")
 
 
 def resize_nearest(labels: Array, height: int, width: int) -> Array:
@@ -125,7 +127,7 @@ def resize_nearest(labels: Array, height: int, width: int) -> Array:
     old_height, old_width = labels.shape[-2:]
     rows = np.minimum(np.floor(np.arange(height) * (1.0 / (height / old_height))).astype(np.int64), old_height - 1)
     columns = np.minimum(np.floor(np.arange(width) * (1.0 / (width / old_width))).astype(np.int64), old_width - 1)
-    return labels[..., _like(rows[:, None], labels), _like(columns, labels)]
+    return labels[..., in_kind_of(rows[:, None], labels), in_kind_of(columns, labels)]
 
 
 def _check_resize(image: Array, height: int, width: int) -> None:
@@ -146,11 +148,13 @@ def _bilinear_taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np
     return before.clip(0, size - 1), (before + 1).clip(0, size - 1), weight
 
 
-def _like(values: np.ndarray, array: Array) -> Array:
+def in_kind_of(values: np.ndarray, array: Array) -> Array:
+    """The values as an array of the kind of `array` and on its device."""
     return torch.from_numpy(values).to(array.device) if isinstance(array, torch.Tensor) else values
 
 
-def _cast(array: Array, dtype: str) -> Array:
+def cast(array: Array, dtype: str) -> Array:
+    """The array in the dtype of this name."""
     return array.to(getattr(torch, dtype)) if isinstance(array, torch.Tensor) else array.astype(dtype)
 
 
@@ -342,7 +346,7 @@ def _uint8_or_float32(image: Array) -> Array:
     _check_real(image, "An image")
     if _is_floating(image):
         with np.errstate(over="ignore"):  # beyond float32 lies infinity, which is refused
-            converted = _cast(image, "float32")
+            converted = cast(image, "float32")
         finite = converted.isfinite() if isinstance(converted, torch.Tensor) else np.isfinite(converted)
         if not finite.all():
             place = _first(~finite)
@@ -351,13 +355,13 @@ def _uint8_or_float32(image: Array) -> Array:
                 f"{place}."
             )
         return converted
-    image = _cast(image, "int64")
+    image = cast(image, "int64")
     if image.min() < 0 or image.max() > 255:
         raise ValueError(
             f"An image of integers must lie in 0..255, got values from {int(image.min())} to {int(image.max())}. "
             "Pass 16-bit images as `PIL.Image`, or scale them to 8 bits."
         )
-    return _cast(image, "uint8")
+    return cast(image, "uint8")
 
 
 def _check_real(values: Array, what: str) -> None:
