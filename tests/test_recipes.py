@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from ccnet_hf import CCNetConfig, CCNetResNetConfig
-from ccnet_hf.data.benchmarks import BENCHMARKS, get_benchmark
+from ccnet_hf import CCNetConfig, CCNetParsingConfig, CCNetResNetConfig
+from ccnet_hf.data.benchmarks import BENCHMARKS, flip_label_pairs, get_benchmark, prepared_benchmarks
 from ccnet_hf.recipes import RECIPES, SHORT_NAMES, TrainingRecipe, get_recipe
 from ccnet_hf.training.augmentation import training_transforms
 from ccnet_hf.training.optimization import build_optimizer
@@ -47,6 +47,11 @@ def test_names(zoo):
         "ccnet-r101-cityscapes-authors-ohem",
         "ccnet-r101-cityscapes-authors-ccl",
         "ccnet-r101-lip",
+        "ce2p-r101-lip",
+        "schp-lip",
+        "schp-atr",
+        "schp-pascal",
+        "ce2p-lip",
         "ccnet-mobilenetv2-camvid",
         "ccnet-mobilenetv2-camvid-r0",
     }
@@ -316,14 +321,59 @@ def test_authors_recipes():
     assert ccl.config().category_consistent_channels == 16
 
 
-def test_lip_recipe():
-    recipe = RECIPES["ccnet-r101-lip"]
-    benchmark = get_benchmark("lip")
-    assert recipe.config().num_labels == 20 and recipe.config().category_consistent_loss_weight == 1
-    assert recipe.training.crop_size == (473, 473) and recipe.config().align_corners
-    epochs = recipe.training.max_train_steps * recipe.training.batch_size / benchmark.num_examples["train"]
-    assert epochs == pytest.approx(150, abs=1)
-    assert benchmark.flip_label_pairs == ((14, 15), (16, 17), (18, 19))
+def test_parsing_recipes():
+    """CE2P's network and training (beyond the paper's own words), with RCCA or with its own pyramid pooling."""
+    ours, control = RECIPES["ccnet-r101-lip"], RECIPES["ce2p-r101-lip"]
+    for recipe in (ours, control):
+        config, training = recipe.config(), recipe.training
+        assert type(config) is CCNetParsingConfig and recipe.task == "parsing" and config.num_labels == 20
+        backbone = config.backbone_config
+        assert (backbone.stem_size, backbone.output_stride, backbone.contract_dilation) == (128, 16, False)
+        assert not backbone.pool_ceil_mode and backbone.depths == [3, 4, 23, 3]
+        assert config.align_corners and config.head_activation == "leaky_relu"
+        assert (config.parsing_loss_weight, config.edge_loss_weight) == (1, 1)
+        assert training.crop_size == (473, 473) and training.letterbox and training.ratio_range == (0.75, 1.25)
+        assert (training.batch_size, training.learning_rate, training.weight_decay) == (40, 7e-3, 5e-4)
+        assert (training.momentum, training.power, training.min_learning_rate) == (0.9, 0.9, 0.0)
+        assert not training.photometric_distortion and training.warmup_steps == 0
+        epochs = training.max_train_steps * training.batch_size / get_benchmark("lip").num_examples["train"]
+        assert epochs == pytest.approx(150, abs=1)
+        processor = recipe.image_processor()
+        assert processor.do_letterbox and dict(processor.size) == {"height": 473, "width": 473}
+    assert (ours.config().context_module, control.config().context_module) == ("rcca", "pyramid")
+    assert (ours.config().recurrence, ours.config().category_consistent_loss_weight) == (2, 1)
+    assert control.config().category_consistent_loss_weight == 0
+    assert ours.training == control.training
+
+
+def test_published_parsing_recipes():
+    sides = {"schp-lip": 473, "schp-atr": 512, "schp-pascal": 512, "ce2p-lip": 384}
+    classes = {"schp-lip": 20, "schp-atr": 18, "schp-pascal": 7, "ce2p-lip": 20}
+    for name, side in sides.items():
+        recipe = RECIPES[name]
+        assert recipe.config().num_labels == classes[name] and recipe.config().context_module == "pyramid"
+        assert recipe.training.crop_size == (side, side)
+        assert dict(recipe.image_processor().size) == {"height": side, "width": side}
+        normal = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        swapped = tuple(values[::-1] for values in normal)  # CE2P takes red's constants for blue
+        assert (recipe.image_mean, recipe.image_std) == (swapped if name == "ce2p-lip" else normal)
+    released = RECIPES["ce2p-lip"].training
+    assert (released.batch_size, released.learning_rate) == (96, 1e-3)
+    assert released.max_train_steps * 96 / 30462 == pytest.approx(150, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["lip", "atr", "pascal-person-part"])
+def test_left_and_right_change_places(name):
+    benchmark = get_benchmark(name)
+    pairs = {frozenset(pair) for pair in benchmark.flip_label_pairs}
+    names = {label: index for index, label in enumerate(benchmark.class_names)}
+    assert pairs == {
+        frozenset((index, names[label.replace("Left", "Right")]))
+        for label, index in names.items()
+        if label.startswith("Left")
+    }
+    assert flip_label_pairs(benchmark.id2label) == benchmark.flip_label_pairs
+    assert len(benchmark.palette) == benchmark.num_labels == len(set(benchmark.palette))
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "mobilenet" not in name])
@@ -373,7 +423,9 @@ def test_a_wrong_name_is_answered_with_the_known_ones():
         get_recipe("ccnet-r50")
     with pytest.raises(ValueError, match="camvid"):
         get_benchmark("coco-stuff")
-    assert {"cityscapes", "ade20k", "voc12aug", "lip", "camvid"} <= set(BENCHMARKS)
+    prepared = {"cityscapes", "ade20k", "voc12aug", "lip", "camvid"}
+    assert set(BENCHMARKS) == prepared | {"atr", "pascal-person-part"}
+    assert {benchmark.name for benchmark in prepared_benchmarks()} == prepared
 
 
 def with_value(recipe: TrainingRecipe, name: str, value) -> TrainingRecipe:

@@ -19,8 +19,10 @@ from ccnet_hf.data.transforms import (
     PhotometricDistortion,
     RandomCrop,
     RandomHorizontalFlip,
+    RandomLetterbox,
     RandomResize,
 )
+from ccnet_hf.models.image_letterbox_ccnet import letterbox_map, warp_bilinear, warp_nearest
 
 
 @pytest.fixture(autouse=True)
@@ -248,3 +250,44 @@ def test_flip_exchanges_left_and_right():
             assert torch.equal(torch.as_tensor(flipped), torch.as_tensor(image).flip(-1))
         seen.append(tuple(flipped_label[0].tolist()))
     assert len(set(seen)) == 2
+
+
+def extent_and_angle(matrix: np.ndarray, height: int, width: int, size: tuple[int, int]) -> tuple[float, float]:
+    step = letterbox_map(height, width, size)[0, 0]
+    return math.hypot(*matrix[:, 0]) / step, math.degrees(math.atan2(matrix[1, 0], matrix[0, 0]))
+
+
+def test_letterbox_draws_as_ce2p_does():
+    """Extents and angles are clipped normal draws, and two fifths of the images stay upright."""
+    letterbox = RandomLetterbox((97, 97), (0.75, 1.25))
+    image = torch.empty(3, 60, 40)
+    draws = [extent_and_angle(letterbox.make_params([image])["matrix"], 60, 40, (97, 97)) for _ in range(4000)]
+    extents, angles = zip(*draws, strict=True)
+
+    def normal(value: float) -> float:
+        return (1 + math.erf(value / math.sqrt(2))) / 2
+
+    for low, high, share in ((0, 0.750001, normal(-1)), (1.249999, 2, normal(-1)), (0.9, 1.1, 2 * normal(0.4) - 1)):
+        assert_share(sum(low <= extent <= high for extent in extents), 4000, share)
+    assert min(extents) == pytest.approx(0.75) and max(extents) == pytest.approx(1.25)
+    assert_share(sum(abs(angle) < 1e-9 for angle in angles), 4000, 0.4)
+    assert_share(sum(angle < -1e-9 for angle in angles), 4000, 0.3)
+    assert_share(sum(abs(angle) > 59.999 for angle in angles), 4000, 0.6 * 2 * normal(-2))
+    assert_share(sum(1e-9 < abs(angle) < 30 for angle in angles), 4000, 0.6 * (2 * normal(1) - 1))
+    assert min(angles) == pytest.approx(-60) and max(angles) == pytest.approx(60)
+
+
+def test_letterbox_warps_image_and_label_by_one_map():
+    label = torch.randint(0, 20, (6, 4)).repeat_interleave(10, 0).repeat_interleave(10, 1)
+    image, label = image_of(label)
+    letterbox = RandomLetterbox((97, 97), (0.75, 1.25))
+    state = torch.get_rng_state()
+    warped, warped_label = letterbox(image, label)
+    torch.set_rng_state(state)
+    matrix = letterbox.make_params([image])["matrix"]
+    assert isinstance(warped, tv_tensors.Image) and isinstance(warped_label, tv_tensors.Mask)
+    assert warped.dtype == warped_label.dtype == torch.uint8
+    assert warped.shape == (3, 97, 97) and warped_label.shape == (97, 97)
+    assert np.array_equal(warped, warp_bilinear(image.numpy(), matrix, (97, 97)))
+    assert np.array_equal(warped_label, warp_nearest(label.numpy(), matrix, (97, 97), fill=255))
+    assert (warped_label == 255).any() and (warped[:, warped_label == 255].float().mean() < 1)

@@ -130,15 +130,3 @@ def test_logits_come_back_bilinearly(target_size):
     single = undo_letterbox_of_logits(torch.tensor(logits, dtype=torch.float32), target_size)
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single, expected, atol=1e-5)
-
-
-def test_logits_equal_grid_sample():
-    logits = torch.randn(1, 3, 41, 41, dtype=torch.float64)
-    height, width = 77, 50
-    factor = (41 - 1) / 76
-    rows, columns = (
-        (torch.arange(count) - (count - 1) / 2) * factor / 20 for count in (height, width)
-    )  # -1 and 1 are the outermost pixels' centres
-    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)[None].double()
-    expected = torch.nn.functional.grid_sample(logits, grid, mode="bilinear", align_corners=True)
-    torch.testing.assert_close(undo_letterbox_of_logits(logits, (height, width)), expected, rtol=0, atol=1e-6)

@@ -54,6 +54,26 @@ def test_flip_moves_image_and_label_together():
     assert seen == {0, 3}
 
 
+def test_the_chain_of_human_parsing():
+    """The whole image in the middle of a square, black before normalisation and without labels around it."""
+    recipe = TrainingRecipe(
+        (48, 48), (48, 48), 1, 1, 1, ratio_range=(1.0, 1.0), letterbox=True, photometric_distortion=False
+    )
+    image, label = image_of(torch.arange(1, 49)[:, None].expand(48, 24))
+    chain = training_transforms(recipe, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), flip_label_pairs=((1, 2),))
+    seen = set()
+    for _ in range(20):
+        pixel_values, labels = chain(image, label)
+        assert pixel_values.shape == (3, 48, 48) and pixel_values.dtype == torch.float32
+        assert labels.shape == (48, 48) and labels.dtype == torch.int64
+        outside = labels == 255
+        assert torch.as_tensor(pixel_values)[:, :12].flatten(1)[:, 0].eq(-2).all() and outside.float().mean() > 0.4
+        if outside[:, :12].all() and outside[:, 36:].all():  # upright
+            assert not outside[:, 12:36].any() and labels[47, 12:36].eq(48).all()
+            seen.add(tuple(labels[:2, 24].tolist()))
+    assert seen == {(1, 2), (2, 1)}
+
+
 def test_the_chain_of_a_recipe_uses_the_benchmarks_pairs():
     recipe = TrainingRecipe((2, 2), (2, 2), 1, 1, 1, ratio_range=(1.0, 1.0), photometric_distortion=False)
     chain = training_transforms(recipe, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), flip_label_pairs=((1, 2),))

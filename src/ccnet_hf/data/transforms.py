@@ -1,4 +1,5 @@
-"""Training augmentation with mmsegmentation's definitions, as torchvision v2 transforms of image and label together.
+"""Training augmentation with mmsegmentation's definitions, and for human parsing with CE2P's, as torchvision v2
+transforms of image and label together.
 
 The random numbers come from torch's default generator, so whoever seeds it (see `SegmentationDataset`) owns the draws.
 """
@@ -14,11 +15,21 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from ccnet_hf.models.image_letterbox_ccnet import letterbox_map, warp_bilinear, warp_nearest
 from ccnet_hf.models.image_transforms_ccnet import resize_output_size
+
+
+# Of `RandomLetterbox`, as CE2P sets them.
+_EXTENT_DEVIATION = 0.25
+_ROTATION_PROBABILITY, _ANGLE_DEVIATION, _LARGEST_ANGLE = 0.6, 30.0, 60.0  # degrees
 
 
 def _uniform(low: float, high: float) -> float:
     return float(torch.empty(()).uniform_(low, high))
+
+
+def _normal() -> float:
+    return float(torch.randn(()))
 
 
 def _coin() -> bool:
@@ -114,6 +125,42 @@ class RandomHorizontalFlip(v2.RandomHorizontalFlip):
         for left, right in self.label_pairs:
             exchanged[left], exchanged[right] = right, left
         return tv_tensors.wrap(exchanged[flipped.long()].to(inpt.dtype), like=inpt)
+
+
+class RandomLetterbox(v2.Transform):
+    """Warp the whole image into the middle of a window, enlarged or reduced and, more often than not, turned, all by
+    one affine map: CE2P's augmentation (Liu et al., AAAI 2019). Outside is black, and no label.
+
+    The extent of what the window shows is drawn from N(1, 0.25) and clipped to `extent_range`, 1 being as much as
+    shows the whole image; the angle with probability 0.6 from N(0, 30) degrees, clipped to 60.
+
+    Args:
+        size: (height, width) of the window.
+        extent_range: (low, high) of the extent; the larger, the smaller the image gets.
+        ignore_index: label of pixels outside.
+    """
+
+    def __init__(self, size: tuple[int, int], extent_range: tuple[float, float], ignore_index: int = 255):
+        super().__init__()
+        self.size = size
+        self.extent_range = extent_range
+        self.ignore_index = ignore_index
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        low, high = self.extent_range
+        extent = min(max(1 + _EXTENT_DEVIATION * _normal(), low), high)
+        angle = 0.0
+        if bool(torch.rand(()) < _ROTATION_PROBABILITY):
+            angle = min(max(_ANGLE_DEVIATION * _normal(), -_LARGEST_ANGLE), _LARGEST_ANGLE)
+        return {"matrix": letterbox_map(*flat_inputs[0].shape[-2:], self.size, extent, angle)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        plain = inpt.as_subclass(torch.Tensor)
+        if isinstance(inpt, tv_tensors.Mask):
+            warped = warp_nearest(plain, params["matrix"], self.size, fill=self.ignore_index)
+        else:
+            warped = warp_bilinear(plain, params["matrix"], self.size)
+        return tv_tensors.wrap(warped, like=inpt)
 
 
 class PhotometricDistortion(v2.Transform):

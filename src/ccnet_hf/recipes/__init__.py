@@ -2,11 +2,14 @@
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.recipes.further_variants import FURTHER_VARIANTS
+from ccnet_hf.recipes.parsing_variants import CONVERTED_PARSERS, PARSING_VARIANTS
 from ccnet_hf.recipes.recipe import Recipe, TrainingRecipe
 from ccnet_hf.recipes.zoo_variants import SHORT_NAMES, ZOO_VARIANTS
 
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*ZOO_VARIANTS, *FURTHER_VARIANTS)}
+_VARIANTS = (*ZOO_VARIANTS, *PARSING_VARIANTS, *FURTHER_VARIANTS)
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _VARIANTS}
 
 
 def zoo_recipes() -> list[Recipe]:
@@ -23,6 +26,7 @@ def get_recipe(name: str) -> Recipe:
 
 
 __all__ = [
+    "CONVERTED_PARSERS",
     "RECIPES",
     "SHORT_NAMES",
     "Recipe",

@@ -50,40 +50,6 @@ def _authors_recipe(name: str, **losses: Any) -> Recipe:
     )
 
 
-def _lip_recipe(name: str) -> Recipe:
-    """CCNet with the category-consistent loss on LIP, trained as CE2P is (Liu et al., AAAI 2019): 150 epochs.
-
-    The paper's 55.47 is CE2P with RCCA as its context module. Its edge branch is not part of this model.
-    """
-    return Recipe(
-        name=name,
-        benchmark="lip",
-        model={
-            "backbone_config": {
-                "model_type": "ccnet_resnet",
-                "depths": RESNET_DEPTHS[101],
-                "out_features": ["stage3", "stage4"],
-            },
-            "align_corners": True,
-            "category_consistent_loss_weight": 1.0,
-        },
-        size={"shortest_edge": 473, "longest_edge": 473},
-        training=TrainingRecipe(
-            crop_size=(473, 473),
-            scale=(473, 473),
-            ratio_range=(0.5, 1.5),
-            cat_max_ratio=1.0,
-            photometric_distortion=False,
-            batch_size=40,
-            max_train_steps=114_000,
-            eval_steps=11_400,
-            learning_rate=7e-3,
-            min_learning_rate=0.0,
-        ),
-        backbone_checkpoint="timm/resnet101c.gluon_in1k",
-    )
-
-
 def _camvid_recipe(name: str, recurrence: int) -> Recipe:
     """The small checkpoint that the demo uses; with `recurrence=0` its control without attention."""
     return Recipe(
@@ -126,7 +92,6 @@ FURTHER_VARIANTS: tuple[Recipe, ...] = (
     _authors_recipe("ccnet-r101-cityscapes-authors"),
     _authors_recipe("ccnet-r101-cityscapes-authors-ohem", ohem_threshold=0.7, ohem_min_kept=100_000),
     _authors_recipe("ccnet-r101-cityscapes-authors-ccl", category_consistent_loss_weight=1.0),
-    _lip_recipe("ccnet-r101-lip"),
     _camvid_recipe("ccnet-mobilenetv2-camvid", recurrence=2),
     _camvid_recipe("ccnet-mobilenetv2-camvid-r0", recurrence=0),
 )

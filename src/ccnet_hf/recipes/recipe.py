@@ -12,6 +12,7 @@ from ccnet_hf.data.benchmarks import Benchmark, get_benchmark
 from ccnet_hf.errors import InputError
 from ccnet_hf.limits import MAX_BATCH_SIZE, MAX_PIXELS, check_range
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.configuration_ccnet_parsing import CCNetParsingConfig
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
 
 
@@ -45,6 +46,11 @@ class TrainingRecipe:
     ratio_step: float = _option("the ratio is one of low, low + step, ..., high; 0 draws any number in between", 0.0)
     cat_max_ratio: float = _option(
         "a crop is redrawn, up to ten times, while one class covers this fraction of it; 1 takes any", 0.75
+    )
+    letterbox: bool = _option(
+        "warp the whole image into the crop's size, as CE2P does it, instead of resizing and cropping; the ratio's "
+        "range is then that of the extent, and ratio_step, cat_max_ratio and pad_before_normalization do not count",
+        False,
     )
     photometric_distortion: bool = _option(
         "change brightness, contrast, saturation and hue, each with probability 1/2", True
@@ -115,6 +121,7 @@ _ALLOWED = {
     "ratio_range": (lambda value: _is_pair(value) and value[0] <= value[1], "two positive numbers, low and high"),
     "ratio_step": _NUMBER_OR_0,
     "cat_max_ratio": (lambda value: _is_number(value) and 0 < value <= 1, "in (0, 1]"),
+    "letterbox": _SWITCH,
     "photometric_distortion": _SWITCH,
     "pad_before_normalization": _SWITCH,
     "optimizer": (lambda value: value in ("sgd", "adamw"), "'sgd' or 'adamw'"),
@@ -142,6 +149,9 @@ _MAX_RATIO_STEPS = 10**6
 RESNET_DEPTHS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
 
 
+_CONFIGS = {"semantic": CCNetConfig, "parsing": CCNetParsingConfig}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One checkpoint: its model, its input, its training and its test.
@@ -149,12 +159,13 @@ class Recipe:
     Attributes:
         name: e.g. `"ccnet-r101-cityscapes-769x769-80k"`; also the folder and the Hub repository.
         benchmark: name of the benchmark it is trained and scored on.
-        model: keyword arguments of `CCNetConfig`, the backbone's as a dict with its `model_type`.
-        size: `shortest_edge` and `longest_edge` of the keep-ratio resize at test time.
+        model: keyword arguments of its configuration, the backbone's as a dict with its `model_type`.
+        size: `shortest_edge` and `longest_edge` of the keep-ratio resize at test time; `height` and `width` of the
+            network's input where images are letterboxed.
         image_mean: of the RGB channels, for pixels scaled to 0..1.
         image_std: likewise.
         training: how it is trained.
-        task: what the model is for, a row of `ccnet_hf.evaluation.tasks.TASKS`.
+        task: what the model is for, a row of `ccnet_hf.evaluation.tasks.TASKS`; decides the configuration's class.
         backbone_checkpoint: Hub id of the ImageNet weights that a new model's backbone starts from, or `None`.
         tta_ratios: scales of the multi-scale test, each with and without flip.
         reported: scores and costs as the zoo reports them (never measured here), or `None` for our own checkpoints.
@@ -178,11 +189,16 @@ class Recipe:
     checkpoint_url: str | None = None
     mmseg_config: str | None = None
 
-    def config(self, **changes: Any) -> CCNetConfig:
-        """Build the model's config with the benchmark's class names; `changes` are further `CCNetConfig` arguments."""
+    @property
+    def config_class(self) -> type[CCNetConfig] | type[CCNetParsingConfig]:
+        """Of the configurations of this recipe's models."""
+        return _CONFIGS[self.task]
+
+    def config(self, **changes: Any) -> CCNetConfig | CCNetParsingConfig:
+        """Build the model's config with the benchmark's class names; `changes` are further arguments of it."""
         id2label = get_benchmark(self.benchmark).id2label
         names = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
-        return CCNetConfig(**({} if "num_labels" in changes else names) | deepcopy(self.model) | changes)
+        return self.config_class(**({} if "num_labels" in changes else names) | deepcopy(self.model) | changes)
 
     def image_processor(self) -> CCNetImageProcessor:
         """Build the image processor of the single-scale test."""
@@ -192,6 +208,7 @@ class Recipe:
             image_mean=list(self.image_mean),
             image_std=list(self.image_std),
             do_reduce_labels=benchmark.reduce_labels,
+            do_letterbox=self.training.letterbox,
             align_corners=self.model.get("align_corners", False),
             palette=[list(colour) for colour in benchmark.palette],
         )

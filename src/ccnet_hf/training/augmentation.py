@@ -15,6 +15,7 @@ from ccnet_hf.data.transforms import (
     PhotometricDistortion,
     RandomCrop,
     RandomHorizontalFlip,
+    RandomLetterbox,
     RandomResize,
 )
 from ccnet_hf.recipes import TrainingRecipe
@@ -40,7 +41,7 @@ def training_transforms(
     ignore_index: int = 255,
     flip_label_pairs: Sequence[tuple[int, int]] = (),
 ) -> v2.Compose:
-    """Build the augmentation of a recipe.
+    """Build the augmentation of a recipe: mmsegmentation's resize and crop, or CE2P's letterbox.
 
     Args:
         recipe: says what is drawn and how large the crop is.
@@ -53,14 +54,17 @@ def training_transforms(
     the labels (h, w) int64, with (h, w) the recipe's crop size.
     """
     normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(image_mean), list(image_std))]
-    pad = PadToSize(recipe.crop_size, ignore_index)
-    return v2.Compose(
-        [
+    flip = RandomHorizontalFlip(flip_label_pairs)
+    distortion = [PhotometricDistortion()] if recipe.photometric_distortion else []
+    if recipe.letterbox:
+        steps = [flip, RandomLetterbox(recipe.crop_size, recipe.ratio_range, ignore_index), *distortion, *normalize]
+    else:
+        pad = PadToSize(recipe.crop_size, ignore_index)
+        steps = [
             RandomResize(recipe.scale, recipe.ratio_range, recipe.ratio_step),
             RandomCrop(recipe.crop_size, recipe.cat_max_ratio, ignore_index),
-            RandomHorizontalFlip(flip_label_pairs),
-            *([PhotometricDistortion()] if recipe.photometric_distortion else []),
+            flip,
+            *distortion,
             *([pad, *normalize] if recipe.pad_before_normalization else [*normalize, pad]),
-            v2.ToDtype({tv_tensors.Mask: torch.int64, "others": None}),
         ]
-    )
+    return v2.Compose([*steps, v2.ToDtype({tv_tensors.Mask: torch.int64, "others": None})])

@@ -43,7 +43,8 @@ def small_benchmarks(request, monkeypatch):
     """The synthetic distributions are complete: two examples a split."""
     if "shared_dir" in request.fixturenames:
         return
-    for name, benchmark in benchmarks.BENCHMARKS.items():
+    for benchmark in benchmarks.prepared_benchmarks():
+        name = benchmark.name
         counts = {split: len(examples) for split, examples in EXAMPLES[name].items()}
         raw = benchmark.raw
         if name == "cityscapes":
@@ -227,6 +228,14 @@ def test_voc_palette_expanded_to_rgb_is_mapped_back(tmp_path):
         PIL.Image.open(path).convert("RGB").save(path)
     prepare_dataset("voc12aug", tmp_path / "raw", tmp_path / "out")
     check(tmp_path / "out", expected)
+
+
+def test_a_benchmark_without_a_known_distribution_is_refused(tmp_path, capsys):
+    with pytest.raises(InputError, match="the official distribution of ATR is not known here"):
+        prepare_dataset("atr", tmp_path, tmp_path / "out")
+    with pytest.raises(SystemExit):
+        main(["atr", "--source", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    assert "invalid choice: 'atr'" in capsys.readouterr().err
 
 
 def test_voc_palette_in_another_order_is_read_by_its_colours(tmp_path):

@@ -28,6 +28,11 @@ def get_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
+def prepared_benchmarks() -> list[Benchmark]:
+    """The benchmarks whose official distribution is known, so that a dataset can be made of it."""
+    return [benchmark for benchmark in BENCHMARKS.values() if benchmark.raw is not None]
+
+
 def flip_label_pairs(id2label: Mapping[int, str]) -> tuple[tuple[int, int], ...]:
     """The pairs of labels that mirroring exchanges: those of the benchmark with these classes, if there is one."""
     for benchmark in BENCHMARKS.values():
@@ -41,4 +46,5 @@ __all__ = [
     "Benchmark",
     "flip_label_pairs",
     "get_benchmark",
+    "prepared_benchmarks",
 ]

@@ -29,7 +29,7 @@ class Benchmark:
         title: the name people write, e.g. `"Cityscapes"`.
         class_names: name of every class, by training id.
         palette: RGB colour (0..255) of every class, by training id.
-        num_examples: number of labelled images by split.
+        num_examples: number of labelled images by split; nothing where it is not prepared here.
         reduce_labels: whether label 0 of the source means "ignore" and every other label is one too high (ADE20K).
         ignore_index: label of pixels that neither train nor count.
         flip_label_pairs: pairs of training ids that a horizontal flip exchanges (left and right arm).
@@ -40,14 +40,14 @@ class Benchmark:
         license_link: page with the terms.
         hub_dataset_id: what metadata on the Hub call the dataset; empty where it has no such name.
         protocol: of mmsegmentation's model zoo; `None` where the zoo has no CCNet for the benchmark.
-        raw: how its official distribution is laid out and labelled.
+        raw: how its official distribution is laid out and labelled; `None` where only its classes are known.
     """
 
     name: str
     title: str
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    num_examples: dict[str, int]
+    num_examples: dict[str, int] = field(default_factory=dict)
     reduce_labels: bool = False
     ignore_index: int = 255
     flip_label_pairs: tuple[tuple[int, int], ...] = field(default=())

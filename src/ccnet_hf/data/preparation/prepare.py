@@ -73,6 +73,8 @@ def prepare_dataset(
         OSError: `output_dir` cannot be written, or the disk is full.
     """
     benchmark = get_benchmark(name)
+    if benchmark.raw is None:
+        raise InputError(f"the official distribution of {benchmark.title} is not known here")
     check_range("num_proc", num_proc, 1, MAX_PROCESSES)
     check_max_pixels(max_image_pixels)
     sources = [source] if isinstance(source, (str, Path)) else list(source)

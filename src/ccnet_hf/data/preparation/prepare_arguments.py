@@ -4,12 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ccnet_hf.command import run_command
-from ccnet_hf.data.benchmarks import BENCHMARKS
+from ccnet_hf.data.benchmarks import prepared_benchmarks
 
 
 @dataclass
 class PrepareArguments:
-    name: str = field(metadata={"positional": True, "choices": list(BENCHMARKS), "help": "benchmark"})
+    name: str = field(
+        metadata={
+            "positional": True,
+            "choices": [benchmark.name for benchmark in prepared_benchmarks()],
+            "help": "benchmark",
+        }
+    )
     source: list[str] = field(
         metadata={"help": "the distribution as downloaded: a folder, archives (zip, tar, tar.gz), or several of both"}
     )
@@ -31,7 +37,7 @@ class PrepareArguments:
 
 def main(argv: Sequence[str] | None = None, prog: str = "prepare_dataset.py") -> int:
     """Run the command that prepares a dataset; returns the exit status."""
-    archives = (f"{benchmark.name}: {benchmark.raw.description}" for benchmark in BENCHMARKS.values())
+    archives = (f"{benchmark.name}: {benchmark.raw.description}" for benchmark in prepared_benchmarks())
     return run_command(
         PrepareArguments,
         "ccnet_hf.data.preparation.prepare:prepare",
