@@ -4,21 +4,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import CONFIG_MAPPING
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import ccnet_hf
-from ccnet_hf.models.configuration_ccnet import AUTO_MAP
+from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.models.image_processing_common_ccnet import IMAGE_PROCESSORS
 
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 
 
-def code_files() -> list[Path]:
-    """The modules a published checkpoint needs: those the `auto_map`s name, and all that they import of each other."""
+def code_files(model_type: str = CCNetConfig.model_type) -> list[Path]:
+    """The modules that a published checkpoint of this type of model needs: those the `auto_map`s name, and all that
+    they import of each other."""
     models = Path(ccnet_hf.__file__).parent / "models"
     files = set()
-    for reference in (*AUTO_MAP.values(), *IMAGE_PROCESSORS):
+    for reference in (*CONFIG_MAPPING[model_type].remote_classes.values(), *IMAGE_PROCESSORS):
         module = models / f"{reference.partition('.')[0]}.py"
         files |= {module, *map(Path, get_relative_import_files(str(module)))}
     return sorted(files)
@@ -29,13 +31,14 @@ def published_files(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
     for folders of any version.
 
     Args:
-        config: content of the model's config.json.
+        config: content of the model's config.json, of any model of this package.
         processor: content of its preprocessor_config.json.
     """
+    model_type = config["model_type"]
     contents = {
-        CONFIG_FILE: config | {"auto_map": AUTO_MAP},
+        CONFIG_FILE: config | {"auto_map": CONFIG_MAPPING[model_type].remote_classes},
         PROCESSOR_FILE: processor | {"auto_map": {"AutoImageProcessor": IMAGE_PROCESSORS}},
     }
     # In the order of the files: sorted as text, label 10 would come before label 2.
     encoded = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}
-    return encoded | {file.name: file for file in code_files()}
+    return encoded | {file.name: file for file in code_files(model_type)}
