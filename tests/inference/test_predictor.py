@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny_models import tiny_model
+from tiny_models import tiny_model, tiny_parsing_model
 from turned import encode_turned
 
 from ccnet_hf import CCNetForSemanticSegmentation
@@ -406,3 +406,38 @@ def test_images_that_cannot_be_one_are_refused(tiny_network, image_processor, ar
             predictor.label_map(np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match=r"no such image: gone\.png"):
         predictor.label_map("gone.png")
+
+
+# --- human parsing -------------------------------------------------------------------------------------------------
+
+
+def parser(inverse: str = "logits") -> tuple[torch.nn.Module, CCNetImageProcessor]:
+    """A small human parser and its processor."""
+    model = tiny_parsing_model()
+    with torch.no_grad():
+        model.classifier.weight.normal_(generator=torch.Generator().manual_seed(0))
+    size = {"height": 48, "width": 48}
+    return model, CCNetImageProcessor(size=size, do_letterbox=True, letterbox_inverse=inverse, align_corners=True)
+
+
+@pytest.mark.parametrize("inverse", ["logits", "labels"])
+def test_human_parsing_is_brought_out_of_its_letterbox(inverse, make_image):
+    model, processor = parser(inverse)
+    images = [make_image(60, 35), make_image(31, 77, seed=1), make_image(20, 20, seed=2)]
+    predictor = Predictor(model, processor)
+    for image, found in zip(images, predictor.label_maps(images), strict=True):
+        size = (image.height, image.width)
+        with torch.no_grad():
+            outputs = model(**processor(image, return_tensors="pt"))
+        assert outputs.logits.shape[-2:] == (12, 12)
+        (expected,) = processor.post_process_semantic_segmentation(outputs, [size], return_segmentation_scores=True)
+        assert torch.equal(found, expected.segmentation) and len(found.unique()) > 1
+        torch.testing.assert_close(predictor.scores(image), expected.segmentation_scores)
+
+
+def test_augmented_human_parsing_sees_the_image_without_a_letterbox(make_image):
+    model, processor = parser()
+    image = make_image(60, 35)
+    found = Predictor(model, processor, scales=(0.5, 1.0), flip=True).scores(image)
+    processor.do_letterbox = False
+    torch.testing.assert_close(found, Predictor(model, processor, scales=(0.5, 1.0), flip=True).scores(image))

@@ -8,8 +8,8 @@ from unittest import mock
 
 import torch
 from tqdm import tqdm
+from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
-from ccnet_hf import CCNetForSemanticSegmentation
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.forms import einsum_attention
 from ccnet_hf.models import layers_ccnet
@@ -52,7 +52,7 @@ def benchmark_model(arguments: ModelArguments) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    model = CCNetForSemanticSegmentation(get_recipe(arguments.variant).config())
+    model = AutoModelForSemanticSegmentation.from_config(get_recipe(arguments.variant).config())
     model = model.to(device, getattr(torch, arguments.dtype)).train(arguments.train)
     pixel_values = torch.randn(arguments.batch_size, 3, height, width).to(device, model.dtype)
     labels = torch.randint(model.config.num_labels, (arguments.batch_size, height, width), device=device)
@@ -85,10 +85,10 @@ def benchmark_model(arguments: ModelArguments) -> None:
     measuring.write_results(arguments.json, results)
 
 
-def _in_nchw(model: CCNetForSemanticSegmentation) -> CCNetForSemanticSegmentation:
+def _in_nchw(model: PreTrainedModel) -> PreTrainedModel:
     """A copy that computes in NCHW, where the model itself turns every image into channels_last."""
     plain = copy.deepcopy(model)
-    plain.model.backbone.register_forward_pre_hook(lambda _, args: tuple(tensor.contiguous() for tensor in args))
+    plain.base_model.backbone.register_forward_pre_hook(lambda _, args: tuple(tensor.contiguous() for tensor in args))
     return plain
 
 

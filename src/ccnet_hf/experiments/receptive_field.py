@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from ccnet_hf.command import run_command
 from ccnet_hf.inference.loading import load_checkpoint
 from ccnet_hf.limits import MAX_SEED, check_range
+from ccnet_hf.models.modeling_ccnet import CrissCrossAttention
 
 
 # Fractions of the gradient whose distance is reported.
@@ -70,8 +71,10 @@ def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
     check_range("--seed", arguments.seed, 0, MAX_SEED)
     datasets.disable_progress_bars()
     model, image_processor = load_checkpoint(arguments.model_name_or_path)
-    if arguments.without_attention and model.model.head.attention is not None:
-        torch.nn.init.zeros_(model.model.head.attention.gamma)
+    if arguments.without_attention:
+        for module in model.modules():
+            if isinstance(module, CrissCrossAttention):
+                torch.nn.init.zeros_(module.gamma)
     split = load_split(arguments.dataset_name, arguments.split, label_column_name=None)
     dataset = SegmentationDataset(
         split,

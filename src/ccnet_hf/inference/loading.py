@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from safetensors import safe_open
-from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import (
     CONFIG_NAME,
     IMAGE_PROCESSOR_NAME,
@@ -27,11 +27,19 @@ import ccnet_hf  # noqa: F401, registers CCNet with the Auto classes
 from ccnet_hf.errors import InputError, describe, reading
 from ccnet_hf.limits import MAX_PIXELS, read_settings
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.configuration_ccnet_parsing import CCNetParsingConfig
 from ccnet_hf.models.image_processing_common_ccnet import CCNetImageProcessorMixin
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+# The models that give class logits for every pixel, by their configuration.
+_MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
+    CCNetConfig: CCNetForSemanticSegmentation,
+    CCNetParsingConfig: CCNetForHumanParsing,
+}
 
 _ADAPTER_CONFIG_NAME = "adapter_config.json"
 _LARGEST_JSON = 16 * 2**20  # bytes; the configuration of 65,536 classes has about 3 MB
@@ -90,22 +98,30 @@ def find_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def load_config(name_or_path: str) -> CCNetConfig:
+def load_config(
+    name_or_path: str, config_classes: Sequence[type[PreTrainedConfig]] = tuple(_MODELS)
+) -> CCNetConfig | CCNetParsingConfig:
     """Load the configuration of a CCNet checkpoint.
+
+    Args:
+        name_or_path: as for `load_checkpoint`.
+        config_classes: what kinds of it are taken, by default all.
 
     Raises:
         InputError: there is no such checkpoint, it is another kind of model, or its configuration is malformed.
     """
     content, file = _read_settings(name_or_path, CONFIG_NAME)
     model_type = content.get("model_type")
-    if model_type != CCNetConfig.model_type:
-        raise InputError(f"{file}: its model type is {reprlib.repr(model_type)}, not {CCNetConfig.model_type!r}")
+    config_class = next((kind for kind in config_classes if kind.model_type == model_type), None)
+    if config_class is None:
+        known = " or ".join(repr(kind.model_type) for kind in config_classes)
+        raise InputError(f"{file}: its model type is {reprlib.repr(model_type)}, not {known}")
     _check_settings(content, file)
     with reading(file):
         # What transformers computes of a configuration would be hidden by a value of the same name.
-        if shadowing := sorted(name for name in content if callable(getattr(CCNetConfig, name, None))):
+        if shadowing := sorted(name for name in content if callable(getattr(config_class, name, None))):
             raise ValueError(f"there is no field {shadowing[0]!r}")
-        config = CCNetConfig.from_pretrained(name_or_path)
+        config = config_class.from_pretrained(name_or_path)
         if sorted(config.id2label) != list(range(config.num_labels)):
             raise ValueError(
                 f"id2label must name the labels 0 to {config.num_labels - 1}, got {sorted(config.id2label)[:20]}"
@@ -116,7 +132,7 @@ def load_config(name_or_path: str) -> CCNetConfig:
     return config
 
 
-def load_image_processor(name_or_path: str, config: CCNetConfig) -> BaseImageProcessor:
+def load_image_processor(name_or_path: str, config: PreTrainedConfig) -> BaseImageProcessor:
     """Load the image processor of a CCNet checkpoint, whose configuration is `config`.
 
     Raises:
@@ -141,9 +157,7 @@ def load_image_processor(name_or_path: str, config: CCNetConfig) -> BaseImagePro
     return image_processor
 
 
-def load_model(
-    name_or_path: str, config: CCNetConfig, dtype: Dtype | torch.dtype = "auto"
-) -> CCNetForSemanticSegmentation:
+def load_model(name_or_path: str, config: PreTrainedConfig, dtype: Dtype | torch.dtype = "auto") -> PreTrainedModel:
     """Load the weights of a CCNet checkpoint, whose configuration is `config`, all of them.
 
     Args:
@@ -160,7 +174,7 @@ def load_model(
     if folder.is_dir():
         _check_weights(folder, config)
     with reading(name_or_path):
-        model, info = CCNetForSemanticSegmentation.from_pretrained(
+        model, info = _MODELS[type(config)].from_pretrained(
             name_or_path, config=config, dtype=dtype, output_loading_info=True
         )
         if info["missing_keys"]:
@@ -169,7 +183,7 @@ def load_model(
     return model
 
 
-def require_backbone(config: CCNetConfig) -> None:
+def require_backbone(config: PreTrainedConfig) -> None:
     """Raise ModuleNotFoundError if the backbone is of a library that is not installed; unlike transformers' complaint
     it has the library's name, by which a command knows the extra that brings it."""
     if config.backbone_config.model_type == "timm_backbone":
@@ -223,14 +237,14 @@ def _check_settings(settings: dict[str, Any], file: str) -> None:
                     raise InputError(f"{file}: {name} is at most {_DEEPEST_BACKBONE}, got {number}")
 
 
-def _check_weights(folder: Path, config: CCNetConfig) -> None:
+def _check_weights(folder: Path, config: PreTrainedConfig) -> None:
     """Compare the names, shapes and dtypes in the headers of safetensors files with the model of `config`, before
     memory for either is taken."""
     found = weight_headers(folder)
     if not found:
         return
     with reading(folder / CONFIG_NAME), torch.device("meta"):
-        expected = CCNetForSemanticSegmentation(config).state_dict()
+        expected = _MODELS[type(config)](config).state_dict()
     if missing := expected.keys() - found.keys():
         raise InputError(f"cannot load {folder}: {_missing(missing)}")
     for name, tensor in expected.items():

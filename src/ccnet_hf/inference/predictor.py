@@ -30,12 +30,14 @@ class Predictor:
 
     With the default `scales=(1.0,)` and no flip this is the plain protocol: the processor resizes the image by its
     own `size` rule (such as 2048x1024 for Cityscapes), the logits are resized to the network input and from there to
-    the image's size. Any other choice is test-time augmentation: the image *as loaded* is resized by each ratio,
-    without regard to the processor's `size`, and seen as it is and, with `flip`, mirrored too. The logits of a view
-    are mirrored back and resized to the image's size; their softmax is averaged over the views.
+    the image's size, or brought out of the letterbox of human parsing. Any other choice is test-time augmentation: the
+    image *as loaded* is resized by each ratio, without regard to the processor's `size` and without a letterbox, and
+    seen as it is and, with `flip`, mirrored too. The logits of a view are mirrored back and resized to the image's
+    size; their softmax is averaged over the views.
 
     Args:
-        model: a `CCNetForSemanticSegmentation` in eval mode, or another runtime (`ccnet_hf.inference.runtime`).
+        model: a `CCNetForSemanticSegmentation` or `CCNetForHumanParsing` in eval mode, or another runtime
+            (`ccnet_hf.inference.runtime`).
         image_processor: its `CCNetImageProcessor`.
         mode, crop_size, stride, crop_batch_size: as in `predict_logits`.
         scales: ratios of the views, in order.
@@ -93,7 +95,7 @@ class Predictor:
         if self.is_augmented:
             return self._mean_probabilities([image])[0]
         ((logits, input_size),) = self._predict(self._inputs([image]))
-        return resize_logits(logits, self.config.align_corners, input_size, image_size(image))
+        return resize_logits(logits, **self._way_back(input_size, image))
 
     def label_map(self, image: InputImage) -> torch.Tensor:
         """The most likely class of every pixel of one image: (H, W) int64 at the upright image's own size."""
@@ -109,9 +111,18 @@ class Predictor:
             return [probabilities.argmax(dim=0) for probabilities in self._mean_probabilities(images)]
         predictions = self._predict(self._inputs(images))
         return [
-            argmax_of_resized_logits(logits, self.config.align_corners, input_size, image_size(image))
+            argmax_of_resized_logits(logits, **self._way_back(input_size, image))
             for image, (logits, input_size) in zip(images, predictions, strict=True)
         ]
+
+    def _way_back(self, input_size: tuple[int, int], image: InputImage) -> dict[str, Any]:
+        """How logits get from the network's input to the image that the processor made it of."""
+        return {
+            "align_corners": self.config.align_corners,
+            "input_size": input_size,
+            "target_size": image_size(image),
+            "letterbox": self.image_processor.active_letterbox_inverse,
+        }
 
     def _mean_probabilities(self, images: Sequence[InputImage]) -> list[torch.Tensor]:
         align_corners = self.config.align_corners
@@ -130,7 +141,8 @@ class Predictor:
         return [total / (len(self.scales) * len(flips)) for total in totals]
 
     def _inputs(self, images: Sequence[InputImage], scale: float | None = None) -> list[torch.Tensor]:
-        """Network input (3, h, w) per image, resized by the processor's rule, or by `scale` from the loaded size."""
+        """Network input (3, h, w) per image, resized by the processor's rule, or by `scale` from the loaded size, then
+        without a letterbox."""
         inputs = []
         for image in images:
             options = {"do_pad": False}
@@ -138,7 +150,7 @@ class Predictor:
             if scale is not None:
                 _check_enlarged(size, scale * size[0] * scale * size[1], f"scale {scale:g}")
                 height, width = rescale_output_size(*size, scale)
-                options |= {"do_resize": True, "size": {"height": height, "width": width}}
+                options |= {"do_resize": True, "do_letterbox": False, "size": {"height": height, "width": width}}
             elif self.image_processor.do_resize:
                 enlarged = output_size(*size, self.image_processor.size)
                 _check_enlarged(size, math.prod(enlarged), "the size of the image processor")

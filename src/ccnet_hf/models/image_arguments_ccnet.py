@@ -28,7 +28,11 @@ from transformers.image_utils import SizeDict
 from .image_transforms_ccnet import Array
 
 
-_FLAGS = ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb", "do_reduce_labels", "align_corners")
+_FLAGS = (
+    *("do_resize", "do_letterbox", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb", "do_reduce_labels"),
+    "align_corners",
+)
+LETTERBOX_INVERSES = ("logits", "labels")
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -52,6 +56,11 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             raise ValueError(
                 f"`size` must not have a 'shortest_edge' above its 'longest_edge', got {dict(given['size'])}."
             )
+        if given.get("do_letterbox") and not given["size"].get("height"):
+            raise ValueError(f"`do_letterbox` needs a `size` of 'height' and 'width', got {dict(given['size'])}.")
+    if given.get("letterbox_inverse", "logits") not in LETTERBOX_INVERSES:
+        choices = " or ".join(map(repr, LETTERBOX_INVERSES))
+        raise ValueError(f"`letterbox_inverse` must be {choices}, got {given['letterbox_inverse']!r}.")
     if "pad_size" in given:
         _check_sides("pad_size", given["pad_size"], ("height", "width"))
     resample = given.get("resample", "bilinear")

@@ -19,6 +19,21 @@ Size = tuple[int, int]  # (height, width)
 _STEPS, _FRACTIONS = 1024, 32
 
 
+def letterbox(image: Array, size: Size) -> Array:
+    """An image of shape `(..., height, width)`, uint8 or floating, as large as fits into the middle of `size`, with
+    black around it: [`warp_bilinear`] by the [`letterbox_map`].
+
+    Raises:
+        ValueError: If a side of `size` is a single pixel.
+    """
+    return warp_bilinear(image, letterbox_map(*image.shape[-2:], size), size)
+
+
+def letterbox_labels(labels: Array, size: Size, fill: int) -> Array:
+    """A label map that goes with such an image, `fill` around it; raises as [`letterbox`]."""
+    return warp_nearest(labels, letterbox_map(*labels.shape[-2:], size), size, fill)
+
+
 def letterbox_map(height: int, width: int, size: Size, extent: float = 1.0, angle: float = 0.0) -> np.ndarray:
     """Where the pixels of the network's input come from: its centre from the image's, neighbours from as far apart as
     lets the image fit.
@@ -32,7 +47,12 @@ def letterbox_map(height: int, width: int, size: Size, extent: float = 1.0, angl
     Returns:
         float64 matrix of shape `(2, 3)` that takes `(column, row, 1)` in the input to `(column, row)` in the image.
         Both are counted from the centre of the first pixel.
+
+    Raises:
+        ValueError: If a side of `size` is a single pixel.
     """
+    if min(size) < 2:
+        raise ValueError(f"A letterbox is at least 2x2 pixels, got {size[0]}x{size[1]} (height x width).")
     step = extent / _factor(height, width, size)
     sine, cosine = step * math.sin(math.radians(angle)), step * math.cos(math.radians(angle))
     turned = np.array([[cosine, -sine], [sine, cosine]])
@@ -143,3 +163,15 @@ def _take(image: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
     height, width = image.shape[-2:]
     rows, columns = (in_kind_of(index, image) for index in (rows.clip(0, height - 1), columns.clip(0, width - 1)))
     return image[..., rows, columns]
+
+
+__all__ = [
+    "inverse_letterbox_map",
+    "letterbox",
+    "letterbox_labels",
+    "letterbox_map",
+    "undo_letterbox_of_labels",
+    "undo_letterbox_of_logits",
+    "warp_bilinear",
+    "warp_nearest",
+]

@@ -54,6 +54,13 @@ class CCNetImageProcessor(CCNetImageProcessorMixin, TorchvisionBackend):
             Whether to convert images of other modes and grey or four-channel arrays to RGB.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
             Whether label 0 is no class, as in ADE20K: 0 becomes 255 (ignored), k becomes k - 1, 255 stays 255.
+        do_letterbox (`bool`, *optional*, defaults to `False`):
+            Whether resizing keeps the ratio and fits the image into the middle of `size` (`"height"` and `"width"`),
+            with black around it before normalization and 255 in segmentation maps: CE2P's affine warp, for human
+            parsing.
+        letterbox_inverse (`str`, *optional*, defaults to `"logits"`):
+            How post-processing undoes that: `"logits"` warps logits bilinearly and then chooses classes, `"labels"`
+            chooses classes and then warps their map by nearest neighbour, as the papers' scores are computed.
         align_corners (`bool`, *optional*, defaults to `False`): Of the resizes of logits in post-processing.
         palette (`list[list[int]]`, *optional*): One RGB colour per class.
     """
@@ -75,13 +82,14 @@ class CCNetImageProcessor(CCNetImageProcessorMixin, TorchvisionBackend):
         do_normalize: bool,
         image_mean: float | list[float],
         image_std: float | list[float],
+        do_letterbox: bool | None = False,
         disable_grouping: bool | None = None,
         **kwargs,
     ) -> list[torch.Tensor]:
         groups, order = group_images_by_shape(images, disable_grouping=disable_grouping)
         for shape, stacked in groups.items():
             if do_resize:
-                stacked = self.resize(stacked, size)
+                stacked = self.resize(stacked, size, do_letterbox)
             groups[shape] = self.rescale_and_normalize(
                 stacked, do_rescale, rescale_factor, do_normalize, image_mean, image_std
             )

@@ -42,6 +42,7 @@ from .image_arguments_ccnet import (
     image_list,
     segmentation_map_list,
 )
+from .image_letterbox_ccnet import letterbox, letterbox_labels
 from .image_transforms_ccnet import (
     Array,
     fit_labels,
@@ -71,6 +72,10 @@ class CCNetImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
         Whether label 0 is no class, as in ADE20K: 0 becomes 255 (ignored), k becomes k - 1, 255 stays 255.
+    do_letterbox (`bool`, *optional*, defaults to `self.do_letterbox`):
+        Whether resizing fits the image into the middle of `size`, with black around it.
+    letterbox_inverse (`str`, *optional*, defaults to `self.letterbox_inverse`):
+        How post-processing undoes that, by the processor's own value; no effect in a call.
     align_corners (`bool`, *optional*, defaults to `self.align_corners`):
         Of the resizes of logits in post-processing, by the processor's own value; no effect in a call. Images are
         resized as OpenCV does in any case.
@@ -79,6 +84,8 @@ class CCNetImageProcessorKwargs(ImagesKwargs, total=False):
     """
 
     do_reduce_labels: bool | None
+    do_letterbox: bool | None
+    letterbox_inverse: str | None
     align_corners: bool | None
     palette: list[list[int]] | None
 
@@ -98,6 +105,8 @@ class CCNetImageProcessorMixin:
     image_std = IMAGENET_DEFAULT_STD
     do_pad = False
     do_reduce_labels = False
+    do_letterbox = False
+    letterbox_inverse = "logits"
     align_corners = False
     palette = None
 
@@ -187,13 +196,20 @@ class CCNetImageProcessorMixin:
         except StrictDataclassError as error:  # how transformers refuses an argument of another type
             raise ValueError(str(error)) from error
 
-    def resize(self, image: Array, size: SizeDict, **kwargs) -> Array:
-        """Resizes images of shape `(..., height, width)` to `size` as OpenCV does, see [`resize_bilinear`].
+    @property
+    def active_letterbox_inverse(self) -> str | None:
+        """`letterbox_inverse` if a call without keywords makes a letterbox, `None` otherwise."""
+        return self.letterbox_inverse if self.do_resize and self.do_letterbox else None
+
+    def resize(self, image: Array, size: SizeDict, do_letterbox: bool | None = False, **kwargs) -> Array:
+        """Resizes images of shape `(..., height, width)` to `size` as OpenCV does, see [`resize_bilinear`], or fits
+        them into it, see [`letterbox`].
 
         Raises:
             ValueError: If that would enlarge them beyond 268 megapixels.
         """
-        return resize_bilinear(image, *_output_size(image, size))
+        new_size = _output_size(image, size)
+        return letterbox(image, new_size) if do_letterbox else resize_bilinear(image, *new_size)
 
     def process_image(
         self,
@@ -280,6 +296,7 @@ class CCNetImageProcessorMixin:
         do_reduce_labels: bool | None,
         do_resize: bool | None,
         size: SizeDict,
+        do_letterbox: bool | None = False,
         **kwargs,
     ) -> list[Array]:
         """The segmentation maps of `images` (not yet resized), which were stored in `orientations`, as int64 arrays
@@ -306,7 +323,11 @@ class CCNetImageProcessorMixin:
                 raise ValueError(f"Segmentation map {index} has the id {int(label.min())}; ids begin at 0.")
             if do_reduce_labels:
                 label = _reduced(label, index)
-            labels.append(resize_nearest(label, *_output_size(label, size)) if do_resize else label)
+            if do_resize and do_letterbox:
+                label = letterbox_labels(label, _output_size(label, size), fill=IGNORE_INDEX)
+            elif do_resize:
+                label = resize_nearest(label, *_output_size(label, size))
+            labels.append(label)
         return labels
 
     def post_process_semantic_segmentation(
@@ -318,13 +339,15 @@ class CCNetImageProcessorMixin:
         *,
         do_resize: bool | None = None,
         size: dict[str, int] | SizeDict | int | Size | None = None,
+        do_letterbox: bool | None = None,
         do_pad: bool | None = None,
         pad_size: dict[str, int] | SizeDict | int | Size | None = None,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Makes segmentation maps of the model's outputs as mmsegmentation does: the logits are resized to the size of
         the network's input, padding is cut off, the rest is resized to the size of the image, both times bilinearly
         with the processor's `align_corners`; each pixel gets the class with the largest logit. Classes are worked
-        through in chunks, so that many classes of a large image need little memory.
+        through in chunks, so that many classes of a large image need little memory. A letterbox is undone in the place
+        of the second resize: bilinearly, or with `letterbox_inverse="labels"` after the classes were chosen.
 
         Args:
             outputs ([`CCNetSemanticSegmenterOutput`]):
@@ -337,7 +360,7 @@ class CCNetImageProcessorMixin:
                 from `target_sizes` as the images' sizes were.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return the resized logits, too. All of them are held in memory at once then.
-            do_resize, size, do_pad, pad_size (*optional*):
+            do_resize, size, do_letterbox, do_pad, pad_size (*optional*):
                 What the call that made the batch was given, if that differs from the processor's own. Where the sizes
                 of the images differ after resizing, their batch has been padded in any case: to `pad_size` if there
                 is one, to the largest height and width otherwise.
@@ -358,7 +381,10 @@ class CCNetImageProcessorMixin:
             )
         target_sizes = check_sizes(target_sizes, len(logits), "target_sizes")
         input_sizes = check_sizes(input_sizes, len(logits), "input_sizes")
-        how = self._as_in_the_call(do_resize=do_resize, size=size, do_pad=do_pad, pad_size=pad_size)
+        how = self._as_in_the_call(
+            do_resize=do_resize, size=size, do_letterbox=do_letterbox, do_pad=do_pad, pad_size=pad_size
+        )
+        inverse = self.letterbox_inverse if how["do_resize"] and how["do_letterbox"] else None
         are_given = input_sizes is not None
         if not are_given and target_sizes is not None:
             input_sizes = [
@@ -373,14 +399,17 @@ class CCNetImageProcessorMixin:
 
         results = []
         for index, image_logits in enumerate(logits):
-            sizes = {}
+            sizes = {"letterbox": inverse}
             if input_sizes is not None:
                 sizes["input_size"] = input_sizes[index]
                 sizes["target_size"] = target_sizes[index] if target_sizes is not None else None
                 sizes["padded_size"] = padded_size
             if return_segmentation_scores:
                 scores = resize_logits(image_logits, self.align_corners, **sizes)
-                data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
+                segmentation = scores.argmax(dim=0)
+                if inverse == "labels":
+                    segmentation = argmax_of_resized_logits(image_logits, self.align_corners, **sizes)
+                data = {"segmentation": segmentation, "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
                 results.append(argmax_of_resized_logits(image_logits, self.align_corners, **sizes))

@@ -45,12 +45,13 @@ class CCNetImageProcessorPil(CCNetImageProcessorMixin, PilBackend):
         do_normalize: bool,
         image_mean: float | list[float],
         image_std: float | list[float],
+        do_letterbox: bool | None = False,
         **kwargs,
     ) -> list[np.ndarray]:
         processed = []
         for image in images:
             if do_resize:
-                image = self.resize(image, size)
+                image = self.resize(image, size, do_letterbox)
             if do_rescale:
                 image = self.rescale(image, rescale_factor)
             if do_normalize:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """From logits to segmentation maps, by the rules of mmsegmentation: to the size of the network's input, without its
-padding, and from there to the size of the image."""
+padding, and from there to the size of the image, or out of the letterbox that it was put into."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -21,6 +21,8 @@ from numbers import Integral
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from .image_letterbox_ccnet import undo_letterbox_of_labels, undo_letterbox_of_logits
 
 
 Size = tuple[int, int]  # (height, width)
@@ -84,6 +86,7 @@ def resize_logits(
     input_size: Size | None = None,
     target_size: Size | None = None,
     padded_size: Size | None = None,
+    letterbox: str | None = None,
 ) -> torch.Tensor:
     """Resizes the logits of one image bilinearly, first to the network's input and then to the image.
 
@@ -94,6 +97,8 @@ def resize_logits(
         target_size (`tuple[int, int]`, *optional*): `(height, width)` of the image.
         padded_size (`tuple[int, int]`, *optional*, defaults to `input_size`):
             `(height, width)` of the network's input with its padding at the right and below, which is cut off.
+        letterbox (`str`, *optional*):
+            Set, to anything, where the image was put into the network's input by a letterbox.
 
     Returns:
         float32 logits of the last size given.
@@ -101,6 +106,8 @@ def resize_logits(
     logits = _interpolate(logits[None].float(), padded_size or input_size, align_corners)
     if padded_size is not None:
         logits = logits[..., : input_size[0], : input_size[1]]
+    if letterbox is not None and target_size is not None:
+        return undo_letterbox_of_logits(logits, target_size)[0]
     return _interpolate(logits, target_size, align_corners)[0]
 
 
@@ -116,9 +123,17 @@ def argmax_of_resized_logits(
     input_size: Size | None = None,
     target_size: Size | None = None,
     padded_size: Size | None = None,
+    letterbox: str | None = None,
 ) -> torch.Tensor:
     """`resize_logits(...).argmax(dim=0)`, int64 of shape `(height, width)`, to the bit, in less time and memory:
-    classes that can be the largest nowhere are left out, and of the others a few at a time are resized."""
+    classes that can be the largest nowhere are left out, and of the others a few at a time are resized.
+
+    With `letterbox="labels"` the classes are chosen at the size of the network's input, and their map is brought to
+    the image by nearest neighbour.
+    """
+    if letterbox == "labels" and target_size is not None:
+        segmentation = argmax_of_resized_logits(logits, align_corners, input_size, padded_size=padded_size)
+        return undo_letterbox_of_labels(segmentation, target_size)
     logits = logits.detach()
     sizes = {"input_size": input_size, "target_size": target_size, "padded_size": padded_size}
     given = [size for size in sizes.values() if size is not None]
@@ -126,7 +141,7 @@ def argmax_of_resized_logits(
     most = MAX_CPU_CHUNK_ELEMENTS if logits.device.type == "cpu" else MAX_CHUNK_ELEMENTS
     length = max(most // largest, 1)
     may_win = None
-    if any(sum(size) <= _SMALL_SIZE for size in given):
+    if letterbox is not None or any(sum(size) <= _SMALL_SIZE for size in given):
         classes = list(range(len(logits)))
         length = -(-length // _CHUNK_MULTIPLE) * _CHUNK_MULTIPLE
         starts = range(0, max(len(classes) - _CHUNK_MULTIPLE, 0) + 1, length)  # a short rest belongs to the last chunk
@@ -137,7 +152,7 @@ def argmax_of_resized_logits(
     best, segmentation = None, None
     for start, end in pairwise([*starts, len(classes)]):
         chunk = classes[start:end]
-        scores = resize_logits(logits[chunk], align_corners, **sizes)
+        scores = resize_logits(logits[chunk], align_corners, **sizes, letterbox=letterbox)
         if best is None:
             best = torch.full_like(scores[0], -torch.inf)
             segmentation = torch.zeros_like(best, dtype=torch.int64 if len(logits) > 256 else torch.uint8)

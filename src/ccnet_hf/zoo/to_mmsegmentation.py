@@ -45,7 +45,7 @@ def export_checkpoint(folder: str | os.PathLike, output: str | os.PathLike) -> N
     if not folder.is_dir():
         raise InputError(f"no such model folder: {folder}")
     check_file(output)
-    config = load_config(str(folder))
+    config = load_config(str(folder), [CCNetConfig])
     _check_config(folder, config)
     palette = load_image_processor(str(folder), config).palette
     model = load_model(str(folder), config)
