@@ -14,7 +14,7 @@ import torch
 STAGE_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 # Deviation of a convolution's weight in units of sqrt(2 / fan in), by part of its key; the first that fits counts.
 GAINS = {
-    ".conv3.": 0.5,
+    ".conv3.weight": 0.5,
     ".query_conv.": 0.2,
     ".key_conv.": 0.2,
     ".value_conv.": 1.0,

@@ -10,10 +10,11 @@ import transformers
 from ccnet_hf.command import run_command
 from ccnet_hf.errors import InputError
 from ccnet_hf.files import check_new
-from ccnet_hf.recipes import Recipe, get_recipe, zoo_recipes
+from ccnet_hf.recipes import CONVERTED_PARSERS, Recipe, get_recipe, zoo_recipes
 from ccnet_hf.zoo.authors import is_authors_recipe
 from ccnet_hf.zoo.download import download_checkpoint
 from ccnet_hf.zoo.mmsegmentation import convert_checkpoint
+from ccnet_hf.zoo.parsing import is_published_parser
 
 
 @dataclass
@@ -23,13 +24,17 @@ class ConvertArguments:
     )
     variant: str | None = field(
         default=None,
-        metadata={"help": "zoo variant, e.g. ccnet-r101-cityscapes (see `python -m ccnet_hf.zoo list`)"},
+        metadata={
+            "help": "zoo variant, e.g. ccnet-r101-cityscapes (see `python -m ccnet_hf.zoo list`), or a human parser: "
+            f"{', '.join(CONVERTED_PARSERS)}"
+        },
     )
     all: bool = field(
         default=False, metadata={"help": "convert all variants of the zoo, but for those that --output holds already"}
     )
     checkpoint: str | None = field(
-        default=None, metadata={"help": ".pth file of mmsegmentation or of the authors; default: download the zoo's"}
+        default=None,
+        metadata={"help": ".pth file of mmsegmentation, the authors, CE2P or SCHP; default: download the zoo's"},
     )
     checkpoints: str | None = field(
         default=None,
@@ -56,7 +61,7 @@ class ConvertArguments:
 
 
 def convert(arguments: ConvertArguments) -> None:
-    """Convert a CCNet checkpoint of mmsegmentation or of the authors into a folder that `from_pretrained` reads."""
+    """Convert a checkpoint of mmsegmentation, the authors, CE2P or SCHP into a folder that `from_pretrained` reads."""
     transformers.utils.logging.disable_progress_bar()
     checkpoints = Path(arguments.checkpoints or Path(torch.hub.get_dir()) / "checkpoints")
     output = Path(arguments.output)
@@ -91,7 +96,8 @@ def _convert_all(checkpoints: Path, output: Path) -> None:
 def _published(recipe: Recipe, checkpoints: Path) -> Path:
     """The zoo's file for this variant, downloaded if the folder does not hold it."""
     if recipe.checkpoint_file is None:
-        other = "give its file with --checkpoint" if is_authors_recipe(recipe) else "and there is no other to convert"
+        has_files = is_authors_recipe(recipe) or is_published_parser(recipe)
+        other = "give its file with --checkpoint" if has_files else "and there is no other to convert"
         raise InputError(f"no checkpoint of {recipe.name} is published for download: {other}")
     file = checkpoints / recipe.checkpoint_file
     return file if file.is_file() else download_checkpoint(recipe.checkpoint_url, checkpoints)

@@ -1,4 +1,4 @@
-"""From a checkpoint of mmsegmentation or of the authors to a folder that `from_pretrained` reads.
+"""From a checkpoint of mmsegmentation, the authors, CE2P or SCHP to a folder that `from_pretrained` reads.
 
 A checkpoint is foreign input: it is read without running code from it, and every doubt about it ends in an
 `InputError` before anything is written.
@@ -14,6 +14,7 @@ import torch
 from ccnet_hf.errors import InputError, using
 from ccnet_hf.files import atomic_folder, check_new
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.untrusted_checkpoints import read_state_dict
 from ccnet_hf.zoo.authors import (
@@ -24,6 +25,7 @@ from ccnet_hf.zoo.authors import (
     is_authors_layout,
     is_authors_recipe,
 )
+from ccnet_hf.zoo.parsing import converted_parsing_recipe, schp_key, with_schp_names
 
 
 # Parts of a key, ours and mmsegmentation's, replaced from top to bottom.
@@ -79,14 +81,17 @@ def convert_checkpoint(
     num_labels: int | None = None,
     recurrence: int | None = None,
 ) -> None:
-    """Convert a CCNet checkpoint of mmsegmentation or of the authors into a folder with model, config and processor.
+    """Convert a CCNet checkpoint of mmsegmentation or of the authors, or a human parser of CE2P or SCHP, into a folder
+    with model, config and processor.
 
-    Which of the two it is shows in the names of its entries. The folder keeps the checkpoint's numbers in its own
+    Which of the first two it is shows in the names of its entries. The folder keeps the checkpoint's numbers in its own
     floating dtype (the smallest one that holds all of them, if there are several).
 
     Args:
         variant: name or short name of a zoo variant of `recipes.py`; decides config and processor. The authors'
             checkpoints are `ccnet-r101-cityscapes-authors`, and may be called as the zoo's R-101 for Cityscapes, too.
+            Human parsers are `schp-lip`, `schp-atr`, `schp-pascal` and `ce2p-lip`, and `ccnet-r101-lip` where SCHP's
+            network has criss-cross attention as its context module.
         checkpoint: `.pth` file, either `{"state_dict": ..., ...}` or the state dict alone. If its name ends with eight
             hexadecimal digits, as the zoo's do, they must be the start of the file's SHA-256.
         output_dir: folder to write. It appears complete or not at all; an existing one that holds files is refused.
@@ -101,14 +106,21 @@ def convert_checkpoint(
         OSError: a file that cannot be read or written.
     """
     recipe = get_recipe(variant)
-    if recipe.checkpoint_file is None and not is_authors_recipe(recipe):
+    is_parser = recipe.task == "parsing"
+    if is_parser:
+        recipe = converted_parsing_recipe(recipe)
+        if recurrence is not None and recipe.model["context_module"] != "rcca":
+            raise InputError(f"{recipe.name} has no attention, and so no recurrence")
+    elif recipe.checkpoint_file is None and not is_authors_recipe(recipe):
         raise InputError(f"{recipe.name} is a variant of neither mmsegmentation's zoo nor the authors")
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     check_new(output_dir)
 
     state_dict = read_state_dict(checkpoint)
-    by_authors = is_authors_layout(state_dict)
-    if by_authors:
+    by_authors = not is_parser and is_authors_layout(state_dict)
+    if is_parser:
+        state_dict = with_schp_names(state_dict)
+    elif by_authors:
         recipe = authors_recipe(recipe)
     elif is_authors_recipe(recipe):
         raise InputError(f"{checkpoint} is not laid out as the authors' checkpoints, which {recipe.name} is for")
@@ -116,14 +128,16 @@ def convert_checkpoint(
     with using(""):
         config = recipe.config(**{name: value for name, value in changes.items() if value is not None})
     with torch.device("meta"):  # shapes only; every number comes from the checkpoint
-        model = CCNetForSemanticSegmentation(config)
+        model = (CCNetForHumanParsing if is_parser else CCNetForSemanticSegmentation)(config)
     expected = model.state_dict()
-    sources = {key: mmsegmentation_key(key) for key in expected}
+    sources = {key: schp_key(key) if is_parser else mmsegmentation_key(key) for key in expected}
     if by_authors:
         sources = {key: authors_key(source) for key, source in sources.items()}
     shapes = {source: expected[key].shape for key, source in sources.items()}
     if by_authors:
         shapes[AUXILIARY_BIAS] = shapes["dsn.1.bias"]
+    has_abn = by_authors or is_parser
+    if has_abn:
         counters = {name for name in shapes if name.endswith(".num_batches_tracked")}
         state_dict = dict.fromkeys(counters, torch.tensor(0)) | state_dict  # the first InPlaceABN had none
     if config.recurrence == 0:
@@ -133,7 +147,7 @@ def convert_checkpoint(
     _check_keys(checkpoint, set(shapes), set(state_dict))
     _check_num_labels(checkpoint, state_dict[classifier], config.num_labels, recipe.name)
     tensors = _check_tensors(checkpoint, state_dict, shapes)
-    if by_authors:
+    if has_abn:
         fold(tensors)
     model = model.to(tensors[classifier].dtype).to_empty(device="cpu")
     model.load_state_dict({key: tensors[source] for key, source in sources.items()})
@@ -172,7 +186,7 @@ def _check_tensors(
     tensors = {}
     for name, shape in shapes.items():
         tensor, is_counter = state_dict[name], name.endswith(".num_batches_tracked")
-        if name.endswith("cca.gamma.scale") and tensor.ndim == 0:  # a scalar there, one element here
+        if name.endswith(("cca.gamma.scale", "cca.gamma")) and tensor.ndim == 0:  # a scalar there, one element here
             tensor = tensor.reshape(1)
         if tensor.shape != shape:
             raise InputError(f"{checkpoint}: {name} has shape {tuple(tensor.shape)}, the variant {tuple(shape)}")

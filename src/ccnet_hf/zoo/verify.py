@@ -13,6 +13,7 @@ from ccnet_hf.errors import InputError, reading
 from ccnet_hf.inference.loading import load_checkpoint
 from ccnet_hf.recipes import Recipe, get_recipe
 from ccnet_hf.zoo.authors import authors_recipe
+from ccnet_hf.zoo.parsing import converted_parsing_recipe
 
 
 # Largest difference of float32 logits over the largest magnitude, by depth: what another order of summation makes of
@@ -48,7 +49,9 @@ def verify(arguments: VerifyArguments) -> None:
     model, image_processor = load_checkpoint(arguments.folder)
     recipe = get_recipe(arguments.variant or folder.resolve().name)
     config = model.config
-    if config.head_activation == "leaky_relu":
+    if recipe.task == "parsing":
+        recipe = converted_parsing_recipe(recipe)
+    elif config.head_activation == "leaky_relu":
         recipe = authors_recipe(recipe)
     print(f"weights: {len(model.state_dict())} tensors, all finite")
 
