@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.inference import Predictor, predict_logits
 from ccnet_hf.inference.logits import window_positions
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
+from ccnet_hf.recipes import get_recipe
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -435,9 +437,39 @@ def test_human_parsing_is_brought_out_of_its_letterbox(inverse, make_image):
         torch.testing.assert_close(predictor.scores(image), expected.segmentation_scores)
 
 
-def test_augmented_human_parsing_sees_the_image_without_a_letterbox(make_image):
-    model, processor = parser()
+@pytest.mark.parametrize("inverse", ["logits", "labels"])
+@pytest.mark.parametrize(("scales", "flip"), [((1.0,), True), ((0.75, 1.0, 1.5), False), ((0.5, 1.0), True)])
+def test_augmented_human_parsing_averages_logits_in_the_letterbox(inverse, scales, flip, make_image):
+    """As SCHP tests; left and right parts change places in the mirrored view."""
+    model, processor = parser(inverse)
     image = make_image(60, 35)
-    found = Predictor(model, processor, scales=(0.5, 1.0), flip=True).scores(image)
-    processor.do_letterbox = False
-    torch.testing.assert_close(found, Predictor(model, processor, scales=(0.5, 1.0), flip=True).scores(image))
+    pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+    total = 0
+    for scale in scales:
+        side = int(48 * scale)
+        view = F.interpolate(pixel_values, (side, side), mode="bilinear", align_corners=True)
+        for mirrored in (False, True) if flip else (False,):
+            with torch.no_grad():
+                logits = model(view.flip(-1) if mirrored else view).logits
+            logits = logits[:, [0, 2, 1, 3, 4]].flip(-1) if mirrored else logits
+            total = total + F.interpolate(logits, (48, 48), mode="bilinear", align_corners=True)
+    mean = SimpleNamespace(logits=total / (len(scales) * (1 + flip)))
+    (expected,) = processor.post_process_semantic_segmentation(mean, [(60, 35)], return_segmentation_scores=True)
+    predictor = Predictor(model, processor, scales=scales, flip=flip, flip_label_pairs=[(1, 2)])
+    torch.testing.assert_close(predictor.scores(image), expected.segmentation_scores, rtol=1e-4, atol=1e-5)
+    assert (predictor.label_map(image) == expected.segmentation).float().mean() > 0.999
+    plain = Predictor(model, processor)
+    assert not torch.allclose(predictor.scores(image), plain.scores(image), atol=1e-3)
+
+
+def test_the_classes_of_lip_bring_their_pairs(make_image):
+    lip = get_recipe("ccnet-r101-lip").config()
+    model, processor = parser()
+    model = tiny_parsing_model(num_labels=20, id2label=lip.id2label, label2id=lip.label2id)
+    with torch.no_grad():
+        model.classifier.weight.normal_(generator=torch.Generator().manual_seed(0))
+    pairs = [(14, 15), (16, 17), (18, 19)]
+    image = make_image(50, 40)
+    found = Predictor(model, processor, flip=True).scores(image)
+    torch.testing.assert_close(found, Predictor(model, processor, flip=True, flip_label_pairs=pairs).scores(image))
+    assert not torch.allclose(found, Predictor(model, processor, flip=True, flip_label_pairs=[]).scores(image))

@@ -50,6 +50,14 @@ TASKS = {
         evaluator="ccnet_hf.evaluation.evaluator:SemanticEvaluator",
         predictions="ccnet_hf.training.report:draw_label_maps",
     ),
+    "parsing": Task(
+        model="ccnet_hf.models.modeling_ccnet_parsing:CCNetForHumanParsing",
+        dataset="ccnet_hf.data.dataset_arguments:segmentation_dataset",
+        augmentation="ccnet_hf.training.augmentation:semantic_augmentation",
+        objective="ccnet_hf.training.objective:parsing_objective",
+        evaluator="ccnet_hf.evaluation.evaluator:SemanticEvaluator",
+        predictions="ccnet_hf.training.report:draw_label_maps",
+    ),
 }
 
 

@@ -157,6 +157,11 @@ def load_image_processor(name_or_path: str, config: PreTrainedConfig) -> BaseIma
     return image_processor
 
 
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of the models that `config`, of one of the kinds above, describes."""
+    return _MODELS[type(config)]
+
+
 def load_model(name_or_path: str, config: PreTrainedConfig, dtype: Dtype | torch.dtype = "auto") -> PreTrainedModel:
     """Load the weights of a CCNet checkpoint, whose configuration is `config`, all of them.
 
@@ -174,7 +179,7 @@ def load_model(name_or_path: str, config: PreTrainedConfig, dtype: Dtype | torch
     if folder.is_dir():
         _check_weights(folder, config)
     with reading(name_or_path):
-        model, info = _MODELS[type(config)].from_pretrained(
+        model, info = model_class(config).from_pretrained(
             name_or_path, config=config, dtype=dtype, output_loading_info=True
         )
         if info["missing_keys"]:
@@ -244,7 +249,7 @@ def _check_weights(folder: Path, config: PreTrainedConfig) -> None:
     if not found:
         return
     with reading(folder / CONFIG_NAME), torch.device("meta"):
-        expected = _MODELS[type(config)](config).state_dict()
+        expected = model_class(config)(config).state_dict()
     if missing := expected.keys() - found.keys():
         raise InputError(f"cannot load {folder}: {_missing(missing)}")
     for name, tensor in expected.items():

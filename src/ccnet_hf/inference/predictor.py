@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor
 from ccnet_hf.data import benchmarks
 from ccnet_hf.data.images import read_image
 from ccnet_hf.errors import InputError
-from ccnet_hf.inference.logits import Size, positive, slide_logits, sliding_window
+from ccnet_hf.inference.logits import Size, positive, resize, slide_logits, sliding_window
 from ccnet_hf.inference.runtime import Runtime, as_runtime
 from ccnet_hf.limits import MAX_PIXELS
 from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
@@ -31,9 +31,10 @@ class Predictor:
     With the default `scales=(1.0,)` and no flip this is the plain protocol: the processor resizes the image by its
     own `size` rule (such as 2048x1024 for Cityscapes), the logits are resized to the network input and from there to
     the image's size, or brought out of the letterbox of human parsing. Any other choice is test-time augmentation: the
-    image *as loaded* is resized by each ratio, without regard to the processor's `size` and without a letterbox, and
-    seen as it is and, with `flip`, mirrored too. The logits of a view are mirrored back and resized to the image's
-    size; their softmax is averaged over the views.
+    image *as loaded* is resized by each ratio, without regard to the processor's `size`, and seen as it is and, with
+    `flip`, mirrored too. The logits of a view are mirrored back and resized to the image's size; their softmax is
+    averaged over the views. Human parsing is tested as SCHP does it: the letterboxed image is resized by each ratio,
+    and the logits themselves are averaged, at its size, before they are brought out of the letterbox.
 
     Args:
         model: a `CCNetForSemanticSegmentation` or `CCNetForHumanParsing` in eval mode, or another runtime
@@ -81,6 +82,10 @@ class Predictor:
         """Whether predictions are averaged over augmented views (the plain protocol otherwise)."""
         return self.flip or self.scales != (1.0,)
 
+    @property
+    def _averages_probabilities(self) -> bool:
+        return self.is_augmented and self.image_processor.active_letterbox_inverse is None
+
     def scores(self, image: InputImage) -> torch.Tensor:
         """Class scores of one image at its own size.
 
@@ -89,12 +94,13 @@ class Predictor:
                 processor takes it, or an image file.
 
         Returns:
-            (num_labels, H, W) float32: logits by the plain protocol, mean softmax probabilities with augmentation.
+            (num_labels, H, W) float32: logits by the plain protocol and of human parsing, mean softmax probabilities
+            with augmentation.
         """
         image = _upright(image)
-        if self.is_augmented:
+        if self._averages_probabilities:
             return self._mean_probabilities([image])[0]
-        ((logits, input_size),) = self._predict(self._inputs([image]))
+        ((logits, input_size),) = self._logits([image])
         return resize_logits(logits, **self._way_back(input_size, image))
 
     def label_map(self, image: InputImage) -> torch.Tensor:
@@ -107,13 +113,37 @@ class Predictor:
         if not is_batch and not isinstance(images, list | tuple):
             raise InputError(f"label_maps takes a list of images, label_map one; got {type(images).__name__}")
         images = [_upright(image) for image in images]
-        if self.is_augmented:
+        if self._averages_probabilities:
             return [probabilities.argmax(dim=0) for probabilities in self._mean_probabilities(images)]
-        predictions = self._predict(self._inputs(images))
         return [
             argmax_of_resized_logits(logits, **self._way_back(input_size, image))
-            for image, (logits, input_size) in zip(images, predictions, strict=True)
+            for image, (logits, input_size) in zip(images, self._logits(images), strict=True)
         ]
+
+    def _logits(self, images: Sequence[InputImage]) -> list[tuple[torch.Tensor, tuple[int, int]]]:
+        """Logits per image, averaged over the views of what the processor made of it, and its size."""
+        inputs = self._inputs(images)
+        if not self.is_augmented:
+            return self._predict(inputs)
+        sizes = [tuple(pixel_values.shape[-2:]) for pixel_values in inputs]
+        totals: list[torch.Tensor | float] = [0.0] * len(images)
+        for scale in self.scales:
+            for flipped in (False, True) if self.flip else (False,):
+                views = [self._view(pixel_values, scale, flipped) for pixel_values in inputs]
+                for index, (logits, _) in enumerate(self._predict(views)):
+                    logits = logits.flip(-1)[self._flipped_labels] if flipped else logits
+                    totals[index] += resize_logits(logits, self.config.align_corners, sizes[index])
+        number = len(self.scales) * (2 if self.flip else 1)
+        return [(total / number, size) for total, size in zip(totals, sizes, strict=True)]
+
+    def _view(self, pixel_values: torch.Tensor, scale: float, flipped: bool) -> torch.Tensor:
+        """Network input (3, h, w) resized by a ratio and perhaps mirrored."""
+        if scale != 1:
+            height, width = pixel_values.shape[-2:]
+            _check_enlarged((height, width), scale * height * scale * width, f"scale {scale:g}")
+            size = [max(1, int(side * scale)) for side in (height, width)]
+            pixel_values = resize(pixel_values[None], size, self.config.align_corners)[0]
+        return pixel_values.flip(-1) if flipped else pixel_values
 
     def _way_back(self, input_size: tuple[int, int], image: InputImage) -> dict[str, Any]:
         """How logits get from the network's input to the image that the processor made it of."""
@@ -141,8 +171,7 @@ class Predictor:
         return [total / (len(self.scales) * len(flips)) for total in totals]
 
     def _inputs(self, images: Sequence[InputImage], scale: float | None = None) -> list[torch.Tensor]:
-        """Network input (3, h, w) per image, resized by the processor's rule, or by `scale` from the loaded size, then
-        without a letterbox."""
+        """Network input (3, h, w) per image, resized by the processor's rule, or by `scale` from the loaded size."""
         inputs = []
         for image in images:
             options = {"do_pad": False}
@@ -150,7 +179,7 @@ class Predictor:
             if scale is not None:
                 _check_enlarged(size, scale * size[0] * scale * size[1], f"scale {scale:g}")
                 height, width = rescale_output_size(*size, scale)
-                options |= {"do_resize": True, "do_letterbox": False, "size": {"height": height, "width": width}}
+                options |= {"do_resize": True, "size": {"height": height, "width": width}}
             elif self.image_processor.do_resize:
                 enlarged = output_size(*size, self.image_processor.size)
                 _check_enlarged(size, math.prod(enlarged), "the size of the image processor")

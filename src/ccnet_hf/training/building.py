@@ -25,7 +25,7 @@ from ccnet_hf.training.training_arguments import ModelArguments, TrainingDataArg
 
 
 # What a model may get when it is trained on: attention where it had none, heads of losses it was not trained with.
-_ADDED_PARTS = ("model.head.attention.", "auxiliary_head.", "category_projection.")
+_ADDED_PARTS = ("model.head.attention.", "context.attention.", "auxiliary_head.", "category_projection.")
 
 
 def choose_task(arguments: ModelArguments, recipe: Recipe | None) -> Task:
@@ -61,7 +61,7 @@ def build_model(arguments: ModelArguments, recipe: Recipe | None, task: Task, is
         return model
     checkpoint = arguments.backbone_checkpoint
     if checkpoint and checkpoint != "none":
-        load_backbone_checkpoint(model.model.backbone, checkpoint)
+        load_backbone_checkpoint(model.base_model.backbone, checkpoint)
     elif PartialState().is_main_process:
         print("the backbone starts from random weights; --backbone_checkpoint names others", file=sys.stderr)
     return model
@@ -91,7 +91,11 @@ def build_image_processor(
         image_processor = load_image_processor(source, load_config(source))
     else:
         image_processor = recipe.image_processor()
-    image_processor.size = {"shortest_edge": min(training.scale), "longest_edge": max(training.scale)}
+    image_processor.do_letterbox = training.letterbox
+    if training.letterbox:
+        image_processor.size = dict(zip(("height", "width"), training.crop_size, strict=True))
+    else:
+        image_processor.size = {"shortest_edge": min(training.scale), "longest_edge": max(training.scale)}
     if arguments.num_labels is not None:  # classes of the dataset's own
         image_processor.palette, image_processor.do_reduce_labels = None, False
     if data.do_reduce_labels is not None:

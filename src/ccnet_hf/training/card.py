@@ -10,15 +10,18 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from transformers import PreTrainedConfig
 
 from ccnet_hf.evaluation.report import MEANS
 from ccnet_hf.files import write_text
 from ccnet_hf.hub import CARD_FILE
-from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.configuration_ccnet_parsing import CCNetParsingConfig
 
 
 # What says where a training ran and what became of it, rather than what was trained.
 _NOT_SHOWN = ("output_dir", "config", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id")
+_CCNET = "CCNet ([Criss-Cross Attention for Semantic Segmentation](https://arxiv.org/abs/1811.11721))"
+_CE2P = "CE2P ([Devil in the Details](https://arxiv.org/abs/1809.05996)), a network for human parsing,"
 _PACKAGES = ("ccnet-hf", "torch", "transformers", "accelerate", "datasets", "timm")
 
 _TEMPLATE = Template("""\
@@ -28,7 +31,7 @@ $metadata
 
 # $name
 
-CCNet ([Criss-Cross Attention for Semantic Segmentation](https://arxiv.org/abs/1811.11721)) for $num_labels classes,
+$network for $num_labels classes,
 trained with `ccnet_hf`$recipe.
 
 ## Use
@@ -68,7 +71,7 @@ Not stated here: it depends on the data and on the weights this model started fr
 def write_card(
     output_dir: Path,
     repo_id: str,
-    config: CCNetConfig,
+    config: PreTrainedConfig,
     options: Mapping[str, Any],
     split: str,
     scores: Mapping[str, float],
@@ -109,7 +112,7 @@ def write_card(
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        tags=["ccnet", "semantic-segmentation", "criss-cross-attention"],
+        tags=["ccnet", *_tags(config)],
         datasets=on_hub["dataset_name"],
         base_model=on_hub["model_name_or_path"],
         metrics=["mean_iou"],
@@ -122,6 +125,7 @@ def write_card(
         metadata=metadata.to_yaml().strip(),
         name=name,
         repo_id=repo_id,
+        network=_network(config),
         num_labels=config.num_labels,
         recipe=f" by its recipe `{given['variant']}`" if "variant" in given else "",
         scores=f"In percent, from one confusion matrix over the split `{split}` of `{given['dataset_name']}`: {shown}."
@@ -133,6 +137,21 @@ def write_card(
         versions=", ".join(_versions()),
     )
     write_text(output_dir / CARD_FILE, card)
+
+
+def _has_attention(config: PreTrainedConfig) -> bool:
+    return getattr(config, "context_module", "rcca") == "rcca" and config.recurrence > 0
+
+
+def _network(config: PreTrainedConfig) -> str:
+    if config.model_type != CCNetParsingConfig.model_type:
+        return _CCNET
+    return f"{_CE2P} with the recurrent criss-cross attention of {_CCNET}" if _has_attention(config) else _CE2P
+
+
+def _tags(config: PreTrainedConfig) -> list[str]:
+    task = "human-parsing" if config.model_type == CCNetParsingConfig.model_type else "semantic-segmentation"
+    return [task, "criss-cross-attention"] if _has_attention(config) else [task]
 
 
 def _versions() -> list[str]:

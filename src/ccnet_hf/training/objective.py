@@ -17,6 +17,7 @@ from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation.report import unlabelled_classes
 from ccnet_hf.models.loss_ccnet import ccnet_losses
+from ccnet_hf.models.loss_ccnet_parsing import ccnet_parsing_losses
 from ccnet_hf.training.training_arguments import ModelArguments
 
 
@@ -87,12 +88,33 @@ class SemanticObjective(Objective):
         )
 
 
+class ParsingObjective(SemanticObjective):
+    """The losses of a `CCNetForHumanParsing`; those of edges and regions are means within a pass."""
+
+    def forward(
+        self, model: Callable[..., Any], batch: Mapping[str, Any], counts: Mapping[str, float]
+    ) -> dict[str, torch.Tensor]:
+        """As [`SemanticObjective.forward`]."""
+        outputs = model(pixel_values=batch["pixel_values"])
+        return ccnet_parsing_losses(
+            self.config,
+            batch["labels"],
+            outputs.logits,
+            outputs.parsing_logits,
+            outputs.edge_logits,
+            outputs.category_embeddings,
+            class_weights=self.class_weights,
+            valid_pixels=counts["valid_pixels"],
+        )
+
+
 def semantic_objective(
     config: PreTrainedConfig,
     dataset: SegmentationDataset,
     arguments: ModelArguments,
     accelerator: Accelerator,
     is_resumed: bool,
+    objective: type[SemanticObjective] = SemanticObjective,
 ) -> SemanticObjective:
     """Build the objective of a training, and say on the way which classes have no labelled pixel.
 
@@ -103,6 +125,7 @@ def semantic_objective(
         arguments: of the training; its `class_weight_power` is that of [`class_weights_from_counts`].
         accelerator: its processes share the reading.
         is_resumed: whether the training goes on from a checkpoint.
+        objective: the class of it.
     """
     weights, counted = None, ""
     if arguments.class_weight_power:
@@ -113,7 +136,7 @@ def semantic_objective(
         counts, number = sample_label_counts(dataset)
         counted = f"of {number} label maps"
     else:
-        return SemanticObjective(config)
+        return objective(config)
     num_ignored = int(counts[dataset.ignore_index])
     class_names = [config.id2label[label] for label in range(config.num_labels)]
     line = unlabelled_classes(
@@ -121,7 +144,12 @@ def semantic_objective(
     )
     if line is not None and accelerator.is_main_process:
         print(line, file=sys.stderr)
-    return SemanticObjective(config, weights)
+    return objective(config, weights)
+
+
+def parsing_objective(*arguments: Any, **options: Any) -> SemanticObjective:
+    """As [`semantic_objective`], of a human parser."""
+    return semantic_objective(*arguments, **options, objective=ParsingObjective)
 
 
 def class_weights_from_counts(counts: torch.Tensor, power: float) -> torch.Tensor:

@@ -80,7 +80,11 @@ class ModelArguments:
             if "output_stride" not in backbone:
                 raise InputError(f"--output_stride: a backbone of type {backbone['model_type']!r} has none to choose")
             values["backbone_config"] = backbone | {"output_stride": self.output_stride}
-        return values | {name: value for name in self.CHANGES if (value := getattr(self, name)) is not None}
+        changes = {name: value for name in self.CHANGES if (value := getattr(self, name)) is not None}
+        for name in changes:
+            if name not in values:
+                raise InputError(f"--{name}: models of type {config.model_type!r} have nothing of the kind")
+        return values | changes
 
 
 @dataclass(kw_only=True)
@@ -127,7 +131,7 @@ def recipe_defaults(recipe: Recipe, new_model: bool) -> dict[str, Any]:
     defaults = dict(vars(recipe.training))
     if new_model:
         config = recipe.config()
-        defaults |= {name: getattr(config, name) for name in ModelArguments.CHANGES}
+        defaults |= {name: getattr(config, name, None) for name in ModelArguments.CHANGES}
         defaults["output_stride"] = getattr(config.backbone_config, "output_stride", None)
         defaults["backbone_checkpoint"] = recipe.backbone_checkpoint
     return defaults

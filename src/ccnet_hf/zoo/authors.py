@@ -78,7 +78,7 @@ def authors_recipe(recipe: Recipe) -> Recipe:
 
 
 def fold(tensors: dict[str, torch.Tensor]) -> None:
-    """Make the authors' or SCHP's tensors, under their own keys, fit convolutions and batch norms that take RGB; in place.
+    """Make the authors' or SCHP's tensors, under their own keys, fit convolutions and batch norms of RGB; in place.
 
     Exact in evaluation: InPlaceABN's scale becomes the batch norm's weight, the auxiliary convolution's bias moves
     into the running mean behind it, and the first convolution's input channels are reversed.

@@ -84,8 +84,8 @@ def convert_checkpoint(
     """Convert a CCNet checkpoint of mmsegmentation or of the authors, or a human parser of CE2P or SCHP, into a folder
     with model, config and processor.
 
-    Which of the first two it is shows in the names of its entries. The folder keeps the checkpoint's numbers in its own
-    floating dtype (the smallest one that holds all of them, if there are several).
+    Which of the first two it is shows in the names of its entries. The folder keeps the checkpoint's numbers in its
+    own floating dtype (the smallest one that holds all of them, if there are several).
 
     Args:
         variant: name or short name of a zoo variant of `recipes.py`; decides config and processor. The authors'
