@@ -21,8 +21,12 @@ class RecurrentCrissCrossAttention(nn.Module):
     value: nn.Module
     gamma: torch.Tensor
     recurrence: int
+    num_heads: int
+    rounds: nn.ModuleList | None
 
-    def forward(self, hidden_state: torch.Tensor, output_attentions: bool = False):
+    def forward(self, hidden_state: torch.Tensor, output_attentions: bool = False, mask: torch.Tensor | None = None):
+        if mask is not None or self.num_heads > 1 or self.rounds is not None:
+            return self._all_rounds(hidden_state, output_attentions, mask)  # the model's own layer knows how
         attentions = ()
         for _ in range(self.recurrence):
             query, key, value = self.query(hidden_state), self.key(hidden_state), self.value(hidden_state)
