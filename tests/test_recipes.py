@@ -450,6 +450,7 @@ def with_value(recipe: TrainingRecipe, name: str, value) -> TrainingRecipe:
         ("ratio_step", -0.1),
         ("cat_max_ratio", 0.0),
         ("cat_max_ratio", 1.1),
+        ("letterbox", 1),
         ("photometric_distortion", "no"),
         ("pad_before_normalization", 1),
         ("optimizer", "lion"),

@@ -8,6 +8,7 @@ from ccnet_hf.command import run_subcommand
 # Each has the name of its script, where it has one.
 SUBCOMMANDS = {
     "segment": ("ccnet_hf.inference.segment", "segment images"),
+    "attend": ("ccnet_hf.inference.attend", "draw what a pixel of an image attends to"),
     "train": ("ccnet_hf.training.training_arguments", "train a model"),
     "eval": ("ccnet_hf.evaluation.eval_arguments", "score a checkpoint on a dataset"),
     "prepare_dataset": ("ccnet_hf.data.preparation.prepare_arguments", "turn a benchmark's archives into a dataset"),

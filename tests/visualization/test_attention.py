@@ -8,7 +8,15 @@ import torch
 from PIL import Image
 
 from ccnet_hf.errors import InputError
-from ccnet_hf.visualization import attention_map, captioned_grid, draw_attention
+from ccnet_hf.visualization import (
+    attention_map,
+    attention_ratio,
+    captioned_grid,
+    clip_attention,
+    draw_attention,
+    draw_attention_ratio,
+    uniform_attention,
+)
 
 
 def random_attentions(height: int, width: int, rounds: int) -> list[torch.Tensor]:
@@ -76,3 +84,68 @@ def test_attention_to_nothing_is_named():
     for weights in (torch.zeros(4, 5), torch.full((4, 5), float("nan")), torch.ones(5)):
         with pytest.raises(InputError, match="weights must be a map"):
             draw_attention(Image.new("RGB", (2, 2)), weights, (0, 0))
+
+
+def dense(attention: torch.Tensor) -> torch.Tensor:
+    """A round as the matrix that takes a map, position by position, to what it looks at."""
+    height, width, _ = attention.shape
+    matrix = torch.zeros(height, width, height, width, dtype=torch.float64)
+    for row, column in itertools.product(range(height), range(width)):
+        matrix[row, column, :, column] += attention[row, column, :height]
+        matrix[row, column, row, :] += attention[row, column, height:]
+    return matrix.reshape(height * width, height * width)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_attention_is_a_row_of_the_product_of_dense_matrices(rounds):
+    """The last round first: what the position looks at, and then what those look at."""
+    attentions = [attention.double() for attention in random_attentions(5, 7, rounds)]
+    attentions = [attention / attention.sum(-1, keepdim=True) for attention in attentions]
+    product = torch.eye(35, dtype=torch.float64)
+    for attention in attentions:
+        product = dense(attention) @ product
+    for position in ((0, 0), (3, 2), (4, 6)):
+        weights = attention_map(attentions, position)
+        torch.testing.assert_close(weights.flatten(), product[position[0] * 7 + position[1]], rtol=0, atol=1e-12)
+
+
+def test_uniform_attention_puts_half_of_two_rounds_on_the_cross():
+    """(W^2 + H^2 - 1) / (H + W - 1)^2, 50.5 % at 97x97."""
+    uniform = uniform_attention(97, 97)
+    torch.testing.assert_close(uniform.sum(-1), torch.ones(97, 97, dtype=torch.float64), rtol=0, atol=1e-12)
+    weights = attention_map([uniform] * 2, (40, 11))
+    on_the_cross = weights[40].sum() + weights[:, 11].sum() - weights[40, 11]
+    assert on_the_cross.item() == pytest.approx((97**2 + 97**2 - 1) / 193**2, abs=1e-12)
+    assert round(100 * on_the_cross.item(), 1) == 50.5
+
+
+def test_ratio_to_uniform_attention():
+    uniform = uniform_attention(4, 6)
+    assert attention_ratio(attention_map([uniform] * 2, (1, 2)), (1, 2), 2).abs().max() < 1e-12
+    weights = attention_map([uniform], (1, 2))
+    weights[1, 5] *= 8
+    ratio = attention_ratio(weights, (1, 2), 1)
+    assert ratio[1, 5].item() == pytest.approx(3) and ratio[3, 4] == 0, "nothing where one round cannot look"
+    weights[0, 2] = 0
+    assert torch.isfinite(attention_ratio(weights, (1, 2), 1)).all()
+
+
+def test_the_authors_cut_weights_off():
+    weights = attention_map(random_attentions(20, 30, 2), (5, 7))
+    clipped = clip_attention(weights, (5, 7), 90)
+    off = torch.ones(20, 30, dtype=torch.bool)
+    off[5], off[:, 7] = False, False
+    threshold = np.quantile(weights[off].double().numpy(), 0.9)
+    assert clipped.max().item() == pytest.approx(threshold)
+    torch.testing.assert_close(clipped, weights.clamp(max=float(np.float32(threshold))))
+    assert torch.equal(clip_attention(weights[:1], (0, 3)), weights[:1])  # a single row is all cross
+    with pytest.raises(InputError, match="percentile must be from 0 to 100, got 101"):
+        clip_attention(weights, (5, 7), 101)
+
+
+def test_ratios_are_drawn_in_two_colours():
+    ratio = torch.zeros(4, 6)
+    ratio[3, 5], ratio[3, 0] = 4.0, -4.0
+    pixels = np.asarray(draw_attention_ratio(Image.new("RGB", (120, 80)), ratio, (0, 2))).astype(int)
+    assert tuple(pixels[79, 119]) == (255, 120, 0) and tuple(pixels[79, 0]) == (30, 90, 220)
+    assert tuple(pixels[40, 60]) == (127, 127, 127)

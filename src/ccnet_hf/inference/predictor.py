@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor
 from ccnet_hf.data import benchmarks
 from ccnet_hf.data.images import read_image
 from ccnet_hf.errors import InputError
+from ccnet_hf.inference.attention import PixelAttention, attend
 from ccnet_hf.inference.logits import Size, positive, resize, slide_logits, sliding_window
 from ccnet_hf.inference.runtime import Runtime, as_runtime
 from ccnet_hf.limits import MAX_PIXELS
@@ -119,6 +120,25 @@ class Predictor:
             argmax_of_resized_logits(logits, **self._way_back(input_size, image))
             for image, (logits, input_size) in zip(images, self._logits(images), strict=True)
         ]
+
+    def attention(self, image: InputImage, point: tuple[float, float]) -> PixelAttention:
+        """What one pixel attends to, the whole image being seen at once as the processor resizes it.
+
+        Args:
+            image: as for `scores`.
+            point: (x, y) on the upright image, in pixels from its upper left corner.
+
+        Raises:
+            InputError: what predicts is no model with criss-cross attention, or the point is not on the image.
+        """
+        if not isinstance(self.model, nn.Module):
+            raise InputError("only a PyTorch model tells what it attends to")
+        image = _upright(image)
+        (pixel_values,) = self._inputs([image])
+        weight = next(self.model.parameters())
+        pixel_values = pixel_values[None].to(weight.device, weight.dtype)
+        letterbox = self.image_processor.active_letterbox_inverse is not None
+        return attend(self.model, pixel_values, point, image_size(image), letterbox)
 
     def _logits(self, images: Sequence[InputImage]) -> list[tuple[torch.Tensor, tuple[int, int]]]:
         """Logits per image, averaged over the views of what the processor made of it, and its size."""

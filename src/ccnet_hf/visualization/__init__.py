@@ -4,7 +4,15 @@
 `train`.
 """
 
-from ccnet_hf.visualization.attention import attention_map, captioned_grid, draw_attention
+from ccnet_hf.visualization.attention import (
+    attention_map,
+    attention_ratio,
+    captioned_grid,
+    clip_attention,
+    draw_attention,
+    draw_attention_ratio,
+    uniform_attention,
+)
 from ccnet_hf.visualization.segmentation import (
     Color,
     LabelMap,
@@ -23,14 +31,18 @@ __all__ = [
     "Color",
     "LabelMap",
     "attention_map",
+    "attention_ratio",
     "blend",
     "captioned_grid",
     "class_shares",
+    "clip_attention",
     "colorize",
     "complete_palette",
     "draw_attention",
+    "draw_attention_ratio",
     "draw_legend",
     "format_share",
     "generate_palette",
     "overlay",
+    "uniform_attention",
 ]

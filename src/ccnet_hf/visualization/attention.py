@@ -11,7 +11,8 @@ from ccnet_hf.errors import InputError
 from ccnet_hf.visualization.segmentation import INK, PAPER
 
 
-_HEAT = (255, 120, 0)
+_HEAT, _COLD = (255, 120, 0), (30, 90, 220)
+_MOST_RATIO = 4.0  # in powers of two; what is rarer or more frequent is drawn as this
 
 
 def attention_map(attentions: Sequence[torch.Tensor], position: tuple[int, int]) -> torch.Tensor:
@@ -40,6 +41,57 @@ def attention_map(attentions: Sequence[torch.Tensor], position: tuple[int, int])
         over_column, over_row = attention.split((height, width), dim=-1)
         weights = torch.einsum("ij,ijk->kj", weights, over_column) + torch.einsum("ij,ijk->ik", weights, over_row)
     return weights
+
+
+def uniform_attention(height: int, width: int) -> torch.Tensor:
+    """The weights of one round that prefers nothing: (height, width, height + width) float64, in the layout above."""
+    weights = torch.full((height, width, height + width), 1 / (height + width - 1), dtype=torch.float64)
+    rows = torch.arange(height)
+    weights[rows, :, rows] = 0  # a position counts itself once, in its row
+    return weights
+
+
+def clip_attention(weights: torch.Tensor, position: tuple[int, int], percentile: float = 99.0) -> torch.Tensor:
+    """A map of attention cut off at a percentile of the weights off the position's cross, as the authors draw it.
+
+    Two paths of two rounds lead to most positions, but many to those of the own row and column, so that even uniform
+    attention puts half of its weight there (50.5 % at 97x97). Cut off, the rest can be seen.
+
+    Args:
+        weights: (h, w) as `attention_map` gives them, of two rounds or more.
+        position: (row, column), whose attention this is.
+        percentile: 0 to 100.
+
+    Raises:
+        InputError: the percentile is none, or the position lies elsewhere.
+    """
+    if not 0 <= percentile <= 100:
+        raise InputError(f"percentile must be from 0 to 100, got {percentile}")
+    if not _is_inside(position, *weights.shape):
+        raise InputError(f"position must be (row, column) on a map of {tuple(weights.shape)}, got {position!r}")
+    row, column = position
+    off_the_cross = torch.ones_like(weights, dtype=torch.bool)
+    off_the_cross[row], off_the_cross[:, column] = False, False
+    if not off_the_cross.any():
+        return weights
+    return weights.clamp(max=torch.quantile(weights[off_the_cross].double(), percentile / 100).to(weights.dtype))
+
+
+def attention_ratio(weights: torch.Tensor, position: tuple[int, int], num_rounds: int) -> torch.Tensor:
+    """How much more, or less, a position weighs than under attention that prefers nothing.
+
+    Args:
+        weights: (h, w) as `attention_map` gives them.
+        position: (row, column), whose attention this is.
+        num_rounds: that led to `weights`.
+
+    Returns:
+        (h, w) float64, the ratio's logarithm to base 2; 0 where no path of so many rounds leads.
+    """
+    uniform = attention_map([uniform_attention(*weights.shape)] * num_rounds, position)
+    smallest = torch.finfo(torch.float32).tiny
+    ratio = weights.cpu().double().clamp(min=smallest).log2() - uniform.clamp(min=smallest).log2()
+    return ratio.where(uniform > 0, 0.0)
 
 
 def _checked_size(attentions: Sequence[torch.Tensor]) -> tuple[int, int]:
@@ -71,15 +123,44 @@ def draw_attention(image: Image.Image, weights: torch.Tensor, position: tuple[in
         raise InputError(f"weights must be a map (h, w) with something in it, got shape {tuple(weights.shape)}")
     if not _is_inside(position, *weights.shape):
         raise InputError(f"position must be (row, column) on a map of {tuple(weights.shape)}, got {position!r}")
-    strength = (weights / weights.max()).clamp(0, 1).float().cpu().numpy()
+    drawn = _tint(_pale(image), weights / weights.max(), _HEAT)
+    return _mark(drawn, position, tuple(weights.shape))
+
+
+def draw_attention_ratio(image: Image.Image, ratio: torch.Tensor, position: tuple[int, int]) -> Image.Image:
+    """An image in pale grey under `attention_ratio`: orange where the position looks more than evenly, blue where it
+    looks less, full at 16 times as much and at a sixteenth.
+
+    Args:
+        image: the image.
+        ratio: (h, w) over the feature map.
+        position: (row, column) on the feature map; a ring marks it.
+
+    Raises:
+        InputError: the position lies elsewhere.
+    """
+    if not _is_inside(position, *ratio.shape):
+        raise InputError(f"position must be (row, column) on a map of {tuple(ratio.shape)}, got {position!r}")
+    drawn = _tint(_pale(image), ratio / _MOST_RATIO, _HEAT)
+    return _mark(_tint(drawn, -ratio / _MOST_RATIO, _COLD), position, tuple(ratio.shape))
+
+
+def _pale(image: Image.Image) -> Image.Image:
+    return Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, PAPER), 0.5)
+
+
+def _tint(image: Image.Image, strength: torch.Tensor, colour: tuple[int, int, int]) -> Image.Image:
+    """An image under a colour, as strong as a map (h, w) says between 0 and 1."""
+    strength = strength.clamp(0, 1).float().cpu().numpy()
     mask = Image.fromarray((255 * strength).round().astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
-    pale = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, PAPER), 0.5)
-    drawn = Image.composite(Image.new("RGB", image.size, _HEAT), pale, mask)
+    return Image.composite(Image.new("RGB", image.size, colour), image, mask)
+
+
+def _mark(drawn: Image.Image, position: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """A ring around a position (row, column) of a feature map of this size (height, width)."""
     # Position centres: half a step of the feature map in.
-    x, y = (
-        (i + 0.5) * side / n for i, side, n in zip(position[::-1], image.size, reversed(weights.shape), strict=True)
-    )
-    radius = max(3.0, min(image.size) / 40)
+    x, y = ((i + 0.5) * side / n for i, side, n in zip(position[::-1], drawn.size, size[::-1], strict=True))
+    radius = max(3.0, min(drawn.size) / 40)
     width = max(1, round(radius / 3))
     pen = ImageDraw.Draw(drawn)
     pen.ellipse(
