@@ -47,7 +47,7 @@ class AttendArguments:
 
 
 def attend(arguments: AttendArguments) -> None:
-    """Draw what a pixel attends to, round by round and by all together: the weights, and their ratio to uniform ones."""
+    """Draw what a pixel attends to, round by round and by all together: weights, and their ratio to uniform ones."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()

@@ -35,6 +35,9 @@ from .mistaken_names_ccnet import refuse
 # Beyond these, building or running a model would take memory until the system ends the process.
 MAX_NUM_LABELS = 65_536
 
+# Of the losses that may be added to cross entropy.
+FURTHER_LOSS_FIELDS = ("lovasz_loss_weight", "dice_loss_weight", "focal_loss_weight", "focal_loss_gamma")
+
 _BACKBONE = "backbone_config, the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
 
 
@@ -132,6 +135,14 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
             Channels that loss sees, a 1x1 convolution of the attention's output.
         category_consistent_per_image (`bool`, defaults to `False`):
             Whether that loss gathers the classes in every image for itself rather than over the batch.
+        lovasz_loss_weight (`float`, defaults to 0.0):
+            Weight of the Lovász-softmax loss, which is added to the cross entropy of the classifier.
+        dice_loss_weight (`float`, defaults to 0.0):
+            Likewise of the Dice loss.
+        focal_loss_weight (`float`, defaults to 0.0):
+            Likewise of the focal loss.
+        focal_loss_gamma (`float`, defaults to 2.0):
+            How little the focal loss counts pixels that are learnt already; 0 is cross entropy.
         inference (`dict`, defaults to `{"mode": "whole"}`):
             The protocol the checkpoint is scored with: `{"mode": "whole"}`, or
             `{"mode": "slide", "crop_size": [height, width], "stride": [height, width]}`.
@@ -178,6 +189,10 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
     category_consistent_loss_weight: float | int = 0.0
     category_consistent_channels: int = 16
     category_consistent_per_image: bool = False
+    lovasz_loss_weight: float | int = 0.0
+    dice_loss_weight: float | int = 0.0
+    focal_loss_weight: float | int = 0.0
+    focal_loss_gamma: float | int = 2.0
     inference: dict[str, Any] | None = None
     initializer_range: float | int = 0.01
 
@@ -211,7 +226,8 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
             raise ValueError(f"classifier_dropout_prob must be in [0, 1), got {self.classifier_dropout_prob}")
         if self.ohem_threshold is not None and not 0 < self.ohem_threshold <= 1:
             raise ValueError(f"ohem_threshold must be in (0, 1] or None, got {self.ohem_threshold}")
-        for name in ("auxiliary_loss_weight", "category_consistent_loss_weight", "initializer_range"):
+        weights = ("auxiliary_loss_weight", "category_consistent_loss_weight")
+        for name in (*weights, *FURTHER_LOSS_FIELDS, "initializer_range"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be a finite number, at least 0, got {getattr(self, name)}")
 

@@ -6,7 +6,13 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .configuration_ccnet import MAX_RECURRENCE, CCNetModelConfigMixin, check_inference, read_backbone_config
+from .configuration_ccnet import (
+    FURTHER_LOSS_FIELDS,
+    MAX_RECURRENCE,
+    CCNetModelConfigMixin,
+    check_inference,
+    read_backbone_config,
+)
 from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetResNetConfig, check_range
 from .mistaken_names_ccnet import refuse
 
@@ -54,6 +60,14 @@ class CCNetParsingConfig(CCNetModelConfigMixin, PreTrainedConfig):
             Channels that loss sees, a 1x1 convolution of the attention's output.
         category_consistent_per_image (`bool`, defaults to `False`):
             Whether that loss gathers the classes in every image for itself rather than over the batch.
+        lovasz_loss_weight (`float`, defaults to 0.0):
+            Weight of the Lovász-softmax loss, which is added to the cross entropy of both classifiers.
+        dice_loss_weight (`float`, defaults to 0.0):
+            Likewise of the Dice loss.
+        focal_loss_weight (`float`, defaults to 0.0):
+            Likewise of the focal loss.
+        focal_loss_gamma (`float`, defaults to 2.0):
+            How little the focal loss counts pixels that are learnt already; 0 is cross entropy.
         align_corners (`bool`, defaults to `True`):
             How feature maps and logits are resized, in the network, in the loss and in inference.
         semantic_loss_ignore_index (`int`, defaults to 255):
@@ -99,6 +113,10 @@ class CCNetParsingConfig(CCNetModelConfigMixin, PreTrainedConfig):
     category_consistent_loss_weight: float | int = 0.0
     category_consistent_channels: int = 16
     category_consistent_per_image: bool = False
+    lovasz_loss_weight: float | int = 0.0
+    dice_loss_weight: float | int = 0.0
+    focal_loss_weight: float | int = 0.0
+    focal_loss_gamma: float | int = 2.0
     align_corners: bool = True
     semantic_loss_ignore_index: int = 255
     inference: dict[str, Any] | None = None
@@ -134,7 +152,7 @@ class CCNetParsingConfig(CCNetModelConfigMixin, PreTrainedConfig):
         if not 0 <= self.classifier_dropout_prob < 1:
             raise ValueError(f"classifier_dropout_prob must be in [0, 1), got {self.classifier_dropout_prob}")
         weights = ("parsing_loss_weight", "edge_loss_weight", "category_consistent_loss_weight")
-        for name in (*weights, "initializer_range"):
+        for name in (*weights, *FURTHER_LOSS_FIELDS, "initializer_range"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be a finite number, at least 0, got {getattr(self, name)}")
         if self.category_consistent_loss_weight > 0 and self.context_module != "rcca":

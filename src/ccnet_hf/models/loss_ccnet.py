@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from .loss_regions_ccnet import dice_loss, focal_loss, lovasz_softmax_loss
+
 
 # mmsegmentation adds the machine epsilon of fp32 to the number of pixels it divides by.
 _EPSILON = torch.finfo(torch.float32).eps
@@ -160,6 +162,39 @@ def _category_loss(
     )
 
 
+def _lovasz_loss(
+    config: PreTrainedConfig,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    class_weights: torch.Tensor | None,
+    valid_pixels: torch.Tensor | float | None,
+) -> torch.Tensor:
+    logits = _resized(logits, labels, config.align_corners)
+    return lovasz_softmax_loss(logits, labels, config.semantic_loss_ignore_index)
+
+
+def _dice_loss(
+    config: PreTrainedConfig,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    class_weights: torch.Tensor | None,
+    valid_pixels: torch.Tensor | float | None,
+) -> torch.Tensor:
+    return dice_loss(_resized(logits, labels, config.align_corners), labels, config.semantic_loss_ignore_index)
+
+
+def _focal_loss(
+    config: PreTrainedConfig,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    class_weights: torch.Tensor | None,
+    valid_pixels: torch.Tensor | float | None,
+) -> torch.Tensor:
+    logits = _resized(logits, labels, config.align_corners)
+    how = {"class_weights": class_weights, "valid_pixels": valid_pixels}
+    return focal_loss(logits, labels, config.focal_loss_gamma, config.semantic_loss_ignore_index, **how)
+
+
 class Loss(NamedTuple):
     """A row of [`LOSSES`].
 
@@ -182,6 +217,9 @@ LOSSES = {
     "decode_loss": Loss(_decode_loss, of="logits"),
     "auxiliary_loss": Loss(_cross_entropy, of="auxiliary_logits", weight="auxiliary_loss_weight"),
     "category_loss": Loss(_category_loss, of="category_embeddings", weight="category_consistent_loss_weight"),
+    "lovasz_loss": Loss(_lovasz_loss, of="logits", weight="lovasz_loss_weight"),
+    "dice_loss": Loss(_dice_loss, of="logits", weight="dice_loss_weight"),
+    "focal_loss": Loss(_focal_loss, of="logits", weight="focal_loss_weight"),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .loss_ccnet import category_consistent_loss, semantic_segmentation_loss
+from .loss_ccnet import LOSSES, category_consistent_loss, semantic_segmentation_loss
 
 
 # Two pixels are marked on both sides of a border, and one more around them.
@@ -38,7 +38,8 @@ def ccnet_parsing_losses(
             category-consistent loss are means over this batch, whatever it is.
 
     Returns:
-        Scalars by name: `fusion_loss`, `parsing_loss`, `edge_loss`, and `category_loss` where its input is given.
+        Scalars by name: `fusion_loss`, `parsing_loss`, `edge_loss`, those of both classifiers that have a weight
+        (`lovasz_loss`, `dice_loss`, `focal_loss`), and `category_loss` where its input is given.
     """
     ignore_index, align_corners = config.semantic_loss_ignore_index, config.align_corners
     how = {
@@ -54,6 +55,13 @@ def ccnet_parsing_losses(
         "parsing_loss": config.parsing_loss_weight * parsing_loss,
         "edge_loss": config.edge_loss_weight * edges,
     }
+    for name in ("lovasz_loss", "dice_loss", "focal_loss"):
+        function, _, weight = LOSSES[name]
+        if factor := getattr(config, weight):
+            of_final, of_decoder = (
+                function(config, output, labels, class_weights, valid_pixels) for output in (logits, parsing_logits)
+            )
+            losses[name] = factor * (of_final + config.parsing_loss_weight * of_decoder)
     if category_embeddings is not None:
         category_loss = category_consistent_loss(
             category_embeddings,

@@ -61,12 +61,13 @@ _TRAINED = (
     _parsing_recipe("ce2p-r101-lip"),
 )
 
-# Published human parsers that can be converted. What SCHP adds in training, cycles of self-correction, is not part of
-# these recipes, which train on from its weights as CE2P does.
+# Published human parsers that can be converted. SCHP trains with the Lovasz-softmax loss beside cross entropy; what
+# else it adds, cycles of self-correction, is not part of these recipes, which train on from its weights as CE2P does.
+_SCHP = {"lovasz_loss_weight": 1.0}
 _PUBLISHED = (
-    _parsing_recipe("schp-lip"),
-    _parsing_recipe("schp-atr", benchmark="atr", side=512),
-    _parsing_recipe("schp-pascal", benchmark="pascal-person-part", side=512),
+    _parsing_recipe("schp-lip", model=_SCHP),
+    _parsing_recipe("schp-atr", benchmark="atr", side=512, model=_SCHP),
+    _parsing_recipe("schp-pascal", benchmark="pascal-person-part", side=512, model=_SCHP),
     # As its authors released it: smaller images, another schedule, and ImageNet's constants for red, green and blue
     # used for blue, green and red.
     _parsing_recipe(

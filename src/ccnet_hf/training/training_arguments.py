@@ -55,11 +55,21 @@ class ModelArguments:
     category_consistent_loss_weight: float | None = field(
         default=None, metadata={"help": "weight of the category-consistent loss"}
     )
+    lovasz_loss_weight: float | None = field(
+        default=None, metadata={"help": "weight of the Lovasz-softmax loss, which is added"}
+    )
+    dice_loss_weight: float | None = field(default=None, metadata={"help": "weight of the Dice loss, which is added"})
+    focal_loss_weight: float | None = field(
+        default=None, metadata={"help": "weight of the focal loss, which is added"}
+    )
     class_weight_power: float = field(
         default=0.0, metadata={"help": "classes weigh frequency ** -power in the loss; 0: all alike"}
     )
 
-    CHANGES = ("recurrence", "loss_reduction", "ohem_threshold", "ohem_min_kept", "category_consistent_loss_weight")
+    CHANGES = (
+        *("recurrence", "loss_reduction", "ohem_threshold", "ohem_min_kept", "category_consistent_loss_weight"),
+        *("lovasz_loss_weight", "dice_loss_weight", "focal_loss_weight"),
+    )
 
     def __post_init__(self):
         check_range("--class_weight_power", self.class_weight_power, 0, 10)

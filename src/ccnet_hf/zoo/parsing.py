@@ -98,4 +98,5 @@ def converted_parsing_recipe(recipe: Recipe) -> Recipe:
     """
     if not is_published_parser(recipe):
         raise InputError(f"files of human parsers are of {', '.join(CONVERTED_PARSERS)}, not of {recipe.name}")
-    return replace(recipe, model=recipe.model | {"category_consistent_loss_weight": 0.0})
+    added = {"category_consistent_loss_weight": 0.0, "lovasz_loss_weight": 0.0}
+    return replace(recipe, model=recipe.model | added)
