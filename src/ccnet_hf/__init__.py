@@ -1,16 +1,23 @@
 """CCNet (Criss-Cross Attention for Semantic Segmentation) for Hugging Face Transformers.
 
 Importing this package registers its classes with `AutoConfig`, `AutoModel`, `AutoModelForSemanticSegmentation`,
-`AutoBackbone`, `AutoImageProcessor` and `pipeline("image-segmentation")`.
+`AutoBackbone`, `AutoImageProcessor`, `AutoVideoProcessor` and `pipeline("image-segmentation")`.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    AutoVideoProcessor,
+)
 
 from . import kernels
 from .errors import InputError
 from .models.configuration_ccnet import CCNetConfig
 from .models.configuration_ccnet_parsing import CCNetParsingConfig
 from .models.configuration_ccnet_resnet import CCNetResNetConfig
+from .models.configuration_ccnet_video import CCNetVideoConfig
 from .models.criss_cross_attention import criss_cross_attention
 from .models.image_processing_ccnet import CCNetImageProcessor
 from .models.image_processing_pil_ccnet import CCNetImageProcessorPil
@@ -25,6 +32,8 @@ from .models.modeling_ccnet import (
 )
 from .models.modeling_ccnet_parsing import CCNetForHumanParsing, CCNetHumanParsingOutput
 from .models.modeling_ccnet_resnet import CCNetResNetBackbone
+from .models.modeling_ccnet_video import CCNetForVideoSegmentation, CCNetVideoModel
+from .models.video_processing_ccnet import CCNetVideoProcessor
 
 
 __version__ = "0.1.0"
@@ -36,6 +45,9 @@ AutoModel.register(CCNetConfig, CCNetModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(CCNetConfig, CCNetForSemanticSegmentation, exist_ok=True)
 AutoConfig.register(CCNetParsingConfig.model_type, CCNetParsingConfig, exist_ok=True)
 AutoModelForSemanticSegmentation.register(CCNetParsingConfig, CCNetForHumanParsing, exist_ok=True)
+AutoConfig.register(CCNetVideoConfig.model_type, CCNetVideoConfig, exist_ok=True)
+AutoModelForSemanticSegmentation.register(CCNetVideoConfig, CCNetForVideoSegmentation, exist_ok=True)
+AutoVideoProcessor.register(CCNetVideoConfig, CCNetVideoProcessor, exist_ok=True)
 for _config_class in (CCNetConfig, CCNetParsingConfig):
     AutoImageProcessor.register(
         _config_class,
@@ -47,6 +59,7 @@ __all__ = [
     "CCNetConfig",
     "CCNetForHumanParsing",
     "CCNetForSemanticSegmentation",
+    "CCNetForVideoSegmentation",
     "CCNetHumanParsingOutput",
     "CCNetImageProcessor",
     "CCNetImageProcessorPil",
@@ -57,6 +70,9 @@ __all__ = [
     "CCNetResNetBackbone",
     "CCNetResNetConfig",
     "CCNetSemanticSegmenterOutput",
+    "CCNetVideoConfig",
+    "CCNetVideoModel",
+    "CCNetVideoProcessor",
     "CrissCrossAttention",
     "InputError",
     "RecurrentCrissCrossAttention",

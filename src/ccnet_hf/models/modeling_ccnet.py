@@ -101,6 +101,8 @@ class CCNetConvLayer(nn.Module):
 class CCNetHead(GradientCheckpointingLayer):
     """Reduce the feature map, attend, and join the result with the feature map again (paper section 3.1)."""
 
+    attention_class = RecurrentCrissCrossAttention
+
     def __init__(self, config: PreTrainedConfig, in_channels: int):
         super().__init__()
         size, activation = config.hidden_size, config.head_activation
@@ -108,7 +110,7 @@ class CCNetHead(GradientCheckpointingLayer):
         self.attention = None
         # CODEPATH: every published CCNet attends; 0 is the plain FCN head, the control of every experiment.
         if config.recurrence > 0:
-            self.attention = RecurrentCrissCrossAttention(size, config.query_key_size, config.recurrence)
+            self.attention = self.attention_class(size, config.query_key_size, config.recurrence)
         self.output_projection = CCNetConvLayer(size, size, activation)
         # CODEPATH: all published checkpoints; False is mmsegmentation's option of that name.
         self.fusion = CCNetConvLayer(in_channels + size, size, activation) if config.concat_input else None
@@ -121,10 +123,14 @@ class CCNetHead(GradientCheckpointingLayer):
         attentions = () if output_attentions else None
         if self.attention is not None:
             attended, attentions = self.attention(attended, output_attentions)
+        return self.join(feature_map, attended), attended, attentions
+
+    def join(self, feature_map: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """What the classifier sees, of the feature map and what the attention made of it."""
         hidden_state = self.output_projection(attended)
         if self.fusion is not None:
             hidden_state = self.fusion(torch.cat([feature_map, hidden_state], dim=1))
-        return hidden_state, attended, attentions
+        return hidden_state
 
 
 class CCNetAuxiliaryHead(nn.Module):
@@ -217,12 +223,13 @@ class CCNetModel(CCNetPreTrainedModel):
     `last_hidden_state` is what the classifier of [`CCNetForSemanticSegmentation`] sees, before dropout.
     """
 
+    head_class = CCNetHead
     _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^auxiliary_head\.", r"^category_projection\."]
 
     def __init__(self, config: CCNetConfig):
         super().__init__(config)
         self.backbone = build_backbone(config)
-        self.head = CCNetHead(config, self.backbone.channels[-1])
+        self.head = self.head_class(config, self.backbone.channels[-1])
         self.post_init()
 
     @can_return_tuple
@@ -273,9 +280,11 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         ValueError: the configuration asks for an auxiliary head, and the backbone gives a single feature map.
     """
 
+    model_class = CCNetModel
+
     def __init__(self, config: CCNetConfig):
         super().__init__(config)
-        self.model = CCNetModel(config)
+        self.model = self.model_class(config)
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob)
         self.classifier = nn.Conv2d(config.hidden_size, config.num_labels, kernel_size=1)
         self.auxiliary_head = None
@@ -344,6 +353,10 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
+        return self.classify(outputs, labels)
+
+    def classify(self, outputs: CCNetModelOutput, labels: torch.Tensor | None) -> CCNetSemanticSegmenterOutput:
+        """Scores, and with labels the loss, of what the model without a classifier gives."""
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
 
         # With a device map the parts may lie on several devices.

@@ -29,7 +29,7 @@ class RecurrentCrissCrossAttention(nn.Module):
             return self._all_rounds(hidden_state, output_attentions, mask)  # the model's own layer knows how
         attentions = ()
         for _ in range(self.recurrence):
-            query, key, value = self.query(hidden_state), self.key(hidden_state), self.value(hidden_state)
+            query, key, value = self._project(hidden_state)
             if output_attentions:
                 context, weights = criss_cross_attention_with_weights(query, key, value)
                 attentions += (weights,)

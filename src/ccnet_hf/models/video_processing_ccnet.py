@@ -1,0 +1,172 @@
+"""Video processor of CCNet: what the image processor does to an image, of every frame of a clip."""
+
+import os
+from typing import Any
+
+import torch
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import VideosKwargs
+from transformers.utils import TensorType, is_av_available, is_torchcodec_available
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import load_video
+
+from .image_processing_ccnet import CCNetImageProcessor
+from .image_processing_common_ccnet import CCNetImageProcessorKwargs
+from .post_processing_ccnet import Size
+
+
+# What a video processor shares with an image processor.
+_SHARED = (
+    *("do_resize", "size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+    *("align_corners", "palette"),
+)
+
+
+class CCNetVideoProcessorKwargs(VideosKwargs, total=False):
+    r"""
+    align_corners (`bool`, *optional*, defaults to `self.align_corners`):
+        Of the resizes of logits in post-processing, by the processor's own value; no effect in a call.
+    palette (`list[list[int]]`, *optional*, defaults to `self.palette`):
+        One RGB colour per class, for those who draw segmentation maps; no effect in a call.
+    """
+
+    align_corners: bool | None
+    palette: list[list[int]] | None
+
+
+class CCNetVideoProcessor(BaseVideoProcessor):
+    r"""Prepares clips for [`CCNetForVideoSegmentation`], frame by frame as [`CCNetImageProcessor`] does images, and
+    makes segmentation maps of its outputs.
+
+    It takes arrays and tensors `(frames, height, width, channels)` or `(frames, channels, height, width)`, lists of
+    frames, and video files, which torchcodec or av decodes. `from_pretrained` takes the folder of an image model, too.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `True`): Whether to resize.
+        size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 1024, "longest_edge": 2048}`):
+            As of [`CCNetImageProcessor`].
+        do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply values by `rescale_factor`.
+        rescale_factor (`float`, *optional*, defaults to `1/255`): That factor.
+        do_normalize (`bool`, *optional*, defaults to `True`):
+            Whether to subtract `image_mean` and divide by `image_std`.
+        image_mean (`list[float]`, *optional*): One number per channel, after rescaling; ImageNet's by default.
+        image_std (`list[float]`, *optional*): Likewise.
+        align_corners (`bool`, *optional*, defaults to `False`): Of the resizes of logits in post-processing.
+        palette (`list[list[int]]`, *optional*): One RGB colour per class.
+    """
+
+    model_input_names = ["pixel_values_videos"]
+    valid_kwargs = CCNetVideoProcessorKwargs
+    do_resize = True
+    size = {"shortest_edge": 1024, "longest_edge": 2048}
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_convert_rgb = True
+    do_sample_frames = False
+    align_corners = False
+    palette = None
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
+
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
+        """As every processor's; of an image processor's file, what a clip has no use for is left out."""
+        useless = {*CCNetImageProcessorKwargs.__annotations__} - {*CCNetVideoProcessorKwargs.__annotations__}
+        useless |= {"do_pad", "pad_size", "image_processor_type", "disable_grouping"}
+        known = {name: value for name, value in video_processor_dict.items() if name not in useless}
+        return super().from_dict(known, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The processor as `video_preprocessor_config.json` holds it, with the class of the code saved beside it."""
+        return super().to_dict() | {"auto_map": {"AutoVideoProcessor": "video_processing_ccnet.CCNetVideoProcessor"}}
+
+    def image_processor(self) -> CCNetImageProcessor:
+        """The image processor that does the same to a single frame."""
+        return CCNetImageProcessor(**{name: _plain(getattr(self, name)) for name in _SHARED})
+
+    def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn=None) -> tuple[Any, Any]:
+        """Frames and metadata of video files, one or several.
+
+        Raises:
+            ValueError: neither torchcodec nor av is installed, or a file cannot be decoded.
+        """
+        if isinstance(video_url_or_urls, list):
+            return tuple(zip(*(self.fetch_videos(one, sample_indices_fn) for one in video_url_or_urls), strict=True))
+        backend = "pyav" if is_av_available() else "torchcodec"
+        if backend == "torchcodec" and not is_torchcodec_available():
+            raise ValueError("video files need av or torchcodec: pip install av")
+        try:
+            return load_video(video_url_or_urls, backend=backend, sample_indices_fn=sample_indices_fn or _all_frames)
+        except OSError:
+            raise
+        except Exception as error:  # the decoders raise whatever the broken bytes led to
+            raise ValueError(f"{os.fspath(video_url_or_urls)} cannot be read: {error}") from error
+
+    def _preprocess(
+        self,
+        videos: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float],
+        image_std: float | list[float],
+        return_tensors: str | TensorType | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        of_images = CCNetImageProcessor()
+        processed = []
+        for video in videos:
+            if do_resize:
+                video = of_images.resize(video, size)
+            processed.append(
+                self.rescale_and_normalize(video, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            )
+        shapes = sorted({tuple(video.shape) for video in processed})
+        if return_tensors is not None and len(shapes) > 1:
+            raise ValueError(f"the clips of a batch must have one number of frames and one size, got {shapes}")
+        return BatchFeature(data={"pixel_values_videos": processed}, tensor_type=return_tensors)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: list[Size] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """Segmentation maps of the model's outputs, as [`CCNetImageProcessor`] makes them: one for every frame.
+
+        Args:
+            outputs: with `logits` of shape `(batch * frames, num_labels, h, w)`.
+            target_sizes: `(height, width)` of every frame.
+            return_segmentation_scores: whether to return the resized logits, too.
+        """
+        return self.image_processor().post_process_semantic_segmentation(
+            outputs, target_sizes, return_segmentation_scores=return_segmentation_scores
+        )
+
+
+def _plain(value: Any) -> Any:
+    return {k: v for k, v in dict(value).items() if v is not None} if isinstance(value, dict | SizeDict) else value
+
+
+def _all_frames(metadata: Any, **kwargs) -> list[int]:
+    return list(range(metadata.total_num_frames))
+
+
+CCNetVideoProcessor.register_for_auto_class()
+
+__all__ = ["CCNetVideoProcessor"]

@@ -1,0 +1,202 @@
+"""CCNet for video: against the image model, a softmax in loops and other orders of frames, and in transformers."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_config, tiny_model, wake_attention
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoVideoProcessor
+
+from ccnet_hf import (
+    CCNetForVideoSegmentation,
+    CCNetImageProcessor,
+    CCNetVideoConfig,
+    CCNetVideoProcessor,
+)
+from ccnet_hf.models.loss_ccnet import ccnet_losses
+from ccnet_hf.models.modeling_ccnet_video import CCNetClipAttention
+
+
+def tiny_video_model(seed: int = 0, **changes) -> CCNetForVideoSegmentation:
+    torch.manual_seed(seed)
+    fields = {name: value for name, value in tiny_config().to_dict().items() if name not in ("recurrence", "auto_map")}
+    model = CCNetForVideoSegmentation(CCNetVideoConfig.from_dict(fields | {"model_type": "ccnet_video"} | changes))
+    if model.model.head.attention is not None:
+        wake_attention(model.model.head.attention)
+    return model.eval()
+
+
+@pytest.fixture
+def clips() -> torch.Tensor:
+    return torch.randn(2, 3, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+
+
+def test_defaults():
+    assert CCNetVideoConfig().recurrence == 3 and CCNetVideoConfig().num_frames == 5
+    with pytest.raises(ValueError, match="num_frames must be at least 1, got 0"):
+        CCNetVideoConfig(num_frames=0)
+
+
+def test_shapes_and_loss(clips):
+    model = tiny_video_model()
+    labels = torch.randint(0, 5, (2, 3, 65, 97), generator=torch.Generator().manual_seed(2))
+    labels[:, 1] = 255  # a frame without labels
+    outputs = model(clips, labels=labels, output_attentions=True, output_hidden_states=True)
+    assert outputs.logits.shape == outputs.auxiliary_logits.shape == (6, 5, 9, 13)
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, 3, 9, 13, 3 + 9 + 13)] * 3
+    losses = ccnet_losses(model.config, labels.flatten(0, 1), outputs.logits, outputs.auxiliary_logits)
+    torch.testing.assert_close(outputs.loss, sum(losses.values()))
+    outputs.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("recurrence", [0, 1, 2, 3])
+def test_one_frame_is_the_image_model(recurrence, clips):
+    image, video = tiny_model(recurrence=recurrence).double(), tiny_video_model(recurrence=recurrence).double()
+    video.load_state_dict(image.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(
+            video(clips[:, :1].double()).logits, image(clips[:, 0].double()).logits, rtol=0, atol=1e-9
+        )
+
+
+def test_a_clip_is_a_softmax_over_time_rows_and_columns():
+    torch.manual_seed(0)
+    layer = CCNetClipAttention(8, 4, recurrence=1).double()
+    wake_attention(layer)
+    clip = torch.randn(1, 8, 3, 4, 5, dtype=torch.float64)
+    with torch.no_grad():
+        found = layer(clip)[0]
+        query, key, value = layer._project(clip)
+    assert query.shape == (1, 4, 3, 4, 5)
+    positions = list(itertools.product(range(3), range(4), range(5)))
+    for here in positions:
+        seen = [there for there in positions if sum(a != b for a, b in zip(here, there, strict=True)) <= 1]
+        assert len(seen) == 3 + 4 + 5 - 2
+        weights = [math.exp(query[0, :, *here].dot(key[0, :, *there]).item()) for there in seen]
+        context = sum(w * value[0, :, *there] for w, there in zip(weights, seen, strict=True)) / sum(weights)
+        expected = layer.gamma * context + clip[0, :, *here]
+        torch.testing.assert_close(found[0, :, *here], expected, rtol=0, atol=1e-12)
+
+
+def test_another_order_of_frames_is_another_order_of_results(clips):
+    model, order = tiny_video_model().double(), [2, 0, 1]
+    with torch.no_grad():
+        expected = model(clips.double()).logits.unflatten(0, (2, 3))[:, order]
+        found = model(clips[:, order].double()).logits.unflatten(0, (2, 3))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    alone = model(clips[:, :1].double()).logits
+    assert not torch.allclose(alone, expected[:, 1], atol=1e-3), "other frames matter"
+
+
+def test_three_rounds_reach_every_pixel_of_every_frame():
+    """A change in one corner of the first frame, felt in the opposite corner of the last one."""
+    for recurrence, felt in ((1, False), (2, False), (3, True)):
+        torch.manual_seed(0)
+        layer = CCNetClipAttention(8, 4, recurrence).double()
+        wake_attention(layer)
+        clip = torch.randn(1, 8, 3, 4, 5, dtype=torch.float64)
+        other = clip.clone()
+        other[..., 0, 0, 0] += 1
+        with torch.no_grad():
+            change = (layer(other)[0] - layer(clip)[0])[..., 2, 3, 4]
+        assert (change != 0).any() == felt
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 65, 97), "pixel_values_videos must be"),
+        ((2, 3, 65, 97), "pixel_values_videos must be"),
+        ((1, 0, 3, 9, 9), "with pixels"),
+    ],
+)
+def test_what_is_no_clip_is_named(shape, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_video_model()(torch.randn(shape))
+
+
+def test_labels_of_another_length_are_named(clips):
+    with pytest.raises(ValueError, match=r"labels must be \(batch, frames, height, width\)"):
+        tiny_video_model()(clips, labels=torch.zeros(2, 2, 65, 97, dtype=torch.int64))
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_model_begins_a_video_model(tmp_path, caplog):
+    image = tiny_model(recurrence=2)
+    image.save_pretrained(tmp_path)
+    CCNetImageProcessor(
+        size={"height": 64, "width": 96}, image_mean=[0.1, 0.2, 0.3], align_corners=True
+    ).save_pretrained(tmp_path)
+    model, found = CCNetForVideoSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(found.values()) and model.config.model_type == "ccnet_video"
+    assert model.config.recurrence == model.model.head.attention.recurrence == 2
+    assert CCNetForVideoSegmentation.from_pretrained(tmp_path, recurrence=3).model.head.attention.recurrence == 3
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["recurrence"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert CCNetForVideoSegmentation.from_pretrained(tmp_path).config.recurrence == 2
+    assert "instantiate" not in caplog.text
+    processor = CCNetVideoProcessor.from_pretrained(tmp_path)
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3] and processor.align_corners
+
+
+def test_saved_and_loaded_by_the_auto_classes(tmp_path, clips):
+    model = tiny_video_model()
+    model.save_pretrained(tmp_path)
+    CCNetVideoProcessor(size={"height": 64, "width": 96}).save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), CCNetVideoConfig)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(clips).logits, model(clips).logits)
+    processor = AutoVideoProcessor.from_pretrained(tmp_path)
+    assert isinstance(processor, CCNetVideoProcessor) and dict(processor.size)["height"] == 64
+    files = {path.name for path in tmp_path.glob("*.py")}
+    assert {"modeling_ccnet_video.py", "video_processing_ccnet.py", "layers_ccnet.py"} <= files
+
+
+# --- the processor -------------------------------------------------------------------------------------------------
+
+
+def frames(number: int = 4, height: int = 37, width: int = 53) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (number, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("form", ["array", "channels first", "tensor", "list of images", "two clips"])
+def test_a_clip_is_processed_as_its_frames_are(form):
+    fields = {"size": {"shortest_edge": 64, "longest_edge": 96}, "image_mean": [0.1, 0.2, 0.3]}
+    processor, clip = CCNetVideoProcessor(**fields), frames()
+    given = {
+        "array": clip,
+        "channels first": clip.transpose(0, 3, 1, 2),
+        "tensor": torch.from_numpy(clip),
+        "list of images": [Image.fromarray(frame) for frame in clip],
+        "two clips": [clip, clip[::-1].copy()],
+    }[form]
+    found = processor(given, return_tensors="pt")["pixel_values_videos"]
+    expected = CCNetImageProcessor(**fields)([*clip], return_tensors="pt")["pixel_values"]
+    assert torch.equal(found[0], expected)
+    if form == "two clips":
+        assert torch.equal(found[1], expected.flip(0))
+
+
+def test_segmentation_maps_are_made_frame_by_frame(clips):
+    model, processor = tiny_video_model(), CCNetVideoProcessor(size={"height": 65, "width": 97})
+    with torch.no_grad():
+        outputs = model(clips)
+    maps = processor.post_process_semantic_segmentation(outputs, [(30, 40)] * 6)
+    expected = CCNetImageProcessor(size={"height": 65, "width": 97}).post_process_semantic_segmentation(
+        outputs, [(30, 40)] * 6
+    )
+    assert len(maps) == 6 and all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+
+
+def test_clips_that_differ_are_named():
+    with pytest.raises(ValueError, match="one number of frames and one size"):
+        CCNetVideoProcessor(size={"height": 32, "width": 32})([frames(2), frames(3)], return_tensors="pt")
