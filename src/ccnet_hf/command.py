@@ -36,6 +36,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "av": "video",
 }
 
 _LONGEST_COMPLAINT = 2000  # characters; some repeat an argument or a name, however long it is

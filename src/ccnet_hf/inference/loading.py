@@ -28,18 +28,22 @@ from ccnet_hf.errors import InputError, describe, reading
 from ccnet_hf.limits import MAX_PIXELS, read_settings
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.models.configuration_ccnet_parsing import CCNetParsingConfig
+from ccnet_hf.models.configuration_ccnet_video import CCNetVideoConfig
 from ccnet_hf.models.image_processing_common_ccnet import CCNetImageProcessorMixin
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing
+from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
+from ccnet_hf.models.video_processing_ccnet import CCNetVideoProcessor
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-# The models that give class logits for every pixel, by their configuration.
-_MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
+# The models that give class logits for every pixel of an image, by their configuration, and those of a video.
+_IMAGE_MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     CCNetConfig: CCNetForSemanticSegmentation,
     CCNetParsingConfig: CCNetForHumanParsing,
 }
+_MODELS = _IMAGE_MODELS | {CCNetVideoConfig: CCNetForVideoSegmentation}
 
 _ADAPTER_CONFIG_NAME = "adapter_config.json"
 _LARGEST_JSON = 16 * 2**20  # bytes; the configuration of 65,536 classes has about 3 MB
@@ -65,15 +69,32 @@ def load_checkpoint(
         ModuleNotFoundError: the backbone is timm's, which is not installed.
     """
     device = find_device(device)
+    return _load(name_or_path, load_config(name_or_path), dtype, device)
+
+
+def load_any_checkpoint(
+    name_or_path: str, dtype: Dtype = "auto", device: str = "auto"
+) -> tuple[PreTrainedModel, BaseImageProcessor | CCNetVideoProcessor]:
+    """As `load_checkpoint`, and a `CCNetForVideoSegmentation` with its video processor, too."""
+    device = find_device(device)
+    return _load(name_or_path, load_config(name_or_path, tuple(_MODELS)), dtype, device)
+
+
+def _load(
+    name_or_path: str, config: PreTrainedConfig, dtype: Dtype, device: torch.device
+) -> tuple[PreTrainedModel, BaseImageProcessor | CCNetVideoProcessor]:
     if dtype not in get_args(Dtype):
         raise InputError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
-    config = load_config(name_or_path)
-    image_processor = load_image_processor(name_or_path, config)
+    if isinstance(config, CCNetVideoConfig):
+        with reading(name_or_path):
+            processor = CCNetVideoProcessor.from_pretrained(name_or_path)
+    else:
+        processor = load_image_processor(name_or_path, config)
     model = load_model(name_or_path, config, dtype)
     try:
-        return model.to(device=device, memory_format=torch.channels_last).eval(), image_processor
+        return model.to(device=device, memory_format=torch.channels_last).eval(), processor
     except RuntimeError as error:
         raise InputError(f"cannot use device {device}: {describe(error)}") from error
 
@@ -99,13 +120,13 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 def load_config(
-    name_or_path: str, config_classes: Sequence[type[PreTrainedConfig]] = tuple(_MODELS)
+    name_or_path: str, config_classes: Sequence[type[PreTrainedConfig]] = tuple(_IMAGE_MODELS)
 ) -> CCNetConfig | CCNetParsingConfig:
     """Load the configuration of a CCNet checkpoint.
 
     Args:
         name_or_path: as for `load_checkpoint`.
-        config_classes: what kinds of it are taken, by default all.
+        config_classes: what kinds of it are taken, by default all of image models.
 
     Raises:
         InputError: there is no such checkpoint, it is another kind of model, or its configuration is malformed.

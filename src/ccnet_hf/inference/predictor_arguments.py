@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transformers import BaseImageProcessor, PreTrainedModel
+
 from ccnet_hf.inference.loading import Dtype, load_checkpoint
 from ccnet_hf.inference.predictor import Predictor
 
@@ -40,7 +42,10 @@ class PredictorArguments:
 
     def load_predictor(self) -> Predictor:
         """Load the checkpoint. Raises InputError for what `load_checkpoint` and `Predictor` refuse."""
-        model, image_processor = load_checkpoint(self.model_name_or_path, self.dtype, self.device)
+        return self.make_predictor(*load_checkpoint(self.model_name_or_path, self.dtype, self.device))
+
+    def make_predictor(self, model: PreTrainedModel, image_processor: BaseImageProcessor) -> Predictor:
+        """A predictor of a checkpoint that is loaded. Raises InputError for what `Predictor` refuses."""
         return Predictor(
             model,
             image_processor,

@@ -1,4 +1,4 @@
-"""The command that segments images: overlays and label maps out, a table of the classes' fractions at the end."""
+"""The command that segments images and videos: overlays and label maps, and a table of the fractions of classes."""
 
 import time
 from collections.abc import Sequence
@@ -19,18 +19,30 @@ from ccnet_hf.files import atomic_file, check_writable
 from ccnet_hf.inference.images import find_images, unique_stems
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.predictor_arguments import PredictorArguments
+from ccnet_hf.inference.segment_video import load_segmenter, segment_video
+from ccnet_hf.inference.video import VIDEO_SUFFIXES, CCNetVideoSession
 from ccnet_hf.visualization import class_shares, colorize, complete_palette, format_share, overlay
 
 
 @dataclass(kw_only=True)
 class SegmentArguments(PredictorArguments):
     images: list[str] = field(
-        metadata={"positional": True, "metavar": "IMAGE", "help": "images, folders of images, or patterns"}
+        metadata={
+            "positional": True,
+            "metavar": "IMAGE_OR_VIDEO",
+            "help": "images, folders of images, patterns, or videos (.mp4, .mov, .mkv, ...)",
+        }
     )
     output_dir: str = field(
-        metadata={"metavar": "DIR", "help": "folder for NAME_overlay.png and NAME_labels.png of every image"}
+        metadata={
+            "metavar": "DIR",
+            "help": "folder for NAME_overlay.png and NAME_labels.png of every image, NAME_overlay.mp4 of every video",
+        }
     )
     compile: bool = field(default=False, metadata={"help": "compile the model; pays off with many images"})
+    num_frames: int | None = field(
+        default=None, metadata={"help": "frames of a clip, of a video checkpoint; default: what it says"}
+    )
     skip_corrupt: bool = field(
         default=False, metadata={"help": "go on after an unreadable image, and count them at the end"}
     )
@@ -40,7 +52,8 @@ class SegmentArguments(PredictorArguments):
 
 
 def segment(arguments: SegmentArguments) -> None:
-    """Segment images with a CCNet: an overlay with a legend and a label map (pixel = class id) for each."""
+    """Segment images and videos with a CCNet: an overlay with a legend and a label map (pixel = class id) for each
+    image, a tinted video for each video."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
@@ -49,7 +62,7 @@ def segment(arguments: SegmentArguments) -> None:
     output_dir = Path(arguments.output_dir)
     paths = find_images(arguments.images, exclude=output_dir)
     check_writable(output_dir)
-    predictor = arguments.load_predictor()
+    predictor = load_segmenter(arguments, arguments.num_frames)
     if arguments.compile:
         predictor.model.compile()
     config = predictor.config
@@ -60,9 +73,17 @@ def segment(arguments: SegmentArguments) -> None:
         )
     palette = complete_palette(predictor.image_processor.palette, len(class_names))
 
-    seconds, pixels, shares, skipped = [], [], [], []
-    stems = unique_stems(paths)
-    for path, stem in tqdm(list(zip(paths, stems, strict=True)), desc="segmenting", unit="image", disable=None):
+    seconds, skipped, num_frames = [], [], 0
+    weights = np.zeros(len(class_names))  # of every class: its pixels, at most so many as there are
+
+    def count(label_map: np.ndarray) -> None:
+        nonlocal weights
+        weights += label_map.size * class_shares(label_map, len(class_names))
+
+    named = list(zip(paths, unique_stems(paths), strict=True))
+    videos = [(path, stem) for path, stem in named if path.suffix.lower() in VIDEO_SUFFIXES]
+    images = [pair for pair in named if pair not in videos]
+    for path, stem in tqdm(images, desc="segmenting", unit="image", disable=None if images else True):
         try:
             image = read_image(path, arguments.max_image_pixels)
         except InputError as error:
@@ -73,25 +94,35 @@ def segment(arguments: SegmentArguments) -> None:
         start = time.perf_counter()
         label_map = _label_map(predictor, image, path)
         seconds.append(time.perf_counter() - start)
-        pixels.append(label_map.size)
-        shares.append(class_shares(label_map, len(class_names)))
+        count(label_map)
         results = {"overlay": overlay(image, label_map, palette, class_names), "labels": colorize(label_map, palette)}
         for name, result in results.items():
             with atomic_file(output_dir / f"{stem}_{name}.png") as unfinished:
                 result.save(unfinished)
 
+    for path, stem in videos:
+        try:
+            num_frames += segment_video(predictor, path, output_dir / f"{stem}_overlay.mp4", palette, count)
+        except InputError as error:
+            if not arguments.skip_corrupt:
+                raise
+            skipped.append(str(error))
+
+    if weights.any():
+        print(share_table(class_names, weights / weights.sum()))
+    if num_frames:
+        print(f"\n{num_frames} frames segmented, results in {output_dir}")
     if seconds:
-        print(share_table(class_names, np.average(shares, axis=0, weights=pixels)))
         # The first image also waits for what libraries prepare once; it says nothing of the others.
         speed = f"{median(seconds[1:]):.2f} s each after the first, " if len(seconds) > 1 else ""
         print(f"\n{_counted(len(seconds))} segmented, {speed}results in {output_dir}")
-    for path, stem in zip(paths, stems, strict=True):
+    for path, stem in named:
         if stem != path.stem:
-            print(f"{path} is called {stem} there, because another image has its name")
+            print(f"{path} is called {stem} there, because another file has its name")
     if skipped:
-        print(f"{_counted(len(skipped))} skipped:", *skipped, sep="\n  ")
-    if not seconds:
-        raise InputError("no image could be read")
+        print(f"{_counted(len(skipped), 'file' if videos else 'image')} skipped:", *skipped, sep="\n  ")
+    if not seconds and not num_frames:
+        raise InputError("no image could be read" if images else "no video could be read")
 
 
 def share_table(class_names: Sequence[str], shares: Sequence[float]) -> str:
@@ -103,7 +134,7 @@ def share_table(class_names: Sequence[str], shares: Sequence[float]) -> str:
     return "\n".join(lines)
 
 
-def _label_map(predictor: Predictor, image: Image.Image, path: Path) -> np.ndarray:
+def _label_map(predictor: Predictor | CCNetVideoSession, image: Image.Image, path: Path) -> np.ndarray:
     try:
         return predictor.label_map(image).cpu().numpy()
     except (RuntimeError, MemoryError) as error:
@@ -114,8 +145,8 @@ def _label_map(predictor: Predictor, image: Image.Image, path: Path) -> np.ndarr
         ) from error
 
 
-def _counted(number: int) -> str:
-    return f"{number} image" if number == 1 else f"{number} images"
+def _counted(number: int, what: str = "image") -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "segment.py") -> int:

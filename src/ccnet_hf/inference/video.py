@@ -46,6 +46,7 @@ class CCNetVideoSession:
         if not isinstance(num_frames, int) or isinstance(num_frames, bool) or num_frames < 1:
             raise InputError(f"num_frames must be an integer of at least 1, got {num_frames!r}")
         self.model = model
+        self.config = model.config
         self.image_processor = video_processor.image_processor()
         self.num_frames = num_frames
         self._cache: deque[torch.Tensor] = deque(maxlen=num_frames)
@@ -53,6 +54,11 @@ class CCNetVideoSession:
     def reset(self) -> None:
         """Forget all frames, as before another video or after a cut."""
         self._cache.clear()
+
+    def label_map(self, image: InputImage) -> torch.Tensor:
+        """The label map (H, W) of one image, as a clip of its own; the frames before are forgotten."""
+        self.reset()
+        return self.step(image)
 
     @torch.no_grad()
     def step(self, frame: InputImage) -> torch.Tensor:
