@@ -54,6 +54,8 @@ def test_names(zoo):
         "ce2p-lip",
         "ccnet-mobilenetv2-camvid",
         "ccnet-mobilenetv2-camvid-r0",
+        "ccnet-mobilenetv2-camvid-video",
+        "ccnet-r101-camvid-video",
     }
     assert all(recipe.name == name for name, recipe in RECIPES.items())
 

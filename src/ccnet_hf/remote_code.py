@@ -9,10 +9,17 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import ccnet_hf
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.configuration_ccnet_video import CCNetVideoConfig
 from ccnet_hf.models.image_processing_common_ccnet import IMAGE_PROCESSORS
 
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
+_VIDEO_PROCESSOR_FILE = "video_preprocessor_config.json"
+
+
+def processor_file(model_type: str) -> str:
+    """Name of the file with the processor of this type of model."""
+    return _VIDEO_PROCESSOR_FILE if model_type == CCNetVideoConfig.model_type else PROCESSOR_FILE
 
 
 def code_files(model_type: str = CCNetConfig.model_type) -> list[Path]:
@@ -32,12 +39,16 @@ def published_files(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
 
     Args:
         config: content of the model's config.json, of any model of this package.
-        processor: content of its preprocessor_config.json.
+        processor: content of its `processor_file`.
     """
     model_type = config["model_type"]
+    classes = CONFIG_MAPPING[model_type].remote_classes
+    processors = {"AutoImageProcessor": IMAGE_PROCESSORS}
+    if "AutoVideoProcessor" in classes:
+        processors = {"AutoVideoProcessor": classes["AutoVideoProcessor"]}
     contents = {
-        CONFIG_FILE: config | {"auto_map": CONFIG_MAPPING[model_type].remote_classes},
-        PROCESSOR_FILE: processor | {"auto_map": {"AutoImageProcessor": IMAGE_PROCESSORS}},
+        CONFIG_FILE: config | {"auto_map": classes},
+        processor_file(model_type): processor | {"auto_map": processors},
     }
     # In the order of the files: sorted as text, label 10 would come before label 2.
     encoded = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}

@@ -347,13 +347,20 @@ class SegmentationDataset(torch.utils.data.Dataset):
             raise InputError(f"no example is readable; the first: {corrupt[0]}")
         image = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
         label = tv_tensors.Mask(torch.from_numpy(label))
-        if self.transform is not None:
-            with torch.random.fork_rng(devices=[]):
-                # NumPy's seed sequence mixes the three numbers well; neighbouring seeds would give related draws.
-                state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0]
-                torch.default_generator.manual_seed(int(state))
-                image, label = self.transform(image, label)
+        image, label = self._transformed(image, label, epoch, index)
         return {"image": image, "label": label, "name": name, "corrupt": corrupt, "turned": turned}
+
+    def _transformed(
+        self, image: torch.Tensor, label: torch.Tensor, epoch: int, index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and label map through the transform, with the random draws of this example in this epoch."""
+        if self.transform is None:
+            return image, label
+        with torch.random.fork_rng(devices=[]):
+            # NumPy's seed sequence mixes the three numbers well; neighbouring seeds would give related draws.
+            state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0]
+            torch.default_generator.manual_seed(int(state))
+            return self.transform(image, label)
 
     def _candidates(self, index: int, encoded: dict[str, Any] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """The example asked for, and those that may stand in for it."""

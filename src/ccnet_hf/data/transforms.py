@@ -164,7 +164,8 @@ class RandomLetterbox(v2.Transform):
 
 
 class PhotometricDistortion(v2.Transform):
-    """Brightness, contrast, saturation and hue of a uint8 RGB image, each with probability 1/2 (Liu et al., SSD).
+    """Brightness, contrast, saturation and hue of a uint8 RGB image, each with probability 1/2 (Liu et al., SSD); of a
+    clip (T, 3, H, W), the same of every frame.
 
     Brightness adds U(-32, 32); contrast multiplies by U(0.5, 1.5), before or after the colours by a coin's flip;
     saturation multiplies the S of HSV by U(0.5, 1.5); hue turns H by one of the 36 steps -18..17 of 180 to a circle.
@@ -190,12 +191,14 @@ class PhotometricDistortion(v2.Transform):
             image = _to_uint8(image.float() * params["contrast"])
         if params["saturation"] is not None:
             # At constant hue and value, a channel's distance from the largest one is proportional to the saturation.
-            value, smallest = image.float().amax(0), image.float().amin(0)
+            value, smallest = image.float().amax(-3, keepdim=True), image.float().amin(-3, keepdim=True)
             most = value / (value - smallest).clamp(min=1e-6)  # the factor that makes the saturation 1
             image = _to_uint8(value - (value - image.float()) * most.clamp(max=params["saturation"]))
         if params["hue"] is not None:
             # Pillow turns an image to HSV and back some ten times faster than torchvision does a tensor.
-            image = F.pil_to_tensor(F.adjust_hue(F.to_pil_image(image), params["hue"] / 180))
+            frames = image.unsqueeze(0) if image.dim() == 3 else image
+            turned = [F.pil_to_tensor(F.adjust_hue(F.to_pil_image(one), params["hue"] / 180)) for one in frames]
+            image = torch.stack(turned).reshape(image.shape)
         if params["contrast"] is not None and not params["contrast_first"]:
             image = _to_uint8(image.float() * params["contrast"])
         return tv_tensors.wrap(image, like=inpt)

@@ -23,6 +23,7 @@ from ccnet_hf.evaluation.report import to_json
 from ccnet_hf.evaluation.tasks import find_task
 from ccnet_hf.files import check_file, check_writable, remove_leftovers, write_text
 from ccnet_hf.inference import Predictor
+from ccnet_hf.inference.video import CCNetVideoSession
 from ccnet_hf.limits import check_range
 
 
@@ -100,7 +101,7 @@ def _examples(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableD
 
 def _report(
     arguments: EvalArguments,
-    predictor: Predictor,
+    predictor: Predictor | CCNetVideoSession,
     class_names: Sequence[str],
     evaluator: Evaluator,
     result: dict[str, Any],
@@ -111,14 +112,18 @@ def _report(
     lines = evaluator.report(result, counted)
     print(*lines, sep="\n")
 
-    how = {
-        "mode": "whole" if predictor.crop_size is None else "slide",
-        "crop_size": predictor.crop_size,
-        "stride": predictor.stride,
-        "scales": list(predictor.scales),
-        "flip": predictor.flip,
-        "dtype": str(predictor.model.dtype).removeprefix("torch."),
-    }
+    how = (
+        {"num_frames": predictor.num_frames}
+        if isinstance(predictor, CCNetVideoSession)
+        else {
+            "mode": "whole" if predictor.crop_size is None else "slide",
+            "crop_size": predictor.crop_size,
+            "stride": predictor.stride,
+            "scales": list(predictor.scales),
+            "flip": predictor.flip,
+        }
+    )
+    how["dtype"] = str(predictor.model.dtype).removeprefix("torch.")
     about = {"model": arguments.model_name_or_path, "dataset": arguments.dataset_name, "split": arguments.split, **how}
     if arguments.output_json is not None:
         write_text(arguments.output_json, to_json({**about, "class_names": class_names, **result}))

@@ -58,6 +58,14 @@ TASKS = {
         evaluator="ccnet_hf.evaluation.evaluator:SemanticEvaluator",
         predictions="ccnet_hf.training.report:draw_label_maps",
     ),
+    "video": Task(
+        model="ccnet_hf.models.modeling_ccnet_video:CCNetForVideoSegmentation",
+        dataset="ccnet_hf.data.clips:clip_dataset",
+        augmentation="ccnet_hf.training.augmentation:semantic_augmentation",
+        objective="ccnet_hf.training.objective:video_objective",
+        evaluator="ccnet_hf.evaluation.video_evaluator:VideoEvaluator",
+        predictions="ccnet_hf.training.report:draw_clips",
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from transformers.utils import (
     IMAGE_PROCESSOR_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
+    VIDEO_PROCESSOR_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
     cached_file,
@@ -38,12 +39,12 @@ from ccnet_hf.models.video_processing_ccnet import CCNetVideoProcessor
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-# The models that give class logits for every pixel of an image, by their configuration, and those of a video.
-_IMAGE_MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
+# The models that give class logits for every pixel, by their configuration.
+_MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     CCNetConfig: CCNetForSemanticSegmentation,
     CCNetParsingConfig: CCNetForHumanParsing,
+    CCNetVideoConfig: CCNetForVideoSegmentation,
 }
-_MODELS = _IMAGE_MODELS | {CCNetVideoConfig: CCNetForVideoSegmentation}
 
 _ADAPTER_CONFIG_NAME = "adapter_config.json"
 _LARGEST_JSON = 16 * 2**20  # bytes; the configuration of 65,536 classes has about 3 MB
@@ -52,8 +53,8 @@ _DEEPEST_BACKBONE = 1000  # layers or blocks of one kind; building more would ta
 
 def load_checkpoint(
     name_or_path: str, dtype: Dtype = "auto", device: str = "auto"
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Load a CCNet checkpoint and its image processor for inference.
+) -> tuple[PreTrainedModel, BaseImageProcessor | CCNetVideoProcessor]:
+    """Load a CCNet checkpoint and its image processor, or its video processor, for inference.
 
     Args:
         name_or_path: a local folder, or `namespace/name` on the Hub.
@@ -69,29 +70,12 @@ def load_checkpoint(
         ModuleNotFoundError: the backbone is timm's, which is not installed.
     """
     device = find_device(device)
-    return _load(name_or_path, load_config(name_or_path), dtype, device)
-
-
-def load_any_checkpoint(
-    name_or_path: str, dtype: Dtype = "auto", device: str = "auto"
-) -> tuple[PreTrainedModel, BaseImageProcessor | CCNetVideoProcessor]:
-    """As `load_checkpoint`, and a `CCNetForVideoSegmentation` with its video processor, too."""
-    device = find_device(device)
-    return _load(name_or_path, load_config(name_or_path, tuple(_MODELS)), dtype, device)
-
-
-def _load(
-    name_or_path: str, config: PreTrainedConfig, dtype: Dtype, device: torch.device
-) -> tuple[PreTrainedModel, BaseImageProcessor | CCNetVideoProcessor]:
     if dtype not in get_args(Dtype):
         raise InputError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
-    if isinstance(config, CCNetVideoConfig):
-        with reading(name_or_path):
-            processor = CCNetVideoProcessor.from_pretrained(name_or_path)
-    else:
-        processor = load_image_processor(name_or_path, config)
+    config = load_config(name_or_path)
+    processor = load_image_processor(name_or_path, config)
     model = load_model(name_or_path, config, dtype)
     try:
         return model.to(device=device, memory_format=torch.channels_last).eval(), processor
@@ -120,13 +104,13 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 def load_config(
-    name_or_path: str, config_classes: Sequence[type[PreTrainedConfig]] = tuple(_IMAGE_MODELS)
+    name_or_path: str, config_classes: Sequence[type[PreTrainedConfig]] = tuple(_MODELS)
 ) -> CCNetConfig | CCNetParsingConfig:
     """Load the configuration of a CCNet checkpoint.
 
     Args:
         name_or_path: as for `load_checkpoint`.
-        config_classes: what kinds of it are taken, by default all of image models.
+        config_classes: what kinds of it are taken, by default all.
 
     Raises:
         InputError: there is no such checkpoint, it is another kind of model, or its configuration is malformed.
@@ -153,12 +137,14 @@ def load_config(
     return config
 
 
-def load_image_processor(name_or_path: str, config: PreTrainedConfig) -> BaseImageProcessor:
-    """Load the image processor of a CCNet checkpoint, whose configuration is `config`.
+def load_image_processor(name_or_path: str, config: PreTrainedConfig) -> BaseImageProcessor | CCNetVideoProcessor:
+    """Load the image processor of a CCNet checkpoint, whose configuration is `config`, or its video processor.
 
     Raises:
         InputError: there is none, it is another kind, or it does not make finite numbers of an image.
     """
+    if isinstance(config, CCNetVideoConfig):
+        return _load_video_processor(name_or_path)
     content, file = _read_settings(name_or_path, IMAGE_PROCESSOR_NAME)
     kind = content.get("image_processor_type")
     if kind is not None and not str(kind).startswith("CCNetImageProcessor"):
@@ -176,6 +162,18 @@ def load_image_processor(name_or_path: str, config: PreTrainedConfig) -> BaseIma
         if not trial["pixel_values"].isfinite().all():
             raise ValueError("image_mean, image_std and rescale_factor do not make finite numbers of an image")
     return image_processor
+
+
+def _load_video_processor(name_or_path: str) -> CCNetVideoProcessor:
+    content, file = _read_settings(name_or_path, VIDEO_PROCESSOR_NAME)
+    with reading(file):
+        if shadowing := sorted(name for name in content if callable(getattr(CCNetVideoProcessor, name, None))):
+            raise ValueError(f"there is no field {shadowing[0]!r}")
+        video_processor = CCNetVideoProcessor.from_pretrained(name_or_path)
+        trial = video_processor(torch.zeros(1, 3, 2, 3, dtype=torch.uint8), do_resize=False, return_tensors="pt")
+        if not trial["pixel_values_videos"].isfinite().all():
+            raise ValueError("image_mean, image_std and rescale_factor do not make finite numbers of a frame")
+    return video_processor
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

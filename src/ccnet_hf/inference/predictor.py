@@ -65,6 +65,8 @@ class Predictor:
         flip_label_pairs: Sequence[tuple[int, int]] | None = None,
     ):
         self.model = model  # as given; only its owner asks more of it than of a runtime
+        if getattr(model, "main_input_name", "pixel_values") == "pixel_values_videos":
+            raise InputError("the model is for video, which a CCNetVideoSession takes frame by frame")
         self.runtime = as_runtime(model)
         self.config = self.runtime.config
         self.image_processor = image_processor

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import BaseImageProcessor, PreTrainedModel
-
+from ccnet_hf.errors import InputError
 from ccnet_hf.inference.loading import Dtype, load_checkpoint
 from ccnet_hf.inference.predictor import Predictor
+from ccnet_hf.inference.video import CCNetVideoSession
+from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
 
 
 @dataclass(kw_only=True)
@@ -40,15 +41,23 @@ class PredictorArguments:
     )
     device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, mps, ...; auto: the fastest there is"})
 
-    def load_predictor(self) -> Predictor:
-        """Load the checkpoint. Raises InputError for what `load_checkpoint` and `Predictor` refuse."""
-        return self.make_predictor(*load_checkpoint(self.model_name_or_path, self.dtype, self.device))
+    num_frames: int | None = field(
+        default=None, metadata={"help": "frames of a clip, of a video checkpoint; default: what it says"}
+    )
 
-    def make_predictor(self, model: PreTrainedModel, image_processor: BaseImageProcessor) -> Predictor:
-        """A predictor of a checkpoint that is loaded. Raises InputError for what `Predictor` refuses."""
+    def load_predictor(self) -> Predictor | CCNetVideoSession:
+        """Load the checkpoint, of a video model as its session. Raises InputError for what `load_checkpoint`,
+        `Predictor` and `CCNetVideoSession` refuse, and for options that a video checkpoint has nothing of."""
+        model, processor = load_checkpoint(self.model_name_or_path, self.dtype, self.device)
+        if isinstance(model, CCNetForVideoSegmentation):
+            if self.flip or list(self.scales) != [1.0] or self.mode == "slide" or self.crop_size or self.stride:
+                raise InputError("a video checkpoint sees whole frames as they are: no --scales, --flip, --mode slide")
+            return CCNetVideoSession(model, processor, self.num_frames)
+        if self.num_frames is not None:
+            raise InputError("--num_frames is for video checkpoints; this one sees every frame for itself")
         return Predictor(
             model,
-            image_processor,
+            processor,
             mode=self.mode,
             crop_size=self.crop_size,
             stride=self.stride,

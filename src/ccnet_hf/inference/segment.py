@@ -19,7 +19,7 @@ from ccnet_hf.files import atomic_file, check_writable
 from ccnet_hf.inference.images import find_images, unique_stems
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.predictor_arguments import PredictorArguments
-from ccnet_hf.inference.segment_video import load_segmenter, segment_video
+from ccnet_hf.inference.segment_video import rounds_note, segment_video
 from ccnet_hf.inference.video import VIDEO_SUFFIXES, CCNetVideoSession
 from ccnet_hf.visualization import class_shares, colorize, complete_palette, format_share, overlay
 
@@ -40,9 +40,6 @@ class SegmentArguments(PredictorArguments):
         }
     )
     compile: bool = field(default=False, metadata={"help": "compile the model; pays off with many images"})
-    num_frames: int | None = field(
-        default=None, metadata={"help": "frames of a clip, of a video checkpoint; default: what it says"}
-    )
     skip_corrupt: bool = field(
         default=False, metadata={"help": "go on after an unreadable image, and count them at the end"}
     )
@@ -62,7 +59,9 @@ def segment(arguments: SegmentArguments) -> None:
     output_dir = Path(arguments.output_dir)
     paths = find_images(arguments.images, exclude=output_dir)
     check_writable(output_dir)
-    predictor = load_segmenter(arguments, arguments.num_frames)
+    predictor = arguments.load_predictor()
+    if note := rounds_note(predictor):
+        print(note)
     if arguments.compile:
         predictor.model.compile()
     config = predictor.config

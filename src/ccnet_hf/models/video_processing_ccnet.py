@@ -25,7 +25,7 @@ from .post_processing_ccnet import Size
 # What a video processor shares with an image processor.
 _SHARED = (
     *("do_resize", "size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
-    *("align_corners", "palette"),
+    *("align_corners", "do_reduce_labels", "palette"),
 )
 
 
@@ -33,11 +33,14 @@ class CCNetVideoProcessorKwargs(VideosKwargs, total=False):
     r"""
     align_corners (`bool`, *optional*, defaults to `self.align_corners`):
         Of the resizes of logits in post-processing, by the processor's own value; no effect in a call.
+    do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
+        Whether label 0 of the data set is no class, for those who train; no effect in a call.
     palette (`list[list[int]]`, *optional*, defaults to `self.palette`):
         One RGB colour per class, for those who draw segmentation maps; no effect in a call.
     """
 
     align_corners: bool | None
+    do_reduce_labels: bool | None
     palette: list[list[int]] | None
 
 
@@ -59,6 +62,8 @@ class CCNetVideoProcessor(BaseVideoProcessor):
         image_mean (`list[float]`, *optional*): One number per channel, after rescaling; ImageNet's by default.
         image_std (`list[float]`, *optional*): Likewise.
         align_corners (`bool`, *optional*, defaults to `False`): Of the resizes of logits in post-processing.
+        do_reduce_labels (`bool`, *optional*, defaults to `False`):
+            Whether label 0 of the data set is no class, for those who train.
         palette (`list[list[int]]`, *optional*): One RGB colour per class.
     """
 
@@ -75,6 +80,7 @@ class CCNetVideoProcessor(BaseVideoProcessor):
     do_convert_rgb = True
     do_sample_frames = False
     align_corners = False
+    do_reduce_labels = False
     palette = None
 
     def __init_subclass__(cls, **kwargs):

@@ -13,7 +13,9 @@ from ccnet_hf.errors import InputError
 from ccnet_hf.limits import MAX_BATCH_SIZE, MAX_PIXELS, check_range
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.models.configuration_ccnet_parsing import CCNetParsingConfig
+from ccnet_hf.models.configuration_ccnet_video import CCNetVideoConfig
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
+from ccnet_hf.models.video_processing_ccnet import CCNetVideoProcessor
 
 
 def _option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
@@ -149,7 +151,7 @@ _MAX_RATIO_STEPS = 10**6
 RESNET_DEPTHS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
 
 
-_CONFIGS = {"semantic": CCNetConfig, "parsing": CCNetParsingConfig}
+_CONFIGS = {"semantic": CCNetConfig, "parsing": CCNetParsingConfig, "video": CCNetVideoConfig}
 
 
 @dataclass(frozen=True)
@@ -200,15 +202,17 @@ class Recipe:
         names = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
         return self.config_class(**({} if "num_labels" in changes else names) | deepcopy(self.model) | changes)
 
-    def image_processor(self) -> CCNetImageProcessor:
-        """Build the image processor of the single-scale test."""
+    def image_processor(self) -> CCNetImageProcessor | CCNetVideoProcessor:
+        """Build the image processor of the single-scale test, or the video processor."""
         benchmark: Benchmark = get_benchmark(self.benchmark)
-        return CCNetImageProcessor(
-            size=dict(self.size),
-            image_mean=list(self.image_mean),
-            image_std=list(self.image_std),
-            do_reduce_labels=benchmark.reduce_labels,
-            do_letterbox=self.training.letterbox,
-            align_corners=self.model.get("align_corners", False),
-            palette=[list(colour) for colour in benchmark.palette],
-        )
+        fields = {
+            "size": dict(self.size),
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+            "do_reduce_labels": benchmark.reduce_labels,
+            "align_corners": self.model.get("align_corners", False),
+            "palette": [list(colour) for colour in benchmark.palette],
+        }
+        if self.task == "video":
+            return CCNetVideoProcessor(**fields)
+        return CCNetImageProcessor(**fields, do_letterbox=self.training.letterbox)

@@ -19,6 +19,9 @@ from ccnet_hf.inference.loading import (
     require_backbone,
     weight_headers,
 )
+from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
+from ccnet_hf.models.video_processing_ccnet import CCNetVideoProcessor
 from ccnet_hf.recipes import Recipe, TrainingRecipe
 from ccnet_hf.training.initialization import load_backbone_checkpoint
 from ccnet_hf.training.training_arguments import ModelArguments, TrainingDataArguments
@@ -47,7 +50,7 @@ def build_model(arguments: ModelArguments, recipe: Recipe | None, task: Task, is
         OSError: a file cannot be read or downloaded.
     """
     source, model_class = arguments.model_name_or_path, task.load("model")
-    config = load_config(source) if source else recipe.config()
+    config = _starting_config(source, model_class) if source else recipe.config()
     if config.model_type != model_class.config_class.model_type:
         raise InputError(f"{source} is a model of type {config.model_type!r}, and {recipe.name} trains another")
     values = arguments.changed(config)
@@ -65,6 +68,14 @@ def build_model(arguments: ModelArguments, recipe: Recipe | None, task: Task, is
     elif PartialState().is_main_process:
         print("the backbone starts from random weights; --backbone_checkpoint names others", file=sys.stderr)
     return model
+
+
+def _starting_config(source: str, model_class: type[PreTrainedModel]) -> PreTrainedConfig:
+    """The configuration of the model that is trained on. Of an image model, a video model's begins with its values."""
+    config = load_config(source)
+    if model_class is CCNetForVideoSegmentation and config.model_type == CCNetConfig.model_type:
+        return model_class.config_class.from_pretrained(source)
+    return config
 
 
 def _load_model(source: str, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -89,9 +100,12 @@ def build_image_processor(
     """The image processor of the model that is trained on, or the recipe's, for the size that is trained on."""
     if source := arguments.model_name_or_path:
         image_processor = load_image_processor(source, load_config(source))
+        if recipe is not None and recipe.task == "video":
+            image_processor = CCNetVideoProcessor.from_pretrained(source)
     else:
         image_processor = recipe.image_processor()
-    image_processor.do_letterbox = training.letterbox
+    if not isinstance(image_processor, CCNetVideoProcessor):
+        image_processor.do_letterbox = training.letterbox
     if training.letterbox:
         image_processor.size = dict(zip(("height", "width"), training.crop_size, strict=True))
     else:

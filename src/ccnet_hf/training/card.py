@@ -16,12 +16,26 @@ from ccnet_hf.evaluation.report import MEANS
 from ccnet_hf.files import write_text
 from ccnet_hf.hub import CARD_FILE
 from ccnet_hf.models.configuration_ccnet_parsing import CCNetParsingConfig
+from ccnet_hf.models.configuration_ccnet_video import CCNetVideoConfig
 
 
 # What says where a training ran and what became of it, rather than what was trained.
 _NOT_SHOWN = ("output_dir", "config", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id")
 _CCNET = "CCNet ([Criss-Cross Attention for Semantic Segmentation](https://arxiv.org/abs/1811.11721))"
 _CE2P = "CE2P ([Devil in the Details](https://arxiv.org/abs/1809.05996)), a network for human parsing,"
+_USE = """\
+import ccnet_hf
+from transformers import pipeline
+
+segments = pipeline("image-segmentation", model="{repo_id}")("street.jpg")"""
+_USE_OF_VIDEO = """\
+import ccnet_hf
+from transformers import AutoModelForSemanticSegmentation, AutoVideoProcessor
+
+model = AutoModelForSemanticSegmentation.from_pretrained("{repo_id}")
+processor = AutoVideoProcessor.from_pretrained("{repo_id}")
+outputs = model(**processor("street.mp4", return_tensors="pt"))
+maps = processor.post_process_semantic_segmentation(outputs)  # one for each frame"""
 _PACKAGES = ("ccnet-hf", "torch", "transformers", "accelerate", "datasets", "timm")
 
 _TEMPLATE = Template("""\
@@ -39,13 +53,10 @@ trained with `ccnet_hf`$recipe.
 With the package `ccnet_hf` installed, importing it registers CCNet with transformers:
 
 ```python
-import ccnet_hf
-from transformers import pipeline
-
-segments = pipeline("image-segmentation", model="$repo_id")("street.jpg")
+$use
 ```
 
-On the Hub the same code stands beside the weights: `pipeline(..., trust_remote_code=True)` needs no package.
+On the Hub the same code stands beside the weights: `trust_remote_code=True` needs no package.
 
 ## Scores
 
@@ -126,6 +137,7 @@ def write_card(
         name=name,
         repo_id=repo_id,
         network=_network(config),
+        use=(_USE_OF_VIDEO if config.model_type == CCNetVideoConfig.model_type else _USE).format(repo_id=repo_id),
         num_labels=config.num_labels,
         recipe=f" by its recipe `{given['variant']}`" if "variant" in given else "",
         scores=f"In percent, from one confusion matrix over the split `{split}` of `{given['dataset_name']}`: {shown}."
@@ -144,13 +156,16 @@ def _has_attention(config: PreTrainedConfig) -> bool:
 
 
 def _network(config: PreTrainedConfig) -> str:
+    if config.model_type == CCNetVideoConfig.model_type:
+        return f"{_CCNET} with 3-D criss-cross attention over clips of video,"
     if config.model_type != CCNetParsingConfig.model_type:
         return _CCNET
     return f"{_CE2P} with the recurrent criss-cross attention of {_CCNET}" if _has_attention(config) else _CE2P
 
 
 def _tags(config: PreTrainedConfig) -> list[str]:
-    task = "human-parsing" if config.model_type == CCNetParsingConfig.model_type else "semantic-segmentation"
+    tasks = {CCNetParsingConfig.model_type: "human-parsing", CCNetVideoConfig.model_type: "video-segmentation"}
+    task = tasks.get(config.model_type, "semantic-segmentation")
     return [task, "criss-cross-attention"] if _has_attention(config) else [task]
 
 

@@ -108,6 +108,25 @@ class ParsingObjective(SemanticObjective):
         )
 
 
+class VideoObjective(SemanticObjective):
+    """The losses of a `CCNetForVideoSegmentation`, over all labelled frames of the clips."""
+
+    def forward(
+        self, model: Callable[..., Any], batch: Mapping[str, Any], counts: Mapping[str, float]
+    ) -> dict[str, torch.Tensor]:
+        """As [`SemanticObjective.forward`], of `pixel_values_videos` (B, T, 3, H, W) and `labels` (B, T, H, W)."""
+        outputs = model(pixel_values_videos=batch["pixel_values_videos"])
+        return ccnet_losses(
+            self.config,
+            batch["labels"].flatten(0, 1),
+            outputs.logits,
+            outputs.auxiliary_logits,
+            outputs.category_embeddings,
+            class_weights=self.class_weights,
+            valid_pixels=counts["valid_pixels"],
+        )
+
+
 def semantic_objective(
     config: PreTrainedConfig,
     dataset: SegmentationDataset,
@@ -150,6 +169,11 @@ def semantic_objective(
 def parsing_objective(*arguments: Any, **options: Any) -> SemanticObjective:
     """As [`semantic_objective`], of a human parser."""
     return semantic_objective(*arguments, **options, objective=ParsingObjective)
+
+
+def video_objective(*arguments: Any, **options: Any) -> SemanticObjective:
+    """As [`semantic_objective`], of clips."""
+    return semantic_objective(*arguments, **options, objective=VideoObjective)
 
 
 def class_weights_from_counts(counts: torch.Tensor, power: float) -> torch.Tensor:

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ccnet_hf.errors import InputError, using
 from ccnet_hf.hub import CARD_FILE, HubRepository, publish, retry
-from ccnet_hf.remote_code import CONFIG_FILE, PROCESSOR_FILE, published_files
+from ccnet_hf.remote_code import CONFIG_FILE, processor_file, published_files
 from ccnet_hf.training.progress import LOG_FILE
 from ccnet_hf.training.report import CURVES_FILE
 
@@ -38,9 +38,11 @@ def upload(output_dir: Path, repo_id: str) -> None:
         OSError: the Hub is out of reach or refuses; the message says how to go on.
     """
     # Not the trackers' files, which name local folders, nor the predictions, which show the dataset's images.
-    patterns = (CONFIG_FILE, "model*.safetensors*", PROCESSOR_FILE, CARD_FILE, CURVES_FILE, LOG_FILE)
+    config = json.loads((output_dir / CONFIG_FILE).read_text())
+    processor_name = processor_file(config["model_type"])
+    processor = json.loads((output_dir / processor_name).read_text())
+    patterns = (CONFIG_FILE, "model*.safetensors*", processor_name, CARD_FILE, CURVES_FILE, LOG_FILE)
     files = {path.name: path for pattern in patterns for path in sorted(output_dir.glob(pattern))}
-    config, processor = (json.loads(files[name].read_text()) for name in (CONFIG_FILE, PROCESSOR_FILE))
     repository = HubRepository(repo_id, "model", files | published_files(config, processor))
     try:
         publish(HfApi(), repository, private=False, overwrite=True)  # it exists; this leaves it as private as it is

@@ -11,10 +11,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ccnet_hf.data.clips import ClipDataset
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.evaluation.report import MEANS
 from ccnet_hf.files import atomic_file
 from ccnet_hf.inference import Predictor
+from ccnet_hf.inference.video import CCNetVideoSession
+from ccnet_hf.models.video_processing_ccnet import CCNetVideoProcessor
 from ccnet_hf.training.progress import LOG_FILE, read_log
 from ccnet_hf.visualization import Color, class_shares, colorize, complete_palette, draw_legend, format_share
 from ccnet_hf.visualization.curves import Points, draw_curves
@@ -69,6 +72,28 @@ def draw_label_maps(
     predictor, config = Predictor(model, image_processor), model.config
     predictions = [predictor.label_map(image).cpu().numpy() for image, *_ in examples]
     palette = complete_palette(image_processor.palette, config.num_labels)
+    class_names = [config.id2label[label] for label in range(config.num_labels)]
+    return draw_predictions(examples, predictions, palette, class_names)
+
+
+def draw_clips(
+    model: PreTrainedModel, video_processor: CCNetVideoProcessor, dataset: ClipDataset
+) -> Image.Image | None:
+    """Draw frames from all over a dataset beside the label maps that a model gives them, as the last ones of clips."""
+    step = max(1, len(dataset) // _NUM_IMAGES)
+    indices = list(islice(range(0, len(dataset), step), _NUM_IMAGES))
+    if not indices:
+        return None
+    session, config = CCNetVideoSession(model, video_processor), model.config
+    examples, predictions = [], []
+    for index in indices:
+        session.reset()
+        for frame in dict.fromkeys(dataset.clip(index)):
+            image, label, name, _ = dataset.frame(frame)
+            label_map = session.step(image)
+        examples.append((image, label, name))
+        predictions.append(label_map.cpu().numpy())
+    palette = complete_palette(video_processor.palette, config.num_labels)
     class_names = [config.id2label[label] for label in range(config.num_labels)]
     return draw_predictions(examples, predictions, palette, class_names)
 

@@ -62,13 +62,14 @@ class ModelArguments:
     focal_loss_weight: float | None = field(
         default=None, metadata={"help": "weight of the focal loss, which is added"}
     )
+    num_frames: int | None = field(default=None, metadata={"help": "frames of a clip, of video models"})
     class_weight_power: float = field(
         default=0.0, metadata={"help": "classes weigh frequency ** -power in the loss; 0: all alike"}
     )
 
     CHANGES = (
         *("recurrence", "loss_reduction", "ohem_threshold", "ohem_min_kept", "category_consistent_loss_weight"),
-        *("lovasz_loss_weight", "dice_loss_weight", "focal_loss_weight"),
+        *("lovasz_loss_weight", "dice_loss_weight", "focal_loss_weight", "num_frames"),
     )
 
     def __post_init__(self):
