@@ -5,7 +5,7 @@ import torch
 from transformers import set_seed
 
 from ccnet_hf.experiments import far_marks as experiment
-from ccnet_hf.experiments.far_marks_dataset import COLOURS, SIDE, SQUARE, far_marks, parts
+from ccnet_hf.experiments.far_marks_dataset import COLOURS, SIDE, SQUARE, far_marks, far_marks_clips, parts
 from ccnet_hf.inference import predict_logits
 from ccnet_hf.models import layers_ccnet
 
@@ -128,3 +128,25 @@ def test_a_full_disk_leaves_nothing_half(tmp_path, capsys, full_disk, monkeypatc
         assert experiment.main(["--output_dir", str(tmp_path), "--seeds", "0", "--recurrences", "0"]) == 1
     assert "far_marks.png cannot be written: file too large" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["far_marks.md"]
+
+
+def test_a_mark_in_another_frame_takes_three_rounds():
+    """Without training: whether there is a way from a mark in the first frame to a pixel of the last one."""
+    clips, labels, corners = far_marks_clips(1, 3, torch.Generator().manual_seed(0))
+    assert clips.shape == (1, 3, 3, SIDE, SIDE) and (labels[:, :-1] == 255).all() and (labels[:, -1] < 3).all()
+    top, left = corners[0].tolist()
+    other = clips.double()
+    other[0, 0, :, top : top + SQUARE, left : left + SQUARE] += 1
+    regions = {part: mask[0] for part, mask in parts(corners).items()}
+    seen = {1: (True, False, False), 2: (True, True, False), 3: (True, True, True)}
+    for recurrence, expected in seen.items():
+        set_seed(0)
+        model = experiment.build_model(recurrence, for_clips=True).double().eval()
+        torch.nn.init.constant_(model.model.head.attention.gamma, 0.5)
+        with torch.no_grad():
+            logits = [model(pixel_values_videos=one).logits[-1] for one in (clips.double(), other)]
+        changed = torch.nn.functional.interpolate(
+            (logits[0] != logits[1]).any(0)[None, None].double(), SIDE, mode="nearest"
+        )[0, 0].bool()
+        found = tuple(bool(changed[regions[part]].any()) for part in ("near", "in line", "elsewhere"))
+        assert found == expected

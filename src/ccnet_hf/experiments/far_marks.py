@@ -20,13 +20,15 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from ccnet_hf.command import run_command
-from ccnet_hf.experiments.far_marks_dataset import COLOURS, SIDE, far_marks, parts
+from ccnet_hf.experiments.far_marks_dataset import COLOURS, SIDE, far_marks, far_marks_clips, parts
 from ccnet_hf.files import atomic_file, check_writable, write_text
 from ccnet_hf.inference import predict_logits
 from ccnet_hf.limits import MAX_SEED, check_range
 from ccnet_hf.models.configuration_ccnet import MAX_RECURRENCE, CCNetConfig
 from ccnet_hf.models.configuration_ccnet_resnet import CCNetResNetConfig
+from ccnet_hf.models.configuration_ccnet_video import MAX_FRAMES, CCNetVideoConfig
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
 from ccnet_hf.visualization import attention_map, blend, captioned_grid, draw_attention
 
 
@@ -36,16 +38,19 @@ _TEST_SEED, _DRAWN_SEED = 2**31, 2**31 + 4
 
 @dataclass
 class FarMarksArguments:
-    output_dir: str = field(metadata={"help": "folder for far_marks.md and far_marks.png"})
+    output_dir: str = field(metadata={"help": "folder for far_marks.md and, of images, far_marks.png"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of weights and examples"})
     recurrences: list[int] = field(default_factory=lambda: [0, 1, 2, 3], metadata={"help": "numbers of rounds"})
     max_train_steps: int = field(default=150, metadata={"help": "steps of every training"})
+    num_frames: int = field(
+        default=1, metadata={"help": "above 1: clips, the mark in the first frame, the class asked for in the last"}
+    )
 
 
-def build_model(recurrence: int) -> CCNetForSemanticSegmentation:
+def build_model(recurrence: int, for_clips: bool = False) -> CCNetForSemanticSegmentation:
     """A CCNet over the stem and one stage of its ResNet, at a quarter of the image's size."""
     backbone = CCNetResNetConfig(depths=[1], hidden_sizes=[32], stem_size=16, out_features=["stage1"])
-    config = CCNetConfig(
+    config = (CCNetVideoConfig if for_clips else CCNetConfig)(
         backbone_config=backbone,
         hidden_size=32,
         query_key_size=8,
@@ -55,18 +60,29 @@ def build_model(recurrence: int) -> CCNetForSemanticSegmentation:
         id2label=dict(enumerate(COLOURS)),
         label2id={name: index for index, name in enumerate(COLOURS)},
     )
-    return CCNetForSemanticSegmentation(config)
+    return (CCNetForVideoSegmentation if for_clips else CCNetForSemanticSegmentation)(config)
 
 
-def train(model: nn.Module, steps: int, seed: int, batch_size: int = 16, learning_rate: float = 5e-3) -> None:
-    """Train in place on fresh examples and leave the model in eval mode."""
+def train(
+    model: nn.Module,
+    steps: int,
+    seed: int,
+    batch_size: int = 16,
+    learning_rate: float = 5e-3,
+    num_frames: int = 1,
+) -> None:
+    """Train in place on fresh examples, clips where there are several frames, and leave the model in eval mode."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(seed)
     model.train()
     for _ in tqdm(range(steps), desc=f"recurrence {model.config.recurrence}, seed {seed}", leave=False, disable=None):
-        images, labels, _ = far_marks(batch_size, generator)
-        loss = model(pixel_values=images, labels=labels).loss
+        if num_frames > 1:
+            clips, labels, _ = far_marks_clips(batch_size, num_frames, generator)
+            loss = model(pixel_values_videos=clips, labels=labels).loss
+        else:
+            images, labels, _ = far_marks(batch_size, generator)
+            loss = model(pixel_values=images, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -82,9 +98,22 @@ def score(model: nn.Module, num_examples: int = 200) -> dict[str, float]:
     return {part: float(right[mask].float().mean()) for part, mask in parts(corners).items()}
 
 
+@torch.no_grad()
+def score_clips(model: nn.Module, num_frames: int, num_examples: int = 100) -> dict[str, float]:
+    """As `score`, of the last frames of clips whose marks are in their first; by part of where the mark was."""
+    clips, labels, corners = far_marks_clips(num_examples, num_frames, torch.Generator().manual_seed(_TEST_SEED))
+    predictions = []
+    for few in clips.split(10):
+        logits = model(pixel_values_videos=few).logits.unflatten(0, (len(few), num_frames))[:, -1]
+        predictions.append(nn.functional.interpolate(logits, labels.shape[-2:], mode="bilinear").argmax(dim=1))
+    right = torch.cat(predictions) == labels[:, -1]
+    return {part: float(right[mask].float().mean()) for part, mask in parts(corners).items()}
+
+
 def run_experiment(arguments: FarMarksArguments) -> None:
     """Train a small CCNet with every recurrence on images in which one far mark decides the class of every pixel."""
     check_range("--max_train_steps", arguments.max_train_steps, 1, 10**9)
+    check_range("--num_frames", arguments.num_frames, 1, MAX_FRAMES)
     for seed in arguments.seeds:
         check_range("--seeds", seed, 0, MAX_SEED)
     for recurrence in arguments.recurrences:
@@ -98,9 +127,10 @@ def run_experiment(arguments: FarMarksArguments) -> None:
         accuracies, gammas = [], []
         for seed in arguments.seeds:
             set_seed(seed)
-            model = build_model(recurrence)
-            train(model, arguments.max_train_steps, seed)
-            accuracies.append(score(model))
+            num_frames = arguments.num_frames
+            model = build_model(recurrence, for_clips=num_frames > 1)
+            train(model, arguments.max_train_steps, seed, num_frames=num_frames)
+            accuracies.append(score(model) if num_frames == 1 else score_clips(model, num_frames))
             gammas += [model.model.head.attention.gamma.item()] if recurrence else []
         if not lines:
             lines = [f"| recurrence | {' | '.join(accuracies[0])} | gamma |", "|---" * (len(accuracies[0]) + 2) + "|"]
@@ -108,10 +138,14 @@ def run_experiment(arguments: FarMarksArguments) -> None:
         cells = [_spread([100 * accuracy[part] for accuracy in accuracies], digits=1) for part in accuracies[0]]
         lines.append(f"| {recurrence} | {' | '.join(cells)} | {_spread(gammas, digits=2)} |")
         print(lines[-1], flush=True)
+        if arguments.num_frames > 1:
+            continue
         rows[0][f"recurrence {recurrence}"] = _draw(example[0], predict_logits(model, example[0]).argmax(dim=1))
         if recurrence == 2:
             rows.append(_draw_rounds(model, *example))
     write_text(output_dir / "far_marks.md", "\n".join(lines) + "\n")
+    if arguments.num_frames > 1:
+        return
     with atomic_file(output_dir / "far_marks.png") as unfinished:
         captioned_grid(rows).save(unfinished, optimize=True)
 

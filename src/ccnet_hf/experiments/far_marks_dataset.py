@@ -40,6 +40,33 @@ def far_marks(num_examples: int, generator: torch.Generator) -> tuple[torch.Tens
     return images, labels, corners[:, -1]
 
 
+def far_marks_clips(
+    num_examples: int, num_frames: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw clips whose mark is in the first frame, and whose class is asked for in the last.
+
+    Args:
+        num_examples: how many, N.
+        num_frames: of a clip, T, at least 2.
+        generator: of every random draw.
+
+    Returns:
+        Clips (N, T, 3, SIDE, SIDE); label maps (N, T, SIDE, SIDE), 255 but in the last frame; corners (N, 2) of the
+        marks, in the first frame. In the others the grey squares lie elsewhere, and there is no mark.
+    """
+    images, labels, corners = far_marks(num_examples, generator)
+    clips = 0.3 * torch.randn(num_examples, num_frames, 3, SIDE, SIDE, generator=generator)
+    places = torch.randint(SIDE - SQUARE + 1, (num_examples, num_frames, NUM_GREY, 2), generator=generator)
+    for clip, squares in zip(clips, places, strict=True):
+        for frame, frame_squares in zip(clip, squares.tolist(), strict=True):
+            for top, left in frame_squares:
+                frame[:, top : top + SQUARE, left : left + SQUARE] = 0.0
+    clips[:, 0] = images
+    asked = torch.full((num_examples, num_frames, SIDE, SIDE), 255)
+    asked[:, -1] = labels
+    return clips, asked, corners
+
+
 def parts(corners: torch.Tensor) -> dict[str, torch.Tensor]:
     """The parts of images, by where their pixels lie, seen from marks at `corners` (N, 2).
 

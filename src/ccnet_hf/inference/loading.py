@@ -170,7 +170,12 @@ def _load_video_processor(name_or_path: str) -> CCNetVideoProcessor:
         if shadowing := sorted(name for name in content if callable(getattr(CCNetVideoProcessor, name, None))):
             raise ValueError(f"there is no field {shadowing[0]!r}")
         video_processor = CCNetVideoProcessor.from_pretrained(name_or_path)
-        trial = video_processor(torch.zeros(1, 3, 2, 3, dtype=torch.uint8), do_resize=False, return_tensors="pt")
+        trial = video_processor(
+            torch.zeros(1, 3, 4, 5, dtype=torch.uint8),
+            do_resize=False,
+            input_data_format="channels_first",
+            return_tensors="pt",
+        )
         if not trial["pixel_values_videos"].isfinite().all():
             raise ValueError("image_mean, image_std and rescale_factor do not make finite numbers of a frame")
     return video_processor
