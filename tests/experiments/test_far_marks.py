@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_nothing_half(tmp_path, capsys, full_disk, monkeypatc
 def test_a_mark_in_another_frame_takes_three_rounds():
     """Without training: whether there is a way from a mark in the first frame to a pixel of the last one."""
     clips, labels, corners = far_marks_clips(1, 3, torch.Generator().manual_seed(0))
-    assert clips.shape == (1, 3, 3, SIDE, SIDE) and (labels[:, :-1] == 255).all() and (labels[:, -1] < 3).all()
+    assert clips.shape == (1, 3, 3, SIDE, SIDE) and labels.shape == (1, 3, SIDE, SIDE) and len(labels.unique()) == 1
     top, left = corners[0].tolist()
     other = clips.double()
     other[0, 0, :, top : top + SQUARE, left : left + SQUARE] += 1

@@ -43,7 +43,7 @@ class FarMarksArguments:
     recurrences: list[int] = field(default_factory=lambda: [0, 1, 2, 3], metadata={"help": "numbers of rounds"})
     max_train_steps: int = field(default=150, metadata={"help": "steps of every training"})
     num_frames: int = field(
-        default=1, metadata={"help": "above 1: clips, the mark in the first frame, the class asked for in the last"}
+        default=1, metadata={"help": "above 1: clips with the mark in the first frame, scored in the last"}
     )
 
 

@@ -43,7 +43,7 @@ def far_marks(num_examples: int, generator: torch.Generator) -> tuple[torch.Tens
 def far_marks_clips(
     num_examples: int, num_frames: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw clips whose mark is in the first frame, and whose class is asked for in the last.
+    """Draw clips whose mark is in the first frame and decides the class of every pixel of every frame.
 
     Args:
         num_examples: how many, N.
@@ -51,8 +51,8 @@ def far_marks_clips(
         generator: of every random draw.
 
     Returns:
-        Clips (N, T, 3, SIDE, SIDE); label maps (N, T, SIDE, SIDE), 255 but in the last frame; corners (N, 2) of the
-        marks, in the first frame. In the others the grey squares lie elsewhere, and there is no mark.
+        Clips (N, T, 3, SIDE, SIDE); label maps (N, T, SIDE, SIDE); corners (N, 2) of the marks, in the first frame. In
+        the others the grey squares lie elsewhere, and there is no mark.
     """
     images, labels, corners = far_marks(num_examples, generator)
     clips = 0.3 * torch.randn(num_examples, num_frames, 3, SIDE, SIDE, generator=generator)
@@ -62,9 +62,7 @@ def far_marks_clips(
             for top, left in frame_squares:
                 frame[:, top : top + SQUARE, left : left + SQUARE] = 0.0
     clips[:, 0] = images
-    asked = torch.full((num_examples, num_frames, SIDE, SIDE), 255)
-    asked[:, -1] = labels
-    return clips, asked, corners
+    return clips, labels[:, None].expand(num_examples, num_frames, SIDE, SIDE).contiguous(), corners
 
 
 def parts(corners: torch.Tensor) -> dict[str, torch.Tensor]:
