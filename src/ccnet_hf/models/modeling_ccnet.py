@@ -163,7 +163,7 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
 def run_backbone(
     backbone: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
-    """The feature maps of images (B, num_channels, H, W) of any floating dtype and, where asked for, the hidden states.
+    """The feature maps of images (B, num_channels, H, W) of any floating dtype and, if asked for, the hidden states.
 
     Of transformers' wrapper of timm these are the feature maps: it has hidden states at best like them, and at worst
     an error.
@@ -353,9 +353,11 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        return self.classify(outputs, labels)
+        return self.classify(outputs, labels, **kwargs)
 
-    def classify(self, outputs: CCNetModelOutput, labels: torch.Tensor | None) -> CCNetSemanticSegmenterOutput:
+    def classify(
+        self, outputs: CCNetModelOutput, labels: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> CCNetSemanticSegmenterOutput:
         """Scores, and with labels the loss, of what the model without a classifier gives."""
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
 
