@@ -1,0 +1,109 @@
+"""Human parsers and video models saved by `save_pretrained`, loaded in fresh processes without the package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_config, tiny_parsing_model
+
+import ccnet_hf
+from ccnet_hf import CCNetForVideoSegmentation, CCNetImageProcessor, CCNetVideoConfig, CCNetVideoProcessor
+from ccnet_hf.remote_code import code_files, published_files
+
+
+PARSING = """
+import json, sys
+sys.modules["ccnet_hf"] = None
+import numpy as np
+from transformers import pipeline
+
+segmenter = pipeline("image-segmentation", model="parser", trust_remote_code=True)
+segmenter.save_pretrained("again")
+again = pipeline("image-segmentation", model="again", trust_remote_code=True)
+results = [[(s["label"], np.asarray(s["mask"]).tolist()) for s in one("image.png")] for one in (segmenter, again)]
+names = [type(segmenter.model).__name__, type(segmenter.image_processor).__name__]
+print(json.dumps([names, sorted(results[0]) == sorted(results[1]), dict(results[0])]))
+"""
+VIDEO = """
+import json, sys
+sys.modules["ccnet_hf"] = None
+import numpy as np, torch
+from transformers import AutoModelForSemanticSegmentation, AutoVideoProcessor
+
+model = AutoModelForSemanticSegmentation.from_pretrained("video", trust_remote_code=True)
+processor = AutoVideoProcessor.from_pretrained("video", trust_remote_code=True)
+clip = processor(np.load("clip.npy"), return_tensors="pt")
+with torch.no_grad():
+    outputs = model(**clip)
+maps = processor.post_process_semantic_segmentation(outputs, [(30, 42)] * 3)
+print(json.dumps([type(model).__name__, type(processor).__name__, [m.tolist() for m in maps]]))
+"""
+
+
+def run(script: str, folder: Path) -> list:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
+    environment["PYTHONPATH"] = str(Path(ccnet_hf.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_a_human_parser(tmp_path):
+    model = tiny_parsing_model()
+    with torch.no_grad():
+        model.classifier.weight.normal_()
+    model.save_pretrained(tmp_path / "parser")
+    processor = CCNetImageProcessor(size={"height": 48, "width": 48}, do_letterbox=True, align_corners=True)
+    processor.save_pretrained(tmp_path / "parser")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+    names, same, masks = run(PARSING, tmp_path)
+    assert names == ["CCNetForHumanParsing", "CCNetImageProcessor"] and same
+    with torch.no_grad():
+        outputs = model(**processor(image, return_tensors="pt"))
+    labels = processor.post_process_semantic_segmentation(outputs, [(40, 30)])[0].numpy()
+    assert masks == {f"LABEL_{label}": ((labels == label) * 255).tolist() for label in np.unique(labels)}
+
+
+def test_a_video_model(tmp_path):
+    torch.manual_seed(0)
+    fields = {name: value for name, value in tiny_config().to_dict().items() if name not in ("recurrence", "auto_map")}
+    model = CCNetForVideoSegmentation(CCNetVideoConfig.from_dict(fields | {"model_type": "ccnet_video"})).eval()
+    with torch.no_grad():
+        model.classifier.weight.normal_()
+        model.model.head.attention.gamma.fill_(0.5)
+    processor = CCNetVideoProcessor(size={"height": 48, "width": 64})
+    model.save_pretrained(tmp_path / "video")
+    processor.save_pretrained(tmp_path / "video")
+    clip = np.random.default_rng(0).integers(0, 256, (3, 30, 42, 3), dtype=np.uint8)
+    np.save(tmp_path / "clip.npy", clip)
+    with torch.no_grad():
+        outputs = model(**processor(clip, return_tensors="pt"))
+    expected = processor.post_process_semantic_segmentation(outputs, [(30, 42)] * 3)
+    found = run(VIDEO, tmp_path)
+    assert found[:2] == ["CCNetForVideoSegmentation", "CCNetVideoProcessor"]
+    assert found[2] == [label_map.tolist() for label_map in expected]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "own", "processor"),
+    [
+        ("ccnet_parsing", "modeling_ccnet_parsing.py", "preprocessor_config.json"),
+        ("ccnet_video", "video_processing_ccnet.py", "video_preprocessor_config.json"),
+    ],
+)
+def test_what_is_published_holds_the_files_of_the_task(model_type, own, processor):
+    names = {path.name for path in code_files(model_type)}
+    assert {own, "layers_ccnet.py", "criss_cross_attention.py"} <= names
+    files = published_files({"model_type": model_type}, {})
+    assert {own, "config.json", processor} <= set(files)
+    auto_map = json.loads(files["config.json"])["auto_map"]
+    assert all(f"{reference.partition('.')[0]}.py" in names for reference in auto_map.values())
