@@ -12,7 +12,7 @@ demo: .venv/.demo  ## segment examples/ with the embedded checkpoint
 	$(BIN)/python scripts/segment.py examples --model_name_or_path checkpoints/ccnet-mobilenetv2-camvid --output_dir demo_output
 
 test: .venv/.dev  ## run the whole test suite, on all cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGUMENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" --numprocesses auto --dist loadfile $(PYTEST_ARGUMENTS)
 
 kernels: .venv/.dev  ## compile the CUDA operator into build/kernels; needs nvcc, no GPU
 	$(BIN)/python -m ccnet_hf.kernels build --arch 8.0 9.0+PTX --output build/kernels

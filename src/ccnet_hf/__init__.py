@@ -4,6 +4,9 @@ Importing this package registers its classes with `AutoConfig`, `AutoModel`, `Au
 `AutoBackbone`, `AutoImageProcessor`, `AutoVideoProcessor` and `pipeline("image-segmentation")`.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -35,6 +38,9 @@ from .models.modeling_ccnet_resnet import CCNetResNetBackbone
 from .models.modeling_ccnet_video import CCNetForVideoSegmentation, CCNetVideoModel
 from .models.video_processing_ccnet import CCNetVideoProcessor
 
+
+if TYPE_CHECKING:
+    from .deployment.optimize import optimize
 
 __version__ = "0.1.0"
 
@@ -77,4 +83,12 @@ __all__ = [
     "InputError",
     "RecurrentCrissCrossAttention",
     "criss_cross_attention",
+    "optimize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Not before it is asked for: whoever only loads a model needs nothing of it.
+    if name == "optimize":
+        return import_module(".deployment.optimize", __name__).optimize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

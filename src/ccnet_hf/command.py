@@ -37,6 +37,8 @@ EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "av": "video",
+    "openvino": "export",
+    "nncf": "export",
 }
 
 _LONGEST_COMPLAINT = 2000  # characters; some repeat an argument or a name, however long it is

@@ -1,0 +1,145 @@
+"""One call from a model to its fastest form on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from transformers.utils import logging
+
+from ccnet_hf.deployment.machine import has_amx, has_bfloat16, missing_packages
+from ccnet_hf.deployment.runtimes import RUNTIMES, OptimizedRuntime
+from ccnet_hf.errors import InputError
+from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
+
+
+logger = logging.get_logger(__name__)
+
+Backend = Literal["auto", "eager", "compile", "onnx", "openvino", "cuda_graphs"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ROUNDS = 3  # of measuring; the fastest counts
+
+
+def optimize(
+    model: CCNetForSemanticSegmentation,
+    backend: Backend = "auto",
+    dtype: torch.dtype | Literal["auto"] | None = None,
+    example: torch.Tensor | None = None,
+) -> OptimizedRuntime:
+    """Make the form of a model that computes its logits fastest here.
+
+    Every form starts from exact rewrites: batch norms folded, convolutions that read the same map merged, nothing left
+    that only training needs; on processors, wide 3x3 convolutions by Winograd's method, with errors of 1e-5 of the
+    activations in float32. `Predictor` and `predict_logits` take the result as they take a model.
+
+    Args:
+        model: a `CCNetForSemanticSegmentation`, with any backbone; is put into eval mode and left as it is otherwise.
+        backend: "eager" is PyTorch, "compile" `torch.compile` (minutes at the first call), "onnx" ONNX Runtime and
+            "openvino" OpenVINO (on the CPU; a minute to make), "cuda_graphs" PyTorch on CUDA without Python between
+            the kernels. "auto" measures what is installed if there is an `example`, and otherwise goes by what the
+            machine has; one line says what it took.
+        dtype: of the computation; `None` is float32, "auto" takes bfloat16 where the device multiplies it.
+        example: (B, 3, H, W) network input of the size that matters.
+
+    Returns:
+        The runtime, with `config`, `logits(pixel_values)`, and `check(images)`, which compares labels with float32.
+
+    Raises:
+        InputError: another kind of model, an unknown backend or dtype, a package that is not installed, or what the
+            machine does not have.
+    """
+    if not isinstance(model, CCNetForSemanticSegmentation):
+        raise InputError(f"optimize takes a CCNetForSemanticSegmentation, got {type(model).__name__}")
+    if backend not in get_args(Backend):
+        raise InputError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if example is not None and not (isinstance(example, torch.Tensor) and example.dim() == 4):
+        raise InputError("example must be a tensor (batch, channels, height, width)")
+    model.eval()
+    chosen_dtype = _dtype(dtype, model.device)
+    if backend != "auto":
+        return RUNTIMES[backend](model, chosen_dtype)
+    if example is None:
+        runtime = RUNTIMES[_by_machine(model.device, chosen_dtype)](model, chosen_dtype)
+        reason = "for this kind of processor" if model.device.type == "cpu" else "for this device"
+    else:
+        runtime, reason = _by_measuring(model, chosen_dtype, example)
+    hints = "".join(f"; {hint}" for hint in _hints(runtime, dtype))
+    logger.warning(f"optimize took {runtime.backend} in {str(chosen_dtype).removeprefix('torch.')}, {reason}{hints}.")
+    return runtime
+
+
+def _dtype(dtype: torch.dtype | Literal["auto"] | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    if dtype == "auto":
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype must be None, 'auto', torch.float32, torch.bfloat16 or torch.float16, got {dtype!r}")
+    if dtype == torch.float16 and device.type == "cpu":
+        raise InputError("processors compute no faster in float16; take torch.bfloat16 or 'auto'")
+    if dtype == torch.bfloat16 and not has_bfloat16(device):
+        logger.warning_once("This processor has no instructions for bfloat16: it is emulated, slower than float32.")
+    return dtype
+
+
+def _by_machine(device: torch.device, dtype: torch.dtype) -> str:
+    if device.type == "cuda":
+        return "cuda_graphs"
+    if device.type == "cpu" and dtype == torch.bfloat16 and has_amx() and not missing_packages("openvino"):
+        return "openvino"
+    return "eager"
+
+
+def _by_measuring(
+    model: CCNetForSemanticSegmentation, dtype: torch.dtype, example: torch.Tensor
+) -> tuple[OptimizedRuntime, str]:
+    """The fastest of the forms that can be made in about a minute, and what was found."""
+    names = ["eager"]
+    if model.device.type == "cuda":
+        names.append("cuda_graphs")
+    elif model.device.type == "cpu":
+        names += [name for name in ("openvino", "onnx") if not missing_packages(name)]
+    runtimes = {}
+    for name in names:
+        try:
+            runtimes[name] = RUNTIMES[name](model, dtype)
+        except InputError:  # of a dtype that this one does not compute in
+            if name == "eager":
+                raise
+    seconds = measure(runtimes, example)
+    fastest = min(seconds, key=seconds.get)
+    found = ", ".join(f"{name} {1e3 * seconds[name]:.0f}" for name in sorted(seconds, key=seconds.get))
+    return runtimes[fastest], f"measured on the example in ms: {found}"
+
+
+@torch.no_grad()
+def measure(runtimes: Mapping[str, OptimizedRuntime], example: torch.Tensor) -> dict[str, float]:
+    """The seconds that each runtime takes for an example at its best, taken in turn so that what else the machine does
+    meets all alike."""
+    best = dict.fromkeys(runtimes, float("inf"))
+    for counted in [False] + [True] * _ROUNDS:
+        for name, runtime in runtimes.items():
+            start = time.perf_counter()
+            logits = runtime.logits(example)
+            if logits.device.type != "cpu":
+                torch.accelerator.synchronize(logits.device)
+            if counted:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def _hints(runtime: OptimizedRuntime, dtype: torch.dtype | Literal["auto"] | None) -> list[str]:
+    """What would be faster, or might be."""
+    hints = []
+    if dtype is None and has_bfloat16(runtime.device):
+        hints.append("dtype='auto', bfloat16, would be faster")
+    if runtime.device.type == "cpu":
+        if missing := missing_packages("openvino") + missing_packages("onnx"):
+            hints.append(f"without {missing[0]} (pip install 'ccnet-hf[export]') other runtimes were not considered")
+        hints.append("int8 is faster still (ccnet-hf export --int8)")
+    if runtime.backend != "compile":
+        hints.append("backend='compile' may be, after minutes of compiling")
+    return hints

@@ -1,0 +1,93 @@
+"""A model as a program for another runtime, made by transformers' own exporters."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+import transformers.utils.logging
+from torch import nn
+
+from ccnet_hf.deployment.machine import require_packages
+from ccnet_hf.errors import InputError
+
+
+if TYPE_CHECKING:
+    from transformers.exporters.base import ExportedModel
+
+
+Format = Literal["onnx", "openvino", "torch"]
+
+# Two images, because a single one would be taken for the only number there is; odd sides, for the same reason.
+_EXAMPLE_SHAPE = (2, 3, 97, 129)
+
+
+def make_program(model: nn.Module, program_format: Format, quantizer: Any = None) -> ExportedModel:
+    """Export a model for images of any number and size.
+
+    Args:
+        model: on the CPU, in eval mode; is left as it is.
+        program_format: "torch" is what `torch.export` saves, a `.pt2`.
+        quantizer: of `transformers.exporters`, or `None`.
+
+    Returns:
+        What transformers' exporter returns; it runs, and `save_pretrained` writes it.
+
+    Raises:
+        InputError: no such format, or one whose packages are not installed.
+    """
+    if program_format not in get_args(Format):
+        raise InputError(f"format must be one of {', '.join(get_args(Format))}, got {program_format!r}")
+    require_packages(program_format)
+    from transformers import exporters
+
+    exporter, config = {
+        "onnx": (exporters.OnnxExporter, exporters.OnnxConfig),
+        "openvino": (exporters.OpenVINOExporter, exporters.OpenVINOConfig),
+        "torch": (exporters.DynamoExporter, exporters.DynamoConfig),
+    }[program_format]
+    free = torch.export.Dim.AUTO
+    # Noise: an image of one value would leave a quantizer without an example nothing to measure.
+    example = torch.randn(_EXAMPLE_SHAPE, generator=torch.Generator().manual_seed(0))
+    with quiet():
+        return exporter().export(
+            model,
+            {"pixel_values": example},
+            config(dynamic_shapes={"pixel_values": {0: free, 2: free, 3: free}}, quantizer=quantizer),
+        )
+
+
+def run_program(program: ExportedModel, **options: Any) -> None:
+    """Load a program on the CPU with as many threads as PyTorch has, in place; `options` are OpenVINO's properties."""
+    threads = torch.get_num_threads()
+    if program.export_format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.SessionOptions()
+        session.intra_op_num_threads = threads
+        program.to("cpu", session_options=session)
+    elif program.export_format == "openvino":
+        program.to("cpu", config={"INFERENCE_NUM_THREADS": threads, **options})
+    else:
+        program.to("cpu")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep exporters from telling about versions and stages, which says nothing to whoever asked for a program."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    disabled = logging.root.manager.disable
+    transformers.utils.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        transformers.utils.logging.set_verbosity(verbosity)

@@ -1,0 +1,269 @@
+"""The forms that a model takes for inference. Each has what `ccnet_hf.inference.runtime.Runtime` asks for."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ccnet_hf.deployment import onednn
+from ccnet_hf.deployment.fusion import fuse
+from ccnet_hf.deployment.machine import has_amx, has_bfloat16, require_packages
+from ccnet_hf.deployment.programs import make_program, run_program
+from ccnet_hf.deployment.winograd import use_winograd
+from ccnet_hf.errors import InputError
+from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits
+from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone
+
+
+_MAX_CUDA_GRAPHS = 8  # sizes of input; every graph keeps the memory of its temporaries
+
+
+class OptimizedRuntime(ABC):
+    """A model in a form made for inference.
+
+    Args:
+        model: what it computes; kept for `check`, and left as it is.
+        dtype: of the computation.
+
+    Attributes:
+        config: of the model.
+        backend: the name of the form.
+        dtype: of the computation.
+        device: of the computation.
+    """
+
+    backend: str
+
+    def __init__(self, model: CCNetForSemanticSegmentation, dtype: torch.dtype):
+        self.config, self.dtype, self.device = model.config, dtype, model.device
+        self._model = model
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(backend={self.backend!r}, dtype={self.dtype}, device={str(self.device)!r})"
+
+    @torch.no_grad()
+    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Class logits of a batch of network inputs.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised images, floating point, on any device; any H and W.
+
+        Returns:
+            (B, num_labels, h, w) logits, floating point, on `device`; (h, w) is the output stride's part of (H, W).
+        """
+        return self._logits(pixel_values.to(self.device, torch.float32))
+
+    @abstractmethod
+    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """As `logits`, of float32 input on `device`."""
+
+    @torch.no_grad()
+    def check(self, images: torch.Tensor | Iterable[torch.Tensor]) -> float:
+        """Print and return the fraction of pixels whose label differs from the given model's in float32.
+
+        Args:
+            images: (B, 3, H, W) normalised images as the image processor gives them, or several such tensors.
+        """
+        reference = self._model
+        if reference.dtype != torch.float32:
+            reference = copy.deepcopy(reference).float()
+        different = pixels = 0
+        for batch in [images] if isinstance(images, torch.Tensor) else images:
+            size = tuple(batch.shape[-2:])
+            expected = reference(pixel_values=batch.to(self.device, torch.float32)).logits
+            for mine, theirs in zip(self.logits(batch), expected, strict=True):
+                labels = [
+                    argmax_of_resized_logits(logits, self.config.align_corners, size, size)
+                    for logits in (mine, theirs)
+                ]
+                different += (labels[0] != labels[1]).sum().item()
+                pixels += labels[0].numel()
+        if not pixels:
+            raise InputError("check needs at least one image")
+        print(f"{different / pixels:.4%} of {pixels} pixels get another label than in float32")
+        return different / pixels
+
+
+def rewrite(
+    model: CCNetForSemanticSegmentation, dtype: torch.dtype, winograd: bool = False, use_onednn: bool = False
+) -> nn.Module:
+    """The network in fewer operations, see `fuse`, its numbers rounded to `dtype` once.
+
+    Args:
+        model: is left as it is.
+        dtype: of the computation. A backbone of depthwise convolutions, which bfloat16 makes neither better nor
+            faster, stays in float32.
+        winograd: whether to save multiplications in the wide 3x3 convolutions.
+        use_onednn: whether convolution, sum and ReLU of a residual network become one call.
+    """
+    fused = fuse(model)
+    backbone = fused.model.backbone
+    backbone_dtype = torch.float32 if dtype == torch.bfloat16 and _is_mobile(model.model.backbone) else dtype
+    for part, part_dtype in ((backbone, backbone_dtype), (fused.model.head, dtype), (fused.classifier, dtype)):
+        if winograd:
+            # The filters are transformed in float64, before anything is rounded.
+            use_winograd(part, 4 if part_dtype == torch.float32 else 2, part_dtype)
+        part.to(dtype=part_dtype, memory_format=torch.channels_last)
+    if use_onednn and _takes_onednn(backbone):
+        onednn.use_onednn(backbone)
+    return fused
+
+
+def _is_mobile(backbone: nn.Module) -> bool:
+    """Whether a backbone is one of depthwise convolutions with batch norm, as MobileNets and EfficientNets are."""
+    layers = list(backbone.modules())
+    is_depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 for layer in layers)
+    return is_depthwise and any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
+
+
+def _takes_onednn(backbone: nn.Module) -> bool:
+    return (
+        isinstance(backbone, CCNetResNetBackbone)
+        and backbone.device.type == "cpu"
+        and onednn.is_available()
+        and (backbone.dtype == torch.float32 or (backbone.dtype == torch.bfloat16 and has_bfloat16(backbone.device)))
+        and all(stage.attention is None for stage in backbone.stages)
+        and not any(isinstance(layer, nn.BatchNorm2d) for layer in backbone.modules())
+    )
+
+
+def winograd_wins(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a quarter (float32) or less than half (bfloat16) of the multiplications is worth the transforms: on
+    processors, but for bfloat16 on those whose products are faster than their memory."""
+    return device.type == "cpu" and (dtype == torch.float32 or (dtype == torch.bfloat16 and not has_amx()))
+
+
+class EagerRuntime(OptimizedRuntime):
+    """The rewritten network, run by PyTorch."""
+
+    backend = "eager"
+
+    def __init__(self, model: CCNetForSemanticSegmentation, dtype: torch.dtype):
+        super().__init__(model, dtype)
+        self.network = rewrite(model, dtype, winograd_wins(self.device, dtype), use_onednn=True)
+
+    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.network(pixel_values=pixel_values).logits
+
+
+class CompiledRuntime(OptimizedRuntime):
+    """The rewritten network through `torch.compile`, which takes a minute or two at the first call, and again where
+    sizes of input change for the first time."""
+
+    backend = "compile"
+
+    def __init__(self, model: CCNetForSemanticSegmentation, dtype: torch.dtype):
+        super().__init__(model, dtype)
+        self.network = rewrite(model, dtype, winograd_wins(self.device, dtype))
+        self.network.compile()
+
+    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.network(pixel_values=pixel_values).logits
+
+
+class CudaGraphRuntime(OptimizedRuntime):
+    """The rewritten network on CUDA, recorded once for every shape of input and replayed without Python.
+
+    Not run yet: no machine with a GPU was at hand.
+    """
+
+    backend = "cuda_graphs"
+
+    def __init__(self, model: CCNetForSemanticSegmentation, dtype: torch.dtype):
+        super().__init__(model, dtype)
+        if self.device.type != "cuda":
+            raise InputError(f"the backend cuda_graphs needs a model on CUDA; this one is on {self.device}")
+        self.network = rewrite(model, dtype)
+        self._graphs: OrderedDict[torch.Size, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = OrderedDict()
+
+    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        shape = pixel_values.shape
+        if shape not in self._graphs:
+            if len(self._graphs) == _MAX_CUDA_GRAPHS:
+                self._graphs.popitem(last=False)
+            self._graphs[shape] = self._record(pixel_values)
+        self._graphs.move_to_end(shape)
+        graph, graph_input, graph_output = self._graphs[shape]
+        graph_input.copy_(pixel_values)
+        graph.replay()
+        return graph_output.clone()  # the next replay writes over it
+
+    def _record(self, pixel_values: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
+        with torch.cuda.device(self.device):
+            graph_input = pixel_values.clone()
+            # Libraries choose algorithms and take workspaces in the first calls, which a graph must not record.
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self.network(pixel_values=graph_input)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                graph_output = self.network(pixel_values=graph_input).logits
+        return graph, graph_input, graph_output
+
+
+class ProgramRuntime(OptimizedRuntime):
+    """The rewritten network as a program of another runtime, on the CPU. It takes a minute to make."""
+
+    def __init__(self, model: CCNetForSemanticSegmentation, dtype: torch.dtype):
+        super().__init__(model, dtype)
+        if self.device.type != "cpu":
+            raise InputError(f"the backend {self.backend} runs on the CPU; the model is on {self.device}")
+        self._check_dtype()
+        require_packages(self.backend)
+        # Half precision is a matter of the runtime, whose program stays in float32.
+        self.program = make_program(rewrite(model, torch.float32), self.backend)
+        run_program(self.program, **self._options())
+
+    @abstractmethod
+    def _check_dtype(self) -> None:
+        """Raise InputError for a dtype that the other runtime does not compute in here."""
+
+    def _options(self) -> dict[str, str]:
+        return {}
+
+    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.program(pixel_values=pixel_values.contiguous()).logits
+
+
+class OnnxRuntime(ProgramRuntime):
+    """The rewritten network in ONNX Runtime."""
+
+    backend = "onnx"
+
+    def _check_dtype(self) -> None:
+        if self.dtype != torch.float32:
+            raise InputError(f"ONNX Runtime computes in float32 on processors, not in {_name(self.dtype)}")
+
+
+class OpenVINORuntime(ProgramRuntime):
+    """The rewritten network in OpenVINO."""
+
+    backend = "openvino"
+
+    def _check_dtype(self) -> None:
+        if self.dtype == torch.bfloat16 and not has_bfloat16(self.device):
+            raise InputError("OpenVINO computes in bfloat16 where the processor does; this one does not")
+        if self.dtype not in (torch.float32, torch.bfloat16):
+            raise InputError(f"OpenVINO computes in float32 or bfloat16 on processors, not in {_name(self.dtype)}")
+
+    def _options(self) -> dict[str, str]:
+        return {"INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32"}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+RUNTIMES: dict[str, type[OptimizedRuntime]] = {
+    runtime.backend: runtime
+    for runtime in (EagerRuntime, CompiledRuntime, OnnxRuntime, OpenVINORuntime, CudaGraphRuntime)
+}
