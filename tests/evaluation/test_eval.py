@@ -104,10 +104,16 @@ def test_tables_and_files(run, expected, capsys):
         assert line in text and means in text and text.count("\n| ") == (20 if text == markdown else 19)
 
 
-@pytest.mark.parametrize("options", [["--batch_size", "3"], ["--streaming"]], ids=["batched", "streamed"])
-def test_however_it_is_read_the_score_is_the_same(run, expected, options):
+@pytest.mark.parametrize(
+    "options",
+    [["--batch_size", "3"], ["--streaming"], ["--runtime", "eager"]],
+    ids=["batched", "streamed", "rewritten"],
+)
+def test_however_it_is_read_or_run_the_score_is_the_same(run, expected, options):
     assert run("--output_json", "scores.json", *options) == 0
-    matrix = np.array(json.loads(Path("scores.json").read_text())["confusion_matrix"])
+    report = json.loads(Path("scores.json").read_text())
+    assert report["runtime"] == ("eager" if "eager" in options else None)
+    matrix = np.array(report["confusion_matrix"])
     # A batch may round another way, which moves pixels whose two best classes tie.
     assert np.abs(matrix - expected[1]).sum() <= 4
 

@@ -94,6 +94,25 @@ def test_options(checkpoint, here, options):
     assert reads("out/street_labels.png").shape == (40, 60)
 
 
+@pytest.mark.parametrize("runtime", ["auto", "eager", "onnx", "openvino"])
+def test_runtimes_say_what_the_model_says(checkpoint, here, runtime):
+    for package in {"onnx": ["onnxruntime", "onnxscript"], "openvino": ["openvino"]}.get(runtime, []):
+        pytest.importorskip(package)
+    assert run(checkpoint, "street.png", "--runtime", runtime) == 0
+    model = CCNetForSemanticSegmentation.from_pretrained(checkpoint, dtype=torch.float32)
+    label_map = Predictor(model, CCNetImageProcessor.from_pretrained(checkpoint)).label_map(Image.open("street.png"))
+    assert (reads("out/street_labels.png") == label_map.numpy()).mean() > 0.999
+
+
+def test_a_runtime_that_is_not_there_is_one_line(checkpoint, here, capsys, monkeypatch):
+    monkeypatch.setattr("ccnet_hf.deployment.machine.find_spec", lambda name: None)
+    assert run(checkpoint, "street.png", "--runtime", "openvino") == 1
+    assert "pip install 'ccnet-hf[export]'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(checkpoint, "street.png", "--runtime", "openvino", "--compile")
+    assert "error: --compile is --runtime compile, which 'openvino' is not" in capsys.readouterr().err
+
+
 def test_the_first_image_says_nothing_of_the_speed(checkpoint, here, monkeypatch, capsys):
     for name in ("b.png", "c.png", "d.png"):
         shutil.copy("street.png", name)

@@ -123,7 +123,7 @@ def _report(
             "flip": predictor.flip,
         }
     )
-    how["dtype"] = str(predictor.model.dtype).removeprefix("torch.")
+    how |= {"dtype": str(predictor.model.dtype).removeprefix("torch."), "runtime": arguments.runtime}
     about = {"model": arguments.model_name_or_path, "dataset": arguments.dataset_name, "split": arguments.split, **how}
     if arguments.output_json is not None:
         write_text(arguments.output_json, to_json({**about, "class_names": class_names, **result}))

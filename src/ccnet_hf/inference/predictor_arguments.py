@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
+from ccnet_hf.deployment.optimize import optimize
 from ccnet_hf.errors import InputError
 from ccnet_hf.inference.loading import Dtype, load_checkpoint
 from ccnet_hf.inference.predictor import Predictor
@@ -44,17 +47,31 @@ class PredictorArguments:
     num_frames: int | None = field(
         default=None, metadata={"help": "frames of a clip, of a video checkpoint; default: what it says"}
     )
+    runtime: Literal["auto", "eager", "compile", "openvino", "onnx"] | None = field(
+        default=None,
+        metadata={
+            "help": "a faster form of the model, see ccnet_hf.optimize; eager needs nothing more, compile minutes "
+            "at first, openvino and onnx the extra export; --dtype auto is float32 then; default: the model as it is"
+        },
+    )
 
     def load_predictor(self) -> Predictor | CCNetVideoSession:
         """Load the checkpoint, of a video model as its session. Raises InputError for what `load_checkpoint`,
-        `Predictor` and `CCNetVideoSession` refuse, and for options that a video checkpoint has nothing of."""
-        model, processor = load_checkpoint(self.model_name_or_path, self.dtype, self.device)
+        `optimize`, `Predictor` and `CCNetVideoSession` refuse, and for options that a video checkpoint has nothing
+        of."""
+        # What is rewritten is rounded once, from the numbers as they are stored.
+        dtype = self.dtype if self.runtime is None else "float32"
+        model, processor = load_checkpoint(self.model_name_or_path, dtype, self.device)
         if isinstance(model, CCNetForVideoSegmentation):
             if self.flip or list(self.scales) != [1.0] or self.mode == "slide" or self.crop_size or self.stride:
                 raise InputError("a video checkpoint sees whole frames as they are: no --scales, --flip, --mode slide")
+            if self.runtime is not None:
+                raise InputError("--runtime is for image checkpoints; a video checkpoint runs as it is")
             return CCNetVideoSession(model, processor, self.num_frames)
         if self.num_frames is not None:
             raise InputError("--num_frames is for video checkpoints; this one sees every frame for itself")
+        if self.runtime is not None:
+            model = optimize(model, self.runtime, None if self.dtype == "auto" else getattr(torch, self.dtype))
         return Predictor(
             model,
             processor,

@@ -39,13 +39,19 @@ class SegmentArguments(PredictorArguments):
             "help": "folder for NAME_overlay.png and NAME_labels.png of every image, NAME_overlay.mp4 of every video",
         }
     )
-    compile: bool = field(default=False, metadata={"help": "compile the model; pays off with many images"})
+    compile: bool = field(default=False, metadata={"help": "as --runtime compile; pays off with many images"})
     skip_corrupt: bool = field(
         default=False, metadata={"help": "go on after an unreadable image, and count them at the end"}
     )
     max_image_pixels: int | None = field(
         default=None, metadata={"help": "largest image that is read, in pixels, 0: any; default: 178956970"}
     )
+
+    def __post_init__(self):
+        if self.compile and self.runtime not in (None, "compile"):
+            raise InputError(f"--compile is --runtime compile, which {self.runtime!r} is not")
+        if self.compile:
+            self.runtime = "compile"
 
 
 def segment(arguments: SegmentArguments) -> None:
@@ -62,8 +68,6 @@ def segment(arguments: SegmentArguments) -> None:
     predictor = arguments.load_predictor()
     if note := rounds_note(predictor):
         print(note)
-    if arguments.compile:
-        predictor.model.compile()
     config = predictor.config
     class_names = [config.id2label[label] for label in range(config.num_labels)]
     if len(class_names) > 256:
