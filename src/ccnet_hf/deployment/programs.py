@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import transformers.utils.logging
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ccnet_hf.deployment.machine import require_packages
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, reading
+from ccnet_hf.limits import read_settings
 
 
 if TYPE_CHECKING:
@@ -22,6 +27,9 @@ if TYPE_CHECKING:
 
 
 Format = Literal["onnx", "openvino", "torch"]
+
+MANIFEST = "export.json"  # beside every program that transformers' exporters write
+_LARGEST_MANIFEST = 16 * 2**20  # bytes
 
 # Two images, because a single one would be taken for the only number there is; odd sides, for the same reason.
 _EXAMPLE_SHAPE = (2, 3, 97, 129)
@@ -64,17 +72,56 @@ def make_program(model: nn.Module, program_format: Format, quantizer: Any = None
 
 def run_program(program: ExportedModel, **options: Any) -> None:
     """Load a program on the CPU with as many threads as PyTorch has, in place; `options` are OpenVINO's properties."""
+    program.to("cpu", **_runner_options(program.export_format, options))
+
+
+def _runner_options(export_format: str, options: dict[str, Any]) -> dict[str, Any]:
     threads = torch.get_num_threads()
-    if program.export_format == "onnx":
+    if export_format == "onnx":
         import onnxruntime
 
         session = onnxruntime.SessionOptions()
         session.intra_op_num_threads = threads
-        program.to("cpu", session_options=session)
-    elif program.export_format == "openvino":
-        program.to("cpu", config={"INFERENCE_NUM_THREADS": threads, **options})
-    else:
-        program.to("cpu")
+        return {"session_options": session}
+    return {"config": {"INFERENCE_NUM_THREADS": threads, **options}} if export_format == "openvino" else {}
+
+
+def is_exported(folder: str | os.PathLike) -> bool:
+    """Whether a local folder holds an exported program rather than a checkpoint."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+class ExportedRuntime:
+    """An exported folder as what a `Predictor` asks for, on the CPU.
+
+    Args:
+        folder: what `save_pretrained` of transformers' `ExportedModel` wrote, in ONNX or for OpenVINO.
+        config: of the model.
+
+    Raises:
+        InputError: it cannot be read, its runtime is not installed, or it is a `.pt2`, whose loading runs code.
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(self, folder: str | os.PathLike, config: PreTrainedConfig):
+        with reading(Path(folder) / MANIFEST):
+            kind = json.loads(read_settings(Path(folder) / MANIFEST, _LARGEST_MANIFEST))["export_format"]
+        if kind not in ("onnx", "openvino"):
+            raise InputError(f"{folder} is of format {kind}, whose loading may run code; onnx and openvino do not")
+        require_packages(kind)
+        from transformers.exporters import ExportedModel
+
+        with reading(folder), quiet():
+            # OpenVINO takes half precision where it can, unless told otherwise.
+            options = _runner_options(kind, {"INFERENCE_PRECISION_HINT": "f32"})
+            self.program = ExportedModel.from_pretrained(folder, device="cpu", **options)
+        self.config = config
+
+    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) normalised images -> (B, num_labels, h, w) logits, on the CPU."""
+        return self.program(pixel_values=pixel_values.to(self.device, self.dtype).contiguous()).logits
 
 
 @contextlib.contextmanager

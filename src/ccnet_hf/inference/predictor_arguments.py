@@ -4,11 +4,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import nn
+from transformers import BaseImageProcessor
 
 from ccnet_hf.deployment.optimize import optimize
+from ccnet_hf.deployment.programs import ExportedRuntime, is_exported
 from ccnet_hf.errors import InputError
-from ccnet_hf.inference.loading import Dtype, load_checkpoint
+from ccnet_hf.inference.loading import Dtype, load_checkpoint, load_config, load_image_processor
 from ccnet_hf.inference.predictor import Predictor
+from ccnet_hf.inference.runtime import Runtime
 from ccnet_hf.inference.video import CCNetVideoSession
 from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
 
@@ -18,7 +22,10 @@ class PredictorArguments:
     """Which checkpoint predicts, and how; `Predictor` says what the options mean."""
 
     model_name_or_path: str = field(
-        metadata={"metavar": "MODEL", "help": "folder of a CCNet checkpoint, or namespace/name on the Hub"}
+        metadata={
+            "metavar": "MODEL",
+            "help": "folder of a CCNet, also an exported one, or namespace/name on the Hub",
+        }
     )
     mode: Literal["whole", "slide"] | None = field(
         default=None, metadata={"help": "whole image or sliding window; default: what the checkpoint says"}
@@ -56,22 +63,16 @@ class PredictorArguments:
     )
 
     def load_predictor(self) -> Predictor | CCNetVideoSession:
-        """Load the checkpoint, of a video model as its session. Raises InputError for what `load_checkpoint`,
-        `optimize`, `Predictor` and `CCNetVideoSession` refuse, and for options that a video checkpoint has nothing
-        of."""
-        # What is rewritten is rounded once, from the numbers as they are stored.
-        dtype = self.dtype if self.runtime is None else "float32"
-        model, processor = load_checkpoint(self.model_name_or_path, dtype, self.device)
+        """Load the checkpoint, of a video model as its session, or a folder of `ccnet-hf export`. Raises InputError
+        for what `load_checkpoint`, `optimize`, `Predictor` and `CCNetVideoSession` refuse, and for options that a
+        video checkpoint has nothing of."""
+        model, processor = self._load()
         if isinstance(model, CCNetForVideoSegmentation):
             if self.flip or list(self.scales) != [1.0] or self.mode == "slide" or self.crop_size or self.stride:
                 raise InputError("a video checkpoint sees whole frames as they are: no --scales, --flip, --mode slide")
-            if self.runtime is not None:
-                raise InputError("--runtime is for image checkpoints; a video checkpoint runs as it is")
             return CCNetVideoSession(model, processor, self.num_frames)
         if self.num_frames is not None:
             raise InputError("--num_frames is for video checkpoints; this one sees every frame for itself")
-        if self.runtime is not None:
-            model = optimize(model, self.runtime, None if self.dtype == "auto" else getattr(torch, self.dtype))
         return Predictor(
             model,
             processor,
@@ -81,3 +82,19 @@ class PredictorArguments:
             scales=self.scales,
             flip=self.flip,
         )
+
+    def _load(self) -> tuple[nn.Module | Runtime, BaseImageProcessor]:
+        if is_exported(self.model_name_or_path):
+            if self.runtime is not None or self.dtype != "auto" or self.device not in ("auto", "cpu"):
+                raise InputError(f"{self.model_name_or_path} is exported: its runtime, dtype and device are set")
+            config = load_config(self.model_name_or_path)
+            runtime = ExportedRuntime(self.model_name_or_path, config)
+            return runtime, load_image_processor(self.model_name_or_path, config)
+        # What is rewritten is rounded once, from the numbers as they are stored.
+        dtype = self.dtype if self.runtime is None else "float32"
+        model, image_processor = load_checkpoint(self.model_name_or_path, dtype, self.device)
+        if self.runtime is not None:
+            if isinstance(model, CCNetForVideoSegmentation):
+                raise InputError("--runtime is for image checkpoints; a video checkpoint runs as it is")
+            model = optimize(model, self.runtime, None if self.dtype == "auto" else getattr(torch, self.dtype))
+        return model, image_processor
