@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from tiny_zoo import ZOO
 
 from ccnet_hf.data.benchmarks import get_benchmark
-from ccnet_hf.recipes import get_recipe
+from ccnet_hf.recipes import CONVERTED_PARSERS, RECIPES, get_recipe
 from ccnet_hf.zoo.__main__ import main
 from ccnet_hf.zoo.cards import render_card, repository_names
 
@@ -43,6 +43,22 @@ def test_metadata_is_what_the_hub_understands(recipe):
         assert result.metric_type == "mean_iou"
         assert result.source_url.endswith(f"{recipe.mmseg_config}.py")
         assert result.verified is None  # nobody has measured it here
+
+
+WITHOUT_WEIGHTS = [recipe for recipe in RECIPES.values() if recipe.task != "semantic"]
+
+
+@pytest.mark.parametrize("recipe", WITHOUT_WEIGHTS, ids=lambda recipe: recipe.name)
+def test_cards_of_human_parsers_and_video_models(recipe):
+    card = render_card(recipe, namespace="me")
+    assert "This project publishes no weights of it" in card and "$" not in card
+    data = ModelCard(card).data
+    assert data.eval_results is None and "ccnet" in data.tags
+    has_attention = recipe.model.get("context_module") != "pyramid"
+    assert ("criss-cross-attention" in data.tags) == has_attention
+    assert f'"me/{recipe.name}"' in card
+    is_converted = recipe.name in CONVERTED_PARSERS
+    assert ("convert_checkpoint.py" in card) == is_converted and f"--variant {recipe.name}" in card
 
 
 @every_variant

@@ -10,7 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from ccnet_hf.command import run_command
 from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.files import write_text
-from ccnet_hf.recipes import SHORT_NAMES, Recipe, zoo_recipes
+from ccnet_hf.recipes import RECIPES, SHORT_NAMES, Recipe, zoo_recipes
+from ccnet_hf.zoo.recipe_cards import render_recipe_card
 
 
 NAMESPACE = "<namespace>"  # stands in the cards of the repository; a pushed card has the real one
@@ -133,10 +134,10 @@ def repository_names(recipe: Recipe) -> tuple[str, ...]:
 
 
 def render_card(recipe: Recipe, name: str | None = None, namespace: str = NAMESPACE) -> str:
-    """Write the model card of a zoo variant.
+    """Write the model card of a zoo variant, of a human parser or of a video model.
 
     Args:
-        recipe: the variant.
+        recipe: of it.
         name: name of the repository, if it is the short one.
         namespace: where on the Hub it is.
 
@@ -144,6 +145,8 @@ def render_card(recipe: Recipe, name: str | None = None, namespace: str = NAMESP
         The text of its README.md, metadata included.
     """
     name = name or recipe.name
+    if recipe.task != "semantic":
+        return render_recipe_card(recipe, name, namespace)
     benchmark, training, reported = get_benchmark(recipe.benchmark), recipe.training, recipe.reported
     depth = sum(recipe.model["backbone_config"]["depths"]) * 3 + 2
     inference, pipeline_remark = _inference(recipe)
@@ -261,9 +264,9 @@ class CardsArguments:
 
 
 def write_cards(arguments: CardsArguments) -> None:
-    """Write the model card of every zoo variant."""
+    """Write the model card of every zoo variant, and of the recipes for human parsing and video."""
     folder = Path(arguments.output_dir)
-    for recipe in zoo_recipes():
+    for recipe in (*zoo_recipes(), *(recipe for recipe in RECIPES.values() if recipe.task != "semantic")):
         write_text(folder / f"{recipe.name}.md", render_card(recipe))
 
 

@@ -84,8 +84,8 @@ def list_repositories(arguments: PushArguments) -> list[HubRepository]:
     if not arguments.all:
         recipes = {recipe.name: recipe for recipe in map(get_recipe, arguments.variant)}.values()
     for recipe in recipes:
-        if not recipe.checkpoint_file:
-            raise InputError(f"{recipe.name} is not a variant of mmsegmentation's zoo")
+        if not recipe.checkpoint_file and recipe.task == "semantic":
+            raise InputError(f"{recipe.name} is a variant of neither mmsegmentation's zoo, human parsing nor video")
     return [
         repository
         for recipe in recipes
