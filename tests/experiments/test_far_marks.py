@@ -44,7 +44,11 @@ def test_two_rounds_learn_what_lies_elsewhere(one_thread):
 def test_where_another_colour_of_the_mark_changes_anything(monkeypatch, recurrence, operator, seen):
     """Without training: whether there is a way from the mark to a pixel at all."""
     if operator is not None:
-        monkeypatch.setattr(layers_ccnet, "criss_cross_attention", operator)
+
+        def one_round(query, key, value, gamma, residual):
+            return gamma * operator(query, key, value) + residual
+
+        monkeypatch.setattr(layers_ccnet, "criss_cross_attention_round", one_round)
     set_seed(0)
     model = experiment.build_model(recurrence).double().eval()
     if recurrence:

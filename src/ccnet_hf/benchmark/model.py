@@ -95,13 +95,10 @@ def _in_nchw(model: PreTrainedModel) -> PreTrainedModel:
 def _with_einsum(call: Callable[[], object]) -> object:
     """`call` with the plain form where the layer calls the operator."""
 
-    def residual(query, key, value, gamma, hidden_state):
+    def einsum_round(query, key, value, gamma, hidden_state):
         return gamma * einsum_attention(query, key, value) + hidden_state
 
-    with (
-        mock.patch.object(layers_ccnet, "criss_cross_attention", einsum_attention),
-        mock.patch.object(layers_ccnet, "criss_cross_attention_residual", residual),
-    ):
+    with mock.patch.object(layers_ccnet, "criss_cross_attention_round", einsum_round):
         return call()
 
 

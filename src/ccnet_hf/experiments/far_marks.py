@@ -67,9 +67,9 @@ def train(
     model: nn.Module,
     steps: int,
     seed: int,
+    num_frames: int = 1,
     batch_size: int = 16,
     learning_rate: float = 5e-3,
-    num_frames: int = 1,
 ) -> None:
     """Train in place on fresh examples, clips where there are several frames, and leave the model in eval mode."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
@@ -129,7 +129,7 @@ def run_experiment(arguments: FarMarksArguments) -> None:
             set_seed(seed)
             num_frames = arguments.num_frames
             model = build_model(recurrence, for_clips=num_frames > 1)
-            train(model, arguments.max_train_steps, seed, num_frames=num_frames)
+            train(model, arguments.max_train_steps, seed, num_frames)
             accuracies.append(score(model) if num_frames == 1 else score_clips(model, num_frames))
             gammas += [model.model.head.attention.gamma.item()] if recurrence else []
         if not lines:
