@@ -382,7 +382,7 @@ def test_the_values_of_a_recipe_are_the_defaults(variant):
     options = parsed(["--variant", variant, *NEEDED])
     assert TrainingRecipe(**{name: options[name] for name in vars(recipe.training)}) == recipe.training
     config = recipe.config()
-    assert all(options[name] == getattr(config, name) for name in ModelArguments.CHANGES)
+    assert all(options[name] == getattr(config, name, None) for name in ModelArguments.CHANGES)
     assert options["output_stride"] == getattr(config.backbone_config, "output_stride", None)
     assert options["backbone_checkpoint"] == recipe.backbone_checkpoint
     changed = parsed(["--variant", variant, *NEEDED, "--max_grad_norm", "0", "--no-photometric_distortion"])
