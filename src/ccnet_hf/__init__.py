@@ -19,6 +19,7 @@ from . import kernels
 from .errors import InputError
 from .models.configuration_ccnet import CCNetConfig
 from .models.configuration_ccnet_parsing import CCNetParsingConfig
+from .models.configuration_ccnet_backbone import CCNetBackboneConfig
 from .models.configuration_ccnet_resnet import CCNetResNetConfig
 from .models.configuration_ccnet_video import CCNetVideoConfig
 from .models.criss_cross_attention import criss_cross_attention
@@ -34,6 +35,7 @@ from .models.modeling_ccnet import (
     RecurrentCrissCrossAttention,
 )
 from .models.modeling_ccnet_parsing import CCNetForHumanParsing, CCNetHumanParsingOutput
+from .models.modeling_ccnet_backbone import CCNetBackbone
 from .models.modeling_ccnet_resnet import CCNetResNetBackbone
 from .models.modeling_ccnet_video import CCNetForVideoSegmentation, CCNetVideoModel
 from .models.video_processing_ccnet import CCNetVideoProcessor
@@ -62,6 +64,8 @@ for _config_class in (CCNetConfig, CCNetParsingConfig):
     )
 
 __all__ = [
+    "CCNetBackbone",
+    "CCNetBackboneConfig",
     "CCNetConfig",
     "CCNetForHumanParsing",
     "CCNetForSemanticSegmentation",

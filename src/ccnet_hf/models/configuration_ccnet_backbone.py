@@ -1,0 +1,149 @@
+"""Configuration of criss-cross attention on a feature map of any backbone."""
+
+import copy
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+from .configuration_ccnet_resnet import CCNetResNetConfig
+
+
+@strict
+class CCNetBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of a [`CCNetBackbone`]: any backbone, with recurrent criss-cross attention on one of its feature
+    maps. It is a backbone's configuration itself, so that Mask2Former, MaskFormer, UperNet, DETR and all other models
+    with a `backbone_config` take it.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any backbone `AutoBackbone` knows, by default `CCNetResNetConfig(out_features=["stage1", ..., "stage4"])`.
+            Its `out_features` and `out_indices` are this configuration's.
+        attention_stage (`str`, defaults to `"stage4"`):
+            Which of the backbone's `out_features` is attended.
+        attention_recurrence (`int`, defaults to 2):
+            Rounds of attention with the same weights (R in the paper, section 3.3).
+        query_key_size (`int`, *optional*, defaults to an eighth of the feature map's channels):
+            Channels of query and key.
+        out_features (`list[str]`, *optional*):
+            Names of the feature maps to return, in place of those that `backbone_config` names.
+        out_indices (`list[int]`, *optional*):
+            The same by index.
+
+    Raises:
+        ValueError: for a value outside what is allowed; the message names the field.
+
+    Example:
+
+    ```python
+    >>> from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+    >>> from ccnet_hf import CCNetBackboneConfig
+
+    >>> swin = SwinConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    >>> config = Mask2FormerConfig(backbone_config=CCNetBackboneConfig(backbone_config=swin, attention_stage="stage3"))
+    >>> model = Mask2FormerForUniversalSegmentation(config)
+    ```
+    """
+
+    model_type = "ccnet_backbone"
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    attention_stage: str = "stage4"
+    attention_recurrence: int = 2
+    query_key_size: int | None = None
+
+    def __post_init__(self, **kwargs):
+        stages = [f"stage{index}" for index in range(1, 5)]
+        self.backbone_config = read_backbone_config(self.backbone_config, CCNetResNetConfig(out_features=stages))
+        features, indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        if features is not None or indices is not None:
+            self.backbone_config = copy.deepcopy(self.backbone_config)
+            self.set_output_features_output_indices(features, indices)
+        self._check_values()
+        super().__post_init__(**kwargs)
+
+    def _check_values(self) -> None:
+        if not isinstance(self.backbone_config, BackboneConfigMixin):
+            raise ValueError(
+                "backbone_config must be a backbone's configuration, which names its out_features; "
+                f"{type(self.backbone_config).__name__} is none"
+            )
+        if self.attention_recurrence < 1:
+            raise ValueError(f"attention_recurrence must be at least 1, got {self.attention_recurrence}")
+        if self.query_key_size is not None and self.query_key_size < 1:
+            raise ValueError(f"query_key_size must be at least 1 or None, got {self.query_key_size}")
+        self.check_attention_stage()
+
+    def check_attention_stage(self) -> None:
+        """Raise ValueError if the backbone does not return the feature map that is to be attended. The stages of
+        timm's backbones have names only once there is a model."""
+        if self.stage_names is not None and self.attention_stage not in self.out_features:
+            raise ValueError(
+                f"attention_stage must be one of the backbone's out_features, {', '.join(self.out_features)}, "
+                f"got {self.attention_stage!r}"
+            )
+
+    # What the feature maps are called is the business of the backbone's own configuration.
+
+    @property
+    def stage_names(self) -> list[str] | None:
+        return getattr(self.backbone_config, "stage_names", None)
+
+    @property
+    def _out_features(self) -> list[str] | None:
+        return getattr(self.backbone_config, "_out_features", None)
+
+    @property
+    def _out_indices(self) -> list[int] | None:
+        return getattr(self.backbone_config, "_out_indices", None)
+
+    def set_output_features_output_indices(self, out_features: list | None, out_indices: list | None) -> None:
+        """Have the backbone return other feature maps; see `BackboneConfigMixin`."""
+        if out_indices is not None:
+            self.backbone_config.out_indices = out_indices
+        else:
+            self.backbone_config.out_features = out_features
+
+    def verify_out_features_out_indices(self) -> None:
+        """Raise ValueError for feature maps that the backbone does not have; see `BackboneConfigMixin`."""
+        self.backbone_config.verify_out_features_out_indices()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as `config.json` holds it; the feature maps stand in `backbone_config`."""
+        output = super().to_dict()
+        return {name: value for name, value in output.items() if name not in ("out_features", "out_indices")}
+
+
+def read_backbone_config(config: dict | PreTrainedConfig | None, default: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of a backbone from what a model's configuration was given or has read.
+
+    Args:
+        config: a configuration, its content with a `model_type` that transformers knows, or `None`.
+        default: what `None` stands for.
+
+    Raises:
+        ValueError: there is no such model type.
+    """
+    if config is None:
+        return default
+    if isinstance(config, PreTrainedConfig):
+        return config
+    model_type = config.get("model_type")
+    # Not by their registration: as remote code, these classes exist twice.
+    ours = {kind.model_type: kind for kind in (CCNetResNetConfig, CCNetBackboneConfig)}
+    if model_type in ours:
+        return ours[model_type].from_dict(config)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config must name a model_type that transformers knows, {' or '.join(map(repr, ours))}, "
+            f"got {model_type!r}"
+        )
+    return CONFIG_MAPPING[model_type].from_dict(config)
+
+
+AutoConfig.register(CCNetBackboneConfig.model_type, CCNetBackboneConfig, exist_ok=True)
+
+__all__ = ["CCNetBackboneConfig", "read_backbone_config"]
