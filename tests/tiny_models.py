@@ -5,7 +5,9 @@ import torch
 from ccnet_hf import (
     CCNetConfig,
     CCNetForHumanParsing,
+    CCNetForInstanceSegmentation,
     CCNetForSemanticSegmentation,
+    CCNetInstanceConfig,
     CCNetParsingConfig,
     CCNetResNetConfig,
 )
@@ -52,3 +54,28 @@ def wake_attention(attention: torch.nn.Module) -> None:
         attention.gamma.fill_(0.7)
         for projection in (attention.query, attention.key):
             projection.bias.normal_()
+
+
+def tiny_instance_config(**kwargs) -> CCNetInstanceConfig:
+    backbone_config = tiny_backbone_config(
+        stem_type="conv7",
+        output_stride=32,
+        attention_stage="stage3",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    fields = {"backbone_config": backbone_config, "fpn_channels": 16, "box_hidden_size": 32, "num_labels": 5}
+    return CCNetInstanceConfig(**{**fields, **kwargs})
+
+
+def tiny_instance_model(seed: int = 0, **kwargs) -> CCNetForInstanceSegmentation:
+    """A model in eval mode whose attention does something, and whose scores and boxes differ widely."""
+    torch.manual_seed(seed)
+    model = CCNetForInstanceSegmentation(tiny_instance_config(**kwargs))
+    attention = model.backbone.stages[2].attention
+    if attention is not None:
+        wake_attention(attention)
+    predictor, head = model.roi_heads.box_predictor, model.rpn.head
+    with torch.no_grad():
+        for layer, deviation in ((predictor.cls_score, 0.5), (predictor.bbox_pred, 0.1), (head.cls_logits, 1.0)):
+            layer.weight.normal_(std=deviation)
+    return model.eval()

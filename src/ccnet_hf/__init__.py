@@ -1,7 +1,8 @@
 """CCNet (Criss-Cross Attention for Semantic Segmentation) for Hugging Face Transformers.
 
 Importing this package registers its classes with `AutoConfig`, `AutoModel`, `AutoModelForSemanticSegmentation`,
-`AutoBackbone`, `AutoImageProcessor`, `AutoVideoProcessor` and `pipeline("image-segmentation")`.
+`AutoModelForInstanceSegmentation`, `AutoBackbone`, `AutoImageProcessor`, `AutoVideoProcessor`,
+`pipeline("image-segmentation")` and `pipeline("object-detection")`.
 """
 
 from importlib import import_module
@@ -11,6 +12,9 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageSegmentation,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     AutoVideoProcessor,
 )
@@ -20,6 +24,7 @@ from .errors import InputError
 from .models.configuration_ccnet import CCNetConfig
 from .models.configuration_ccnet_parsing import CCNetParsingConfig
 from .models.configuration_ccnet_backbone import CCNetBackboneConfig
+from .models.configuration_ccnet_instance import CCNetInstanceConfig
 from .models.configuration_ccnet_resnet import CCNetResNetConfig
 from .models.configuration_ccnet_video import CCNetVideoConfig
 from .models.criss_cross_attention import criss_cross_attention
@@ -36,6 +41,7 @@ from .models.modeling_ccnet import (
 )
 from .models.modeling_ccnet_parsing import CCNetForHumanParsing, CCNetHumanParsingOutput
 from .models.modeling_ccnet_backbone import CCNetBackbone
+from .models.modeling_ccnet_instance import CCNetForInstanceSegmentation, CCNetInstanceSegmenterOutput
 from .models.modeling_ccnet_resnet import CCNetResNetBackbone
 from .models.modeling_ccnet_video import CCNetForVideoSegmentation, CCNetVideoModel
 from .models.video_processing_ccnet import CCNetVideoProcessor
@@ -62,17 +68,23 @@ for _config_class in (CCNetConfig, CCNetParsingConfig):
         image_processor_classes={"torchvision": CCNetImageProcessor, "pil": CCNetImageProcessorPil},
         exist_ok=True,
     )
+# The pipeline for image segmentation tries the first of these, not the second.
+for auto_class in (AutoModelForImageSegmentation, AutoModelForInstanceSegmentation, AutoModelForObjectDetection):
+    auto_class.register(CCNetInstanceConfig, CCNetForInstanceSegmentation, exist_ok=True)
 
 __all__ = [
     "CCNetBackbone",
     "CCNetBackboneConfig",
     "CCNetConfig",
     "CCNetForHumanParsing",
+    "CCNetForInstanceSegmentation",
     "CCNetForSemanticSegmentation",
     "CCNetForVideoSegmentation",
     "CCNetHumanParsingOutput",
     "CCNetImageProcessor",
     "CCNetImageProcessorPil",
+    "CCNetInstanceConfig",
+    "CCNetInstanceSegmenterOutput",
     "CCNetModel",
     "CCNetModelOutput",
     "CCNetParsingConfig",

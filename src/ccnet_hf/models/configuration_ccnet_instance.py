@@ -1,0 +1,170 @@
+"""Configuration of Mask R-CNN with criss-cross attention."""
+
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .configuration_ccnet_backbone import read_backbone_config
+from .configuration_ccnet_resnet import CCNetResNetConfig
+
+
+@strict
+class CCNetInstanceConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`CCNetForInstanceSegmentation`]. The defaults are the paper's Mask R-CNN (section 4.5) of
+    ResNet-50 with a feature pyramid: recurrent criss-cross attention before the last block of the third stage. All
+    that follows the backbone is torchvision's, and the fields from `rpn_pre_nms_top_n_train` on have its names and
+    defaults.
+
+    Label 0 is the background; `num_labels` counts it. A model of COCO's categories has their ids as labels, 91 with
+    those that no category has, as transformers' DETR does.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any backbone `AutoBackbone` knows with feature maps of falling resolution. By default a `CCNetResNetConfig`
+            of depth 50 with torchvision's stem, an output stride of 32 and attention. Other backbones get theirs by a
+            [`CCNetBackboneConfig`].
+        fpn_channels (`int`, defaults to 256):
+            Channels of the feature pyramid and of the convolutions on it.
+        head_batch_norm (`bool`, defaults to `False`):
+            Whether the feature pyramid, the box head and the mask head have batch norms, as in torchvision's second
+            version.
+        anchor_sizes (`list[int]`, defaults to `[32, 64, 128, 256, 512]`):
+            Side of the square anchors in pixels, one for each level of the pyramid: the backbone's feature maps and
+            one more.
+        anchor_aspect_ratios (`list[float]`, defaults to `[0.5, 1.0, 2.0]`):
+            Height over width of the anchors.
+        rpn_num_convolutions (`int`, defaults to 1):
+            3x3 convolutions of the region proposal network; 2 in torchvision's second version.
+        box_num_convolutions (`int`, defaults to 0):
+            3x3 convolutions of the box head. 0 is two fully connected layers, any other number as many convolutions
+            and one such layer; 4 in torchvision's second version.
+        box_hidden_size (`int`, defaults to 1024):
+            Channels of the fully connected layers.
+        mask_num_convolutions (`int`, defaults to 4):
+            3x3 convolutions of the mask head.
+        mask_pool_size (`int`, defaults to 14):
+            Side of what the mask head sees of a region; masks have twice that.
+        rpn_pre_nms_top_n_train (`int`, defaults to 2000):
+            Anchors of every level that may become proposals, in training, and ...
+        rpn_pre_nms_top_n_test (`int`, defaults to 1000):
+            ... in inference.
+        rpn_post_nms_top_n_train (`int`, defaults to 2000):
+            Proposals of an image, in training, and ...
+        rpn_post_nms_top_n_test (`int`, defaults to 1000):
+            ... in inference.
+        rpn_nms_thresh (`float`, defaults to 0.7):
+            Of two proposals whose intersection over union is larger, the better one stays.
+        rpn_fg_iou_thresh (`float`, defaults to 0.7):
+            Anchors are trained to become proposals from this intersection over union with an object on, ...
+        rpn_bg_iou_thresh (`float`, defaults to 0.3):
+            ... and not to below this one.
+        rpn_batch_size_per_image (`int`, defaults to 256):
+            Anchors of an image that are drawn for the loss.
+        rpn_positive_fraction (`float`, defaults to 0.5):
+            At most this fraction of them are positive.
+        rpn_score_thresh (`float`, defaults to 0.0):
+            Least score of a proposal.
+        box_score_thresh (`float`, defaults to 0.05):
+            Detections have a larger score.
+        box_nms_thresh (`float`, defaults to 0.5):
+            Of two detections of a class whose intersection over union is larger, the better one stays.
+        box_detections_per_img (`int`, defaults to 100):
+            Most detections of an image, and the length that outputs are padded to.
+        box_fg_iou_thresh (`float`, defaults to 0.5):
+            Proposals are trained to have an object's class from this intersection over union on, ...
+        box_bg_iou_thresh (`float`, defaults to 0.5):
+            ... and to be background below this one.
+        box_batch_size_per_image (`int`, defaults to 512):
+            Proposals of an image that are drawn for the loss.
+        box_positive_fraction (`float`, defaults to 0.25):
+            At most this fraction of them are positive.
+
+    Raises:
+        ValueError: for a value outside what is allowed; the message names the field.
+
+    Example:
+
+    ```python
+    >>> from ccnet_hf import CCNetForInstanceSegmentation, CCNetInstanceConfig
+
+    >>> model = CCNetForInstanceSegmentation(CCNetInstanceConfig(num_labels=91))
+    ```
+    """
+
+    model_type = "ccnet_instance"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_dict"]
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    fpn_channels: int = 256
+    head_batch_norm: bool = False
+    anchor_sizes: list[int] | tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_aspect_ratios: list[float] | tuple[float, ...] = (0.5, 1.0, 2.0)
+    rpn_num_convolutions: int = 1
+    box_num_convolutions: int = 0
+    box_hidden_size: int = 1024
+    mask_num_convolutions: int = 4
+    mask_pool_size: int = 14
+    rpn_pre_nms_top_n_train: int = 2000
+    rpn_pre_nms_top_n_test: int = 1000
+    rpn_post_nms_top_n_train: int = 2000
+    rpn_post_nms_top_n_test: int = 1000
+    rpn_nms_thresh: float | int = 0.7
+    rpn_fg_iou_thresh: float | int = 0.7
+    rpn_bg_iou_thresh: float | int = 0.3
+    rpn_batch_size_per_image: int = 256
+    rpn_positive_fraction: float | int = 0.5
+    rpn_score_thresh: float | int = 0.0
+    box_score_thresh: float | int = 0.05
+    box_nms_thresh: float | int = 0.5
+    box_detections_per_img: int = 100
+    box_fg_iou_thresh: float | int = 0.5
+    box_bg_iou_thresh: float | int = 0.5
+    box_batch_size_per_image: int = 512
+    box_positive_fraction: float | int = 0.25
+
+    def __post_init__(self, **kwargs):
+        self.backbone_config = read_backbone_config(self.backbone_config, default_backbone_config())
+        self.anchor_sizes = list(self.anchor_sizes)
+        self.anchor_aspect_ratios = list(self.anchor_aspect_ratios)
+        super().__post_init__(**kwargs)
+        self._check_values()
+
+    def _check_values(self) -> None:
+        if self.num_labels < 2:
+            raise ValueError(f"num_labels must be at least 2, the background and a class, got {self.num_labels}")
+        for name, value in vars(self).items():
+            is_field = name.startswith(("fpn_", "rpn_", "box_", "mask_"))
+            if is_field and name.endswith(("_thresh", "_fraction")):
+                if not 0 <= value <= 1:
+                    raise ValueError(f"{name} must be in [0, 1], got {value}")
+            elif is_field and value < (0 if name == "box_num_convolutions" else 1):
+                raise ValueError(f"{name} must be at least {int(name != 'box_num_convolutions')}, got {value}")
+        for name in ("anchor_sizes", "anchor_aspect_ratios"):
+            values = getattr(self, name)
+            if not values or min(values) <= 0:
+                raise ValueError(f"{name} must be positive numbers, at least one, got {values}")
+        for name in ("rpn", "box"):
+            negative, positive = getattr(self, f"{name}_bg_iou_thresh"), getattr(self, f"{name}_fg_iou_thresh")
+            if negative > positive:
+                raise ValueError(
+                    f"{name}_bg_iou_thresh must not exceed {name}_fg_iou_thresh, got {negative} and {positive}"
+                )
+
+
+def default_backbone_config() -> CCNetResNetConfig:
+    """The trunk of the paper's Mask R-CNN of ResNet-50."""
+    return CCNetResNetConfig(
+        depths=[3, 4, 6, 3],
+        stem_type="conv7",
+        output_stride=32,
+        attention_stage="stage3",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+
+
+AutoConfig.register(CCNetInstanceConfig.model_type, CCNetInstanceConfig, exist_ok=True)
+
+__all__ = ["CCNetInstanceConfig"]
