@@ -13,8 +13,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "ccnet_hf"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
-# What the files that travel with a checkpoint may import: what a user of transformers has.
+# What the files that travel with a checkpoint may import: what a user of transformers has, and what transformers' own
+# processors of COCO's annotations import when they meet them.
 TRAVELLING = {"torch", "torchvision", "PIL", "numpy", "transformers", "huggingface_hub", *sys.stdlib_module_names}
+TRAVELLING.add("pycocotools")
 
 # Folders of files that are no part of the package as it lies here: the template of another project.
 _FOREIGN = PACKAGE / "kernels" / "hub_project"

@@ -29,6 +29,7 @@ from .models.configuration_ccnet_resnet import CCNetResNetConfig
 from .models.configuration_ccnet_video import CCNetVideoConfig
 from .models.criss_cross_attention import criss_cross_attention
 from .models.image_processing_ccnet import CCNetImageProcessor
+from .models.image_processing_ccnet_instance import CCNetInstanceImageProcessor
 from .models.image_processing_pil_ccnet import CCNetImageProcessorPil
 from .models.modeling_ccnet import (
     CCNetForSemanticSegmentation,
@@ -71,6 +72,9 @@ for _config_class in (CCNetConfig, CCNetParsingConfig):
 # The pipeline for image segmentation tries the first of these, not the second.
 for auto_class in (AutoModelForImageSegmentation, AutoModelForInstanceSegmentation, AutoModelForObjectDetection):
     auto_class.register(CCNetInstanceConfig, CCNetForInstanceSegmentation, exist_ok=True)
+AutoImageProcessor.register(
+    CCNetInstanceConfig, image_processor_classes={"torchvision": CCNetInstanceImageProcessor}, exist_ok=True
+)
 
 __all__ = [
     "CCNetBackbone",
@@ -84,6 +88,7 @@ __all__ = [
     "CCNetImageProcessor",
     "CCNetImageProcessorPil",
     "CCNetInstanceConfig",
+    "CCNetInstanceImageProcessor",
     "CCNetInstanceSegmenterOutput",
     "CCNetModel",
     "CCNetModelOutput",

@@ -15,6 +15,7 @@ from ccnet_hf.zoo.authors import is_authors_recipe
 from ccnet_hf.zoo.download import download_checkpoint
 from ccnet_hf.zoo.mmsegmentation import convert_checkpoint
 from ccnet_hf.zoo.parsing import is_published_parser
+from ccnet_hf.zoo.torchvision_maskrcnn import CHECKPOINT_URL, VARIANT, convert_maskrcnn
 
 
 @dataclass
@@ -25,8 +26,8 @@ class ConvertArguments:
     variant: str | None = field(
         default=None,
         metadata={
-            "help": "zoo variant, e.g. ccnet-r101-cityscapes (see `python -m ccnet_hf.zoo list`), or a human parser: "
-            f"{', '.join(CONVERTED_PARSERS)}"
+            "help": "zoo variant, e.g. ccnet-r101-cityscapes (see `python -m ccnet_hf.zoo list`), a human parser: "
+            f"{', '.join(CONVERTED_PARSERS)}, or {VARIANT}, torchvision's Mask R-CNN of ResNet-50 or -101"
         },
     )
     all: bool = field(
@@ -34,7 +35,10 @@ class ConvertArguments:
     )
     checkpoint: str | None = field(
         default=None,
-        metadata={"help": ".pth file of mmsegmentation, the authors, CE2P or SCHP; default: download the zoo's"},
+        metadata={
+            "help": ".pth file of mmsegmentation, the authors, CE2P, SCHP or torchvision; default: download the "
+            "published one"
+        },
     )
     checkpoints: str | None = field(
         default=None,
@@ -48,7 +52,11 @@ class ConvertArguments:
         metadata={"help": "number of classes, if the checkpoint was trained on other classes than the variant's"},
     )
     recurrence: int | None = field(
-        default=None, metadata={"help": "rounds of attention the checkpoint was trained with; default: 2"}
+        default=None,
+        metadata={
+            "help": "rounds of attention the checkpoint was trained with; default: 2. torchvision's has none: it "
+            "gets as many that change nothing before they are trained, with 0 none"
+        },
     )
 
     def __post_init__(self):
@@ -69,6 +77,11 @@ def convert(arguments: ConvertArguments) -> None:
         _convert_all(checkpoints, output)
         return
     check_new(output)  # before the download, not after it
+    if arguments.variant == VARIANT:
+        checkpoint = arguments.checkpoint or _stored_or_downloaded(CHECKPOINT_URL, checkpoints)
+        convert_maskrcnn(checkpoint, output, arguments.num_labels, arguments.recurrence)
+        print(f"{Path(checkpoint).name} written to {output}")
+        return
     checkpoint = arguments.checkpoint or _published(get_recipe(arguments.variant), checkpoints)
     convert_checkpoint(arguments.variant, checkpoint, output, arguments.num_labels, arguments.recurrence)
     print(f"{Path(checkpoint).name} written to {output}")
@@ -99,8 +112,12 @@ def _published(recipe: Recipe, checkpoints: Path) -> Path:
         has_files = is_authors_recipe(recipe) or is_published_parser(recipe)
         other = "give its file with --checkpoint" if has_files else "and there is no other to convert"
         raise InputError(f"no checkpoint of {recipe.name} is published for download: {other}")
-    file = checkpoints / recipe.checkpoint_file
-    return file if file.is_file() else download_checkpoint(recipe.checkpoint_url, checkpoints)
+    return _stored_or_downloaded(recipe.checkpoint_url, checkpoints)
+
+
+def _stored_or_downloaded(url: str, checkpoints: Path) -> Path:
+    file = checkpoints / url.rpartition("/")[2]
+    return file if file.is_file() else download_checkpoint(url, checkpoints)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "convert_checkpoint.py") -> int:

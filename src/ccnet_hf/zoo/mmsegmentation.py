@@ -144,9 +144,9 @@ def convert_checkpoint(
         state_dict = {name: tensor for name, tensor in state_dict.items() if ".cca." not in name}
 
     classifier = sources["classifier.weight"]
-    _check_keys(checkpoint, set(shapes), set(state_dict))
+    check_keys(checkpoint, set(shapes), set(state_dict))
     _check_num_labels(checkpoint, state_dict[classifier], config.num_labels, recipe.name)
-    tensors = _check_tensors(checkpoint, state_dict, shapes)
+    tensors = check_tensors(checkpoint, state_dict, shapes)
     if has_abn:
         fold(tensors)
     model = model.to(tensors[classifier].dtype).to_empty(device="cpu")
@@ -160,7 +160,8 @@ def convert_checkpoint(
         image_processor.save_pretrained(unfinished)
 
 
-def _check_keys(checkpoint: Path, expected: set[str], found: set[str]) -> None:
+def check_keys(checkpoint: Path, expected: set[str], found: set[str]) -> None:
+    """Refuse entries that are missing or left over; the message names some."""
     complaints = []
     if expected - found:
         complaints.append(f"missing: {_enumerate(expected - found)}")
@@ -179,7 +180,7 @@ def _check_num_labels(checkpoint: Path, classifier_weight: torch.Tensor, num_lab
         )
 
 
-def _check_tensors(
+def check_tensors(
     checkpoint: Path, state_dict: dict[str, torch.Tensor], shapes: dict[str, torch.Size]
 ) -> dict[str, torch.Tensor]:
     """The entries named in `shapes`, all of one floating dtype but for the counters."""

@@ -67,3 +67,39 @@ class Benchmark:
     @property
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.class_names))
+
+
+@dataclass(frozen=True)
+class InstanceBenchmark:
+    """A benchmark of instance segmentation in COCO's format. Labels are the category ids.
+
+    Attributes:
+        name, title, num_examples, scenes, homepage, license, license_name, license_link, hub_dataset_id: as in
+            `Benchmark`; `num_examples` counts images, with or without objects.
+        categories: name of every category, by its id.
+        raw_splits: what its official distribution calls the splits.
+        description: of that distribution, in words.
+    """
+
+    name: str
+    title: str
+    categories: dict[int, str]
+    num_examples: dict[str, int]
+    raw_splits: dict[str, str]
+    description: str
+    scenes: str = ""
+    homepage: str = ""
+    license: str = ""
+    license_name: str = ""
+    license_link: str = ""
+    hub_dataset_id: str = ""
+
+    @property
+    def num_labels(self) -> int:
+        """Labels from 0, the background, to the largest category id."""
+        return max(self.categories) + 1
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Name of every label, "N/A" where no category has its id, as in transformers' DETR."""
+        return {label: self.categories.get(label, "N/A") for label in range(self.num_labels)}

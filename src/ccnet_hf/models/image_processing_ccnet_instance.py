@@ -1,0 +1,414 @@
+"""Image processor of Mask R-CNN with criss-cross attention, by torchvision's rules."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_base import BatchFeature
+from transformers.image_transforms import center_to_corners_format, corners_to_center_format
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import logging
+
+from .annotations_ccnet import objects_of_annotations, run_length_encoding
+from .image_arguments_ccnet import check_arguments, check_form, image_list
+from .image_processing_common_ccnet import MAX_PIXELS, CCNetImageProcessorMixin
+from .image_transforms_ccnet import image_to_array
+from .post_processing_ccnet import Size, check_sizes
+
+
+logger = logging.get_logger(__name__)
+
+INSTANCE_IMAGE_PROCESSORS = ("image_processing_ccnet_instance.CCNetInstanceImageProcessor",) * 2
+
+
+class CCNetInstanceImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
+        Height and width of a padded batch are multiples of it.
+    """
+
+    size_divisor: int | None
+
+
+class CCNetInstanceImageProcessor(TorchvisionBackend):
+    r"""Prepares images and COCO's annotations for [`CCNetForInstanceSegmentation`], and makes masks and boxes of its
+    outputs, by the rules of torchvision's Mask R-CNN.
+
+    Images are normalised and then resized bilinearly without antialiasing, masks by nearest neighbour.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `True`): Whether to resize.
+        size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`):
+            The shorter side becomes `"shortest_edge"` pixels long, or less where the longer one would exceed
+            `"longest_edge"`. `{"height": ..., "width": ...}` resizes to exactly that size.
+        do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply values by `rescale_factor`.
+        rescale_factor (`float`, *optional*, defaults to `1/255`): That factor.
+        do_normalize (`bool`, *optional*, defaults to `True`):
+            Whether to subtract `image_mean` and divide by `image_std`.
+        image_mean (`list[float]`, *optional*): One number per channel, after rescaling; ImageNet's by default.
+        image_std (`list[float]`, *optional*): Likewise.
+        do_pad (`bool`, *optional*, defaults to `True`):
+            Whether to pad images, right and below, with zeros after normalization, to the largest height and width of
+            the batch and on to multiples of `size_divisor`, or to `pad_size`.
+        pad_size (`dict[str, int]`, *optional*): `{"height": ..., "width": ...}` to pad to.
+        size_divisor (`int`, *optional*, defaults to 32): What sides of a padded batch are multiples of.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`):
+            Whether to convert images of other modes and grey or four-channel arrays to RGB.
+    """
+
+    valid_kwargs = CCNetInstanceImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_mask"]
+    do_convert_rgb = True
+    do_resize = True
+    size = {"shortest_edge": 800, "longest_edge": 1333}
+    default_to_square = False
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_pad = True
+    pad_size = None
+    size_divisor = 32
+
+    fetch_images = CCNetImageProcessorMixin.fetch_images
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
+
+    @property
+    def padding_value(self) -> float:
+        """What padding is filled with, after normalization. transformers' pipelines ask for it before they make
+        batches, which only network inputs of one size can share; how to have them is said here, once."""
+        if not self.pad_size and not (self.do_resize and self.size and self.size.height):
+            logger.warning_once(
+                "`pipeline(..., batch_size=...)` needs network inputs of one size. Where your images differ, set "
+                '`pad_size={"height": ..., "width": ...}` on the image processor, or a `size` of fixed height and '
+                "width."
+            )
+        return 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The processor as `preprocessor_config.json` holds it, with its class in the code that is saved beside it."""
+        return super().to_dict() | {"auto_map": {"AutoImageProcessor": list(INSTANCE_IMAGE_PROCESSORS)}}
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        annotations: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+        return_segmentation_masks: bool = True,
+        **kwargs: Unpack[CCNetInstanceImageProcessorKwargs],
+    ) -> BatchFeature:
+        """Makes one batch of images, and labels of their annotations if given.
+
+        Args:
+            images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, or a list of these):
+                Images of any mode, which are turned upright as their EXIF orientation says; arrays with values in
+                0..255, or in 0..1 together with `do_rescale=False`.
+            annotations (`dict` or `list[dict]`, *optional*):
+                One for each image: `image_id`, and `annotations` as COCO's files have them. Crowds and boxes that have
+                no area inside the image are left out.
+            return_segmentation_masks (`bool`, *optional*, defaults to `True`): Whether labels have masks.
+            **kwargs: Override the processor's attributes for this call.
+
+        Returns:
+            [`BatchFeature`] with `pixel_values` (float32, `(batch, channels, height, width)`), with `do_pad`
+            `pixel_mask` (int64, `(batch, height, width)`; 0 for padding), and with `annotations` `labels`, a list of
+            dictionaries for [`CCNetForInstanceSegmentation`]: `size` and `orig_size` (height, width) of the resized
+            and of the original image, `image_id`, `class_labels`, which are the category ids, `boxes` (center x,
+            center y, width, height) as fractions of the image without its padding, `area` in pixels of the resized
+            image, `iscrowd`, and `masks` (bool, of the size of the resized image).
+
+        Raises:
+            ValueError: If images of one batch differ in size and `do_pad` is off, or if an input is not an image or
+                an annotation is malformed.
+        """
+        return super().preprocess(images, annotations, return_segmentation_masks, **kwargs)
+
+    def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
+        for name in ("size", "pad_size"):
+            check_form(name, kwargs.get(name))
+        kwargs = super()._standardize_kwargs(**kwargs)
+        check_arguments({name: value for name, value in kwargs.items() if name != "size_divisor"})
+        divisor = kwargs["size_divisor"]
+        if not isinstance(divisor, int) or isinstance(divisor, bool) or divisor < 1:
+            raise ValueError(f"`size_divisor` must be an integer of at least 1, got {divisor!r}.")
+        return kwargs
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        annotations: dict[str, Any] | Sequence[dict[str, Any]] | None,
+        return_segmentation_masks: bool,
+        do_convert_rgb: bool | None,
+        input_data_format: str | ChannelDimension | None,
+        return_tensors: str | None,
+        device: str | torch.device | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        arrays = [
+            torch.as_tensor(image_to_array(image, bool(do_convert_rgb), input_data_format), device=device)
+            for image in image_list(images, self.fetch_images)
+        ]
+        if not arrays:
+            raise ValueError("No images given.")
+        labels = None
+        if annotations is not None:
+            annotations = [annotations] if isinstance(annotations, dict) else list(annotations)
+            if len(annotations) != len(arrays):
+                raise ValueError(f"Got {len(annotations)} annotations for {len(arrays)} images.")
+            labels = [
+                self._label(annotation, tuple(array.shape[-2:]), return_segmentation_masks, **kwargs)
+                for annotation, array in zip(annotations, arrays, strict=True)
+            ]
+        data = self._preprocess(arrays, **kwargs)
+        feature = BatchFeature(data=data, tensor_type=return_tensors)
+        if labels is not None:
+            feature["labels"] = labels
+        return feature
+
+    def _preprocess(
+        self,
+        images: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float],
+        image_std: float | list[float],
+        do_pad: bool,
+        pad_size: SizeDict | None,
+        size_divisor: int,
+        **kwargs,
+    ) -> dict[str, list[torch.Tensor]]:
+        prepared = []
+        for image in images:
+            image = self.rescale_and_normalize(
+                image[None], do_rescale, rescale_factor, do_normalize, image_mean, image_std
+            ).float()
+            if do_resize:
+                new_size = _output_size(tuple(image.shape[-2:]), size)
+                image = F.interpolate(image, size=new_size, mode="bilinear", align_corners=False)
+            prepared.append(image[0])
+        sizes = [tuple(image.shape[-2:]) for image in prepared]
+        if not do_pad:
+            if len(set(sizes)) > 1:
+                different = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes))
+                raise ValueError(
+                    f"Images of different sizes do not make a batch without padding: after resizing they are "
+                    f"{different} (height x width). Pass `do_pad=True`, or process them one by one."
+                )
+            return {"pixel_values": prepared}
+        padded_size = _padded_size(sizes, pad_size, size_divisor)
+        return pad_images(prepared, padded_size)
+
+    def _label(
+        self, annotation: dict[str, Any], orig_size: Size, with_masks: bool, do_resize: bool, size: SizeDict, **kwargs
+    ) -> BatchFeature:
+        if not isinstance(annotation, dict) or not {"image_id", "annotations"} <= annotation.keys():
+            raise ValueError("Annotations of an image must be a dictionary with `image_id` and `annotations`.")
+        objects = objects_of_annotations(annotation["annotations"], orig_size, with_masks)
+        new_size = _output_size(orig_size, size) if do_resize else orig_size
+        height, width = orig_size
+        objects["boxes"] = corners_to_center_format(objects["boxes"]) / torch.tensor([width, height] * 2)
+        objects["area"] = objects["area"] * (new_size[0] * new_size[1] / (height * width))
+        if with_masks and new_size != orig_size and len(objects["masks"]):
+            objects["masks"] = F.interpolate(objects["masks"][:, None].to(torch.uint8), size=new_size)[:, 0].bool()
+        elif with_masks and new_size != orig_size:
+            objects["masks"] = objects["masks"].new_zeros(0, *new_size)
+        about = {
+            "size": torch.tensor(new_size),
+            "image_id": torch.tensor([annotation["image_id"]]),
+            "orig_size": torch.tensor(orig_size),
+        }
+        return BatchFeature(data=about | objects)
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.0,
+        target_sizes: Sequence[Size] | torch.Tensor | None = None,
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+        **kwargs,
+    ) -> list[dict[str, Any]]:
+        """Makes masks of the model's outputs, at the size of the images.
+
+        Args:
+            outputs ([`CCNetInstanceSegmenterOutput`]): Outputs of the model.
+            threshold (`float`, *optional*, defaults to 0.5): Detections with a higher score are kept.
+            mask_threshold (`float`, *optional*, defaults to 0.5):
+                Pixels with a higher probability belong to an object.
+            overlap_mask_area_threshold (`float`, *optional*, defaults to 0.0):
+                Of a map of ids, detections are left out of whose mask at most this fraction is left by those with
+                higher scores.
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor`): `(height, width)` of each image.
+            return_coco_annotation (`bool`, *optional*, defaults to `False`):
+                Whether to return a list of COCO's uncompressed run-length encodings instead of a map.
+            return_binary_maps (`bool`, *optional*, defaults to `False`):
+                Whether to return one mask per detection instead of a map.
+
+        Returns:
+            One dictionary per image. `segmentation` is an int32 tensor `(height, width)` with -1 for no object, a bool
+            tensor `(n, height, width)`, or a list of n encodings. `segments_info` is a list of dictionaries with `id`
+            in the map, counted from 1, `label_id` and `score`, by falling score. Masks and encodings are those of
+            every detection above `threshold`: they may overlap or be empty.
+
+        Raises:
+            ValueError: If `target_sizes` are missing or not one for each image, or both forms are asked for.
+        """
+        if return_coco_annotation and return_binary_maps:
+            raise ValueError("`return_coco_annotation` and `return_binary_maps` exclude each other.")
+        if target_sizes is None:
+            raise ValueError("`target_sizes`, the (height, width) of each image, are what masks are made for.")
+        results = []
+        for size, detections in self._detections(outputs, threshold, target_sizes):
+            boxes, masks = detections["boxes"], detections["masks"]
+            infos = [
+                {"id": number, "label_id": label, "score": score}
+                for number, (label, score) in enumerate(
+                    zip(detections["labels"].tolist(), detections["scores"].tolist(), strict=True), start=1
+                )
+            ]
+            pasted = (_paste(mask, box, size) > mask_threshold for mask, box in zip(masks, boxes, strict=True))
+            if return_binary_maps:
+                maps = list(pasted)
+                segmentation = torch.stack(maps) if maps else torch.zeros(0, *size, dtype=torch.bool)
+            elif return_coco_annotation:
+                segmentation = [run_length_encoding(mask) for mask in pasted]
+            else:
+                segmentation, infos = _map_of_ids(pasted, infos, size, overlap_mask_area_threshold)
+            results.append({"segmentation": segmentation, "segments_info": infos})
+        return results
+
+    def post_process_object_detection(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        target_sizes: Sequence[Size] | torch.Tensor | None = None,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Makes boxes of the model's outputs.
+
+        Args:
+            outputs ([`CCNetInstanceSegmenterOutput`]): Outputs of the model.
+            threshold (`float`, *optional*, defaults to 0.5): Detections with a higher score are kept.
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
+                `(height, width)` of each image. Without, boxes are fractions of it.
+
+        Returns:
+            For each image `scores` (n,), by falling score, `labels` (n,) and `boxes` (n, 4): left, top, right, bottom.
+        """
+        return [
+            {name: detections[name] for name in ("scores", "labels", "boxes")}
+            for _, detections in self._detections(outputs, threshold, target_sizes)
+        ]
+
+    def _detections(
+        self, outputs: Any, threshold: float, target_sizes: Sequence[Size] | torch.Tensor | None
+    ) -> list[tuple[Size | None, dict[str, torch.Tensor]]]:
+        """For each image its size and its detections above the threshold, with boxes of corners in pixels."""
+        if not isinstance(getattr(outputs, "scores", None), torch.Tensor):
+            raise ValueError(
+                "`outputs` must be what the model returns in inference, with `scores`, `class_labels`, `pred_boxes` "
+                f"and `pred_masks`; got {type(outputs).__name__}."
+            )
+        sizes = check_sizes(target_sizes, len(outputs.scores), "target_sizes") or [None] * len(outputs.scores)
+        results = []
+        for index, (size, scores) in enumerate(zip(sizes, outputs.scores, strict=True)):
+            keep = scores > max(threshold, 0.0)  # what is padding has the score 0
+            boxes = center_to_corners_format(outputs.pred_boxes[index][keep])
+            if size is not None:
+                boxes = boxes * boxes.new_tensor([size[1], size[0]] * 2)
+            detections = {
+                "scores": scores[keep],
+                "labels": outputs.class_labels[index][keep],
+                "boxes": boxes,
+                "masks": outputs.pred_masks[index][keep],
+            }
+            results.append((size, detections))
+        return results
+
+
+def pad_images(images: list[torch.Tensor], padded_size: Size) -> dict[str, list[torch.Tensor]]:
+    """Images `(channels, height, width)` padded to one size, right and below, with zeros, as `pixel_values`, and what
+    of it they are as `pixel_mask`.
+
+    Raises:
+        ValueError: If an image is larger.
+    """
+    height, width = padded_size
+    pixel_values, pixel_mask = [], []
+    for image in images:
+        bottom, right = height - image.shape[-2], width - image.shape[-1]
+        if min(bottom, right) < 0:
+            raise ValueError(
+                f"`pad_size` {height}x{width} (height x width) is less than an image, which is "
+                f"{image.shape[-2]}x{image.shape[-1]} after resizing."
+            )
+        pixel_values.append(F.pad(image, (0, right, 0, bottom)))
+        pixel_mask.append(F.pad(torch.ones_like(image[0], dtype=torch.int64), (0, right, 0, bottom)))
+    return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+
+
+def _output_size(size: Size, wanted: SizeDict) -> Size:
+    """Size of an image after resizing, as torchvision rounds it: down, but at least a pixel."""
+    height, width = size
+    if wanted.height and wanted.width:
+        return wanted.height, wanted.width
+    factor = min(wanted.shortest_edge / min(size), wanted.longest_edge / max(size))
+    new_height, new_width = max(math.floor(height * factor), 1), max(math.floor(width * factor), 1)
+    if new_height * new_width > max(MAX_PIXELS, height * width):
+        raise ValueError(
+            f"`size` {dict(wanted)} would make {new_height}x{new_width} (height x width) of an image of "
+            f"{height}x{width}; images are enlarged to at most {MAX_PIXELS:,} pixels."
+        )
+    return new_height, new_width
+
+
+def _padded_size(sizes: list[Size], pad_size: SizeDict | None, size_divisor: int) -> Size:
+    if pad_size:
+        return pad_size.height, pad_size.width
+    return tuple(math.ceil(max(sides) / size_divisor) * size_divisor for sides in zip(*sizes, strict=True))
+
+
+def _paste(mask: torch.Tensor, box: torch.Tensor, size: Size) -> torch.Tensor:
+    """Probabilities of a detection's pixels, `(height, width)`, of those inside its box."""
+    return paste_masks_in_image(mask[None, None].float(), box[None].float(), size)[0, 0]
+
+
+def _map_of_ids(
+    masks: Any, infos: list[dict[str, Any]], size: Size, overlap_mask_area_threshold: float
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """Masks, by falling score, in one map: a pixel belongs to the first that has it."""
+    segmentation = torch.full(size, -1, dtype=torch.int32)
+    kept = []
+    for mask, info in zip(masks, infos, strict=True):
+        segmentation = segmentation.to(mask.device)
+        free = mask & (segmentation == -1)
+        if not free.any() or free.sum() <= overlap_mask_area_threshold * mask.sum():
+            continue
+        kept.append(info | {"id": len(kept) + 1})
+        segmentation[free] = len(kept)
+    return segmentation, kept
+
+
+CCNetInstanceImageProcessor.register_for_auto_class()
+
+__all__ = ["INSTANCE_IMAGE_PROCESSORS", "CCNetInstanceImageProcessor", "pad_images"]
