@@ -13,7 +13,7 @@ def lively_maskrcnn(seed: int = 0, version: str = "v1", **kwargs) -> MaskRCNN:
     torch.manual_seed(seed)
     if version == "frozen":
         backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
-        model = MaskRCNN(backbone, 91, **kwargs).eval()
+        model = MaskRCNN(backbone, **{"num_classes": 91, **kwargs}).eval()
         overwrite_eps(model, 0.0)
     else:
         build = maskrcnn_resnet50_fpn_v2 if version == "v2" else maskrcnn_resnet50_fpn
