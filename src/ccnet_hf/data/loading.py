@@ -21,6 +21,9 @@ from ccnet_hf.models.image_transforms_ccnet import fit_labels, stored_orientatio
 # What `prepare_dataset.py` writes beside `image`, `label` and `name`: the classes that occur.
 _CLASSES = "classes"
 _TEXT = ("string", "large_string")
+# What `prepare_dataset.py coco` writes in the place of `label`, and beside it.
+_OBJECTS = "objects"
+_ABOUT_IMAGES = ("image_id", "height", "width")
 
 
 def load_split(
@@ -40,6 +43,7 @@ def load_split(
         split: e.g. `"train"`, `"validation"`, or several one after the other, `"train+validation"`.
         image_column_name: the dataset's column of images.
         label_column_name: the dataset's column of label maps, one id per pixel; `None` reads images without labels.
+            A dataset of objects has none: where `objects` is in the place of `label`, it is read as it is.
         streaming: read the examples one after the other when they are asked for, instead of making them ready on disk
             first.
         config_name: which of the dataset's configurations, where it has several.
@@ -92,6 +96,8 @@ def _pick_columns(
     names = dataset.column_names
     if names is None:  # of a stream whose beginning could not be read
         names = list(next(read_rows(dataset, dataset_name), {}))
+    if "label" in columns and "label" not in names and _OBJECTS in names:
+        columns = {_OBJECTS if column == "label" else column: new for column, new in columns.items()}
     missing = [column for column in columns if column not in names]
     if missing:
         raise InputError(
@@ -99,7 +105,8 @@ def _pick_columns(
             "(see --image_column_name and --label_column_name)"
         )
     features = dataset.features or {}
-    for column in columns:
+    pictures = [column for column in columns if column != _OBJECTS]
+    for column in pictures:
         kind = features.get(column)
         if isinstance(kind, datasets.ClassLabel) or (
             isinstance(kind, datasets.Value) and kind.dtype not in (*_TEXT, "binary", "large_binary")
@@ -114,8 +121,10 @@ def _pick_columns(
         kept.append("name")
     if _CLASSES not in columns and _CLASSES in names:
         kept.append(_CLASSES)
+    if _OBJECTS in columns:
+        kept += [name for name in _ABOUT_IMAGES if name in names]
     with reading(dataset_name):
-        for column in columns:  # first of all: what follows would decode the images of a stream
+        for column in pictures:  # first of all: what follows would decode the images of a stream
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
         return dataset.select_columns(kept).rename_columns({old: new for old, new in columns.items() if old != new})
 
@@ -138,12 +147,12 @@ def read_rows(rows: Iterable[dict[str, Any]], source: str) -> Iterator[dict[str,
         yield row
 
 
-def _name(example: dict[str, Any], index: int) -> str:
+def example_name(example: dict[str, Any], index: int) -> str:
     """The file's name as far as the dataset knows it, else its place in the split."""
     return str(example.get("name") or (example["image"] or {}).get("path") or f"example {index}")
 
 
-def _source(encoded: dict[str, Any] | None) -> bytes | str:
+def encoded_source(encoded: dict[str, Any] | None) -> bytes | str:
     """The bytes or the path in what a `datasets.Image(decode=False)` column holds."""
     source = None
     if encoded is not None:
@@ -237,6 +246,13 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def is_wide(self) -> np.ndarray | None:
+        """Whether every image is wider than high, bool, by index; `None` where the columns do not say."""
+        if self.streamed or not {"height", "width"} <= set(self.dataset.column_names):
+            return None
+        height, width = (np.asarray(self.dataset[name][:]) for name in ("height", "width"))
+        return width > height
+
     def encoded(self, start: int = 0, step: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
         """Every `step`-th example from `start` on, as (index, what the columns hold)."""
         if self.streamed:
@@ -287,10 +303,10 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def _decode(self, example: dict[str, Any], index: int) -> tuple[PIL.Image.Image, np.ndarray, str, bool]:
         """What `decode` returns, and whether the label map was turned with the image."""
-        name = _name(example, index)
+        name = example_name(example, index)
         stored_label, own = self._decode_label(example, index) if "label" in example else (None, 1)
         try:
-            image = open_image(_source(example["image"]), self.max_image_pixels)
+            image = open_image(encoded_source(example["image"]), self.max_image_pixels)
             orientation = stored_orientation(image)
             image = to_rgb(image)
         except InputError as error:
@@ -312,9 +328,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def _decode_label(self, example: dict[str, Any], index: int) -> tuple[np.ndarray, int]:
         """What `decode_label` returns, and the EXIF orientation that turned it upright, 1 where none did."""
-        name = _name(example, index)
+        name = example_name(example, index)
         try:
-            image = open_image(_source(example["label"]), self.max_image_pixels)
+            image = open_image(encoded_source(example["label"]), self.max_image_pixels)
         except CorruptExample as error:
             raise CorruptExample(f"{name} (label): {error}") from error
         try:

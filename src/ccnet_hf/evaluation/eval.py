@@ -112,18 +112,11 @@ def _report(
     lines = evaluator.report(result, counted)
     print(*lines, sep="\n")
 
-    how = (
-        {"num_frames": predictor.num_frames}
-        if isinstance(predictor, CCNetVideoSession)
-        else {
-            "mode": "whole" if predictor.crop_size is None else "slide",
-            "crop_size": predictor.crop_size,
-            "stride": predictor.stride,
-            "scales": list(predictor.scales),
-            "flip": predictor.flip,
-        }
-    )
-    how |= {"dtype": str(predictor.model.dtype).removeprefix("torch."), "runtime": arguments.runtime}
+    how = {"dtype": str(predictor.model.dtype).removeprefix("torch."), "runtime": arguments.runtime}
+    if isinstance(predictor, CCNetVideoSession):
+        how = {"num_frames": predictor.num_frames} | how
+    elif isinstance(predictor, Predictor):
+        how = _views(predictor) | how
     about = {"model": arguments.model_name_or_path, "dataset": arguments.dataset_name, "split": arguments.split, **how}
     if arguments.output_json is not None:
         write_text(arguments.output_json, to_json({**about, "class_names": class_names, **result}))
@@ -136,6 +129,17 @@ def _report(
             "",
         ]
         write_text(arguments.output_markdown, "\n".join([*heading, *lines]) + "\n")
+
+
+def _views(predictor: Predictor) -> dict[str, Any]:
+    """How a predictor sees an image, by name."""
+    return {
+        "mode": "whole" if predictor.crop_size is None else "slide",
+        "crop_size": predictor.crop_size,
+        "stride": predictor.stride,
+        "scales": list(predictor.scales),
+        "flip": predictor.flip,
+    }
 
 
 __all__ = ["EvalArguments", "evaluate", "main"]

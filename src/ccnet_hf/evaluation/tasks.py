@@ -66,6 +66,14 @@ TASKS = {
         evaluator="ccnet_hf.evaluation.video_evaluator:VideoEvaluator",
         predictions="ccnet_hf.training.report:draw_clips",
     ),
+    "instance": Task(
+        model="ccnet_hf.models.modeling_ccnet_instance:CCNetForInstanceSegmentation",
+        dataset="ccnet_hf.data.instances:instance_dataset",
+        augmentation="ccnet_hf.training.instances:instance_augmentation",
+        objective="ccnet_hf.training.instances:instance_objective",
+        evaluator="ccnet_hf.evaluation.instance_evaluator:InstanceEvaluator",
+        predictions="ccnet_hf.training.instances:draw_instance_examples",
+    ),
 }
 
 

@@ -28,10 +28,12 @@ import ccnet_hf  # noqa: F401, registers CCNet with the Auto classes
 from ccnet_hf.errors import InputError, describe, reading
 from ccnet_hf.limits import MAX_PIXELS, read_settings
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.configuration_ccnet_instance import CCNetInstanceConfig
 from ccnet_hf.models.configuration_ccnet_parsing import CCNetParsingConfig
 from ccnet_hf.models.configuration_ccnet_video import CCNetVideoConfig
 from ccnet_hf.models.image_processing_common_ccnet import CCNetImageProcessorMixin
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.models.modeling_ccnet_instance import CCNetForInstanceSegmentation
 from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing
 from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
 from ccnet_hf.models.video_processing_ccnet import CCNetVideoProcessor
@@ -39,11 +41,12 @@ from ccnet_hf.models.video_processing_ccnet import CCNetVideoProcessor
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-# The models that give class logits for every pixel, by their configuration.
+# The models that commands load, by their configuration.
 _MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     CCNetConfig: CCNetForSemanticSegmentation,
     CCNetParsingConfig: CCNetForHumanParsing,
     CCNetVideoConfig: CCNetForVideoSegmentation,
+    CCNetInstanceConfig: CCNetForInstanceSegmentation,
 }
 
 _ADAPTER_CONFIG_NAME = "adapter_config.json"
@@ -147,7 +150,7 @@ def load_image_processor(name_or_path: str, config: PreTrainedConfig) -> BaseIma
         return _load_video_processor(name_or_path)
     content, file = _read_settings(name_or_path, IMAGE_PROCESSOR_NAME)
     kind = content.get("image_processor_type")
-    if kind is not None and not str(kind).startswith("CCNetImageProcessor"):
+    if kind is not None and not str(kind).startswith(("CCNetImageProcessor", "CCNetInstanceImageProcessor")):
         raise InputError(f"{file} is of a {kind}, not of a CCNetImageProcessor")
     with reading(file):
         if shadowing := sorted(name for name in content if callable(getattr(CCNetImageProcessorMixin, name, None))):

@@ -10,10 +10,12 @@ from transformers import BaseImageProcessor
 from ccnet_hf.deployment.optimize import optimize
 from ccnet_hf.deployment.programs import ExportedRuntime, is_exported
 from ccnet_hf.errors import InputError
+from ccnet_hf.inference.instances import InstancePredictor
 from ccnet_hf.inference.loading import Dtype, load_checkpoint, load_config, load_image_processor
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.runtime import Runtime
 from ccnet_hf.inference.video import CCNetVideoSession
+from ccnet_hf.models.configuration_ccnet_instance import CCNetInstanceConfig
 from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
 
 
@@ -62,10 +64,10 @@ class PredictorArguments:
         },
     )
 
-    def load_predictor(self) -> Predictor | CCNetVideoSession:
+    def load_predictor(self) -> Predictor | InstancePredictor | CCNetVideoSession:
         """Load the checkpoint, of a video model as its session, or a folder of `ccnet-hf export`. Raises InputError
-        for what `load_checkpoint`, `optimize`, `Predictor` and `CCNetVideoSession` refuse, and for options that a
-        video checkpoint has nothing of."""
+        for what `load_checkpoint`, `optimize` and the predictors refuse, and for options that a checkpoint has nothing
+        of."""
         model, processor = self._load()
         if isinstance(model, CCNetForVideoSegmentation):
             if self.flip or list(self.scales) != [1.0] or self.mode == "slide" or self.crop_size or self.stride:
@@ -73,6 +75,10 @@ class PredictorArguments:
             return CCNetVideoSession(model, processor, self.num_frames)
         if self.num_frames is not None:
             raise InputError("--num_frames is for video checkpoints; this one sees every frame for itself")
+        if isinstance(model.config, CCNetInstanceConfig):
+            if self.flip or list(self.scales) != [1.0] or self.mode == "slide" or self.crop_size or self.stride:
+                raise InputError("instances are found in whole images: no --mode slide, --scales, --flip and windows")
+            return InstancePredictor(model, processor)
         return Predictor(
             model,
             processor,
@@ -94,7 +100,7 @@ class PredictorArguments:
         dtype = self.dtype if self.runtime is None else "float32"
         model, image_processor = load_checkpoint(self.model_name_or_path, dtype, self.device)
         if self.runtime is not None:
-            if isinstance(model, CCNetForVideoSegmentation):
-                raise InputError("--runtime is for image checkpoints; a video checkpoint runs as it is")
+            if isinstance(model.config, CCNetInstanceConfig) or isinstance(model, CCNetForVideoSegmentation):
+                raise InputError("--runtime is for semantic segmentation of images; this checkpoint runs as it is")
             model = optimize(model, self.runtime, None if self.dtype == "auto" else getattr(torch, self.dtype))
         return model, image_processor

@@ -215,7 +215,7 @@ class CCNetInstanceImageProcessor(TorchvisionBackend):
                 )
             return {"pixel_values": prepared}
         padded_size = _padded_size(sizes, pad_size, size_divisor)
-        return pad_images(prepared, padded_size)
+        return _pad_images(prepared, padded_size)
 
     def _label(
         self, annotation: dict[str, Any], orig_size: Size, with_masks: bool, do_resize: bool, size: SizeDict, **kwargs
@@ -346,7 +346,7 @@ class CCNetInstanceImageProcessor(TorchvisionBackend):
         return results
 
 
-def pad_images(images: list[torch.Tensor], padded_size: Size) -> dict[str, list[torch.Tensor]]:
+def _pad_images(images: list[torch.Tensor], padded_size: Size) -> dict[str, list[torch.Tensor]]:
     """Images `(channels, height, width)` padded to one size, right and below, with zeros, as `pixel_values`, and what
     of it they are as `pixel_mask`.
 
@@ -365,6 +365,13 @@ def pad_images(images: list[torch.Tensor], padded_size: Size) -> dict[str, list[
         pixel_values.append(F.pad(image, (0, right, 0, bottom)))
         pixel_mask.append(F.pad(torch.ones_like(image[0], dtype=torch.int64), (0, right, 0, bottom)))
     return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+
+
+def padded_batch(images: list[torch.Tensor], size_divisor: int) -> dict[str, torch.Tensor]:
+    """Images `(channels, height, width)` as one batch `pixel_values` with its `pixel_mask`, as the processor pads
+    them."""
+    padded = _pad_images(images, _padded_size([tuple(image.shape[-2:]) for image in images], None, size_divisor))
+    return {name: torch.stack(tensors) for name, tensors in padded.items()}
 
 
 def _output_size(size: Size, wanted: SizeDict) -> Size:
@@ -411,4 +418,4 @@ def _map_of_ids(
 
 CCNetInstanceImageProcessor.register_for_auto_class()
 
-__all__ = ["INSTANCE_IMAGE_PROCESSORS", "CCNetInstanceImageProcessor", "pad_images"]
+__all__ = ["INSTANCE_IMAGE_PROCESSORS", "CCNetInstanceImageProcessor", "padded_batch"]

@@ -67,6 +67,12 @@ class TrainingRecipe:
     momentum: float = _option("of SGD", 0.9)
     weight_decay: float = _option("L2 for SGD, decoupled for AdamW", 5e-4)
     warmup_steps: int = _option("steps of linear warm-up", 0)
+    warmup_start: float = _option("fraction of the learning rate the warm-up begins at; 0: its first step", 0.0)
+    decay_steps: tuple[int, ...] = _option(
+        "the learning rate falls to a tenth after each of these many steps, instead of polynomially", ()
+    )
+    frozen_modules: tuple[str, ...] = _option("modules that do not learn, beside those of --freeze", ())
+    group_by_shape: bool = _option("make batches of wide images and of high ones, where the dataset has sizes", False)
     max_grad_norm: float = _option("gradients are clipped to this norm; 0 leaves them", 0.0)
     backbone_learning_rate_factor: float = _option("the backbone learns at the learning rate times this", 1.0)
 
@@ -133,6 +139,16 @@ _ALLOWED = {
     "momentum": (lambda value: _is_number(value) and 0 <= value < 1, "in [0, 1)"),
     "weight_decay": _NUMBER_OR_0,
     "warmup_steps": _COUNT_OR_0,
+    "warmup_start": (lambda value: _is_number(value) and 0 <= value <= 1, "in [0, 1]"),
+    "decay_steps": (
+        lambda value: isinstance(value, tuple) and all(_is_integer(v) and v >= 1 for v in value),
+        "positive integers",
+    ),
+    "frozen_modules": (
+        lambda value: isinstance(value, tuple) and all(isinstance(v, str) for v in value),
+        "names of modules",
+    ),
+    "group_by_shape": _SWITCH,
     "max_grad_norm": _NUMBER_OR_0,
     "backbone_learning_rate_factor": _NUMBER_OR_0,
 }

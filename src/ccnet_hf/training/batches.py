@@ -8,11 +8,15 @@ from itertools import islice
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 
 from ccnet_hf.data.loading import SegmentationDataset, read_rows
 from ccnet_hf.errors import InputError
+
+
+_GROUPED_BATCHES = 100
 
 
 class Batches(torch.utils.data.Sampler):
@@ -68,12 +72,15 @@ class SeededBatches(Batches):
 
     Args:
         num_examples: size of the split.
+        is_wide: (num_examples,) bool. Where given, most batches hold wide images or others alone: inside every 100
+            batches of an epoch's order, examples are sorted by it, and the batches are drawn in another order.
         steps: as for `Batches`.
     """
 
-    def __init__(self, num_examples: int, **steps: int):
+    def __init__(self, num_examples: int, is_wide: np.ndarray | None = None, **steps: int):
         super().__init__(**steps)
         self.num_examples = num_examples
+        self.is_wide = is_wide
 
     def _keys(self) -> Iterator[tuple[int, int]]:
         orders: dict[int, torch.Tensor] = {}
@@ -83,9 +90,20 @@ class SeededBatches(Batches):
                 epoch, place = divmod(position, self.num_examples)
                 if epoch not in orders:
                     generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch))
-                    orders[epoch] = torch.randperm(self.num_examples, generator=generator)
+                    order = torch.randperm(self.num_examples, generator=generator)
+                    orders[epoch] = order if self.is_wide is None else self._grouped(order, generator)
                     orders.pop(epoch - 2, None)
                 yield epoch, int(orders[epoch][place])
+
+    def _grouped(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        is_wide, batch_size, windows = torch.from_numpy(self.is_wide), self.share * self.num_processes, []
+        for window in order.split(_GROUPED_BATCHES * batch_size):
+            window = torch.cat([window[is_wide[window]], window[~is_wide[window]]])
+            batches = window.split(batch_size)
+            # The last one may be smaller, and stays last, for the others to begin where batches do.
+            places = torch.randperm(len(window) // batch_size, generator=generator).tolist()
+            windows += [batches[place] for place in places] + list(batches[len(places) :])
+        return torch.cat(windows)
 
 
 class StreamedBatches(Batches):
@@ -165,6 +183,7 @@ def batch_loader(
     buffer_size: int,
     num_workers: int,
     pin_memory: bool,
+    group_by_shape: bool = False,
     position: tuple[int, int] | None = None,
     **steps: int,
 ) -> torch.utils.data.DataLoader:
@@ -178,7 +197,7 @@ def batch_loader(
     elif not len(dataset):
         raise InputError("the split to train on is empty")
     else:
-        sampler = SeededBatches(len(dataset), **steps)
+        sampler = SeededBatches(len(dataset), dataset.is_wide() if group_by_shape else None, **steps)
     return torch.utils.data.DataLoader(
         dataset,
         batch_sampler=sampler,

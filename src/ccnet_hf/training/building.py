@@ -64,7 +64,7 @@ def build_model(arguments: ModelArguments, recipe: Recipe | None, task: Task, is
         return model
     checkpoint = arguments.backbone_checkpoint
     if checkpoint and checkpoint != "none":
-        load_backbone_checkpoint(model.base_model.backbone, checkpoint)
+        load_backbone_checkpoint(getattr(model.base_model, "backbone", model.base_model), checkpoint)
     elif PartialState().is_main_process:
         print("the backbone starts from random weights; --backbone_checkpoint names others", file=sys.stderr)
     return model
@@ -87,7 +87,7 @@ def _load_model(source: str, model_class: type[PreTrainedModel], config: PreTrai
             source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
         check_finite(model)
-    missing = [key for key in found["missing_keys"] if not key.startswith(_ADDED_PARTS)]
+    missing = [key for key in found["missing_keys"] if not key.startswith(_ADDED_PARTS) and ".attention." not in key]
     mismatched = [key for key, *_ in found["mismatched_keys"] if "classifier." not in key]
     if missing or mismatched:
         raise InputError(f"{source} has no fitting {sorted(missing + mismatched)[0]}")
@@ -104,13 +104,13 @@ def build_image_processor(
             image_processor = CCNetVideoProcessor.from_pretrained(source)
     else:
         image_processor = recipe.image_processor()
-    if not isinstance(image_processor, CCNetVideoProcessor):
+    if hasattr(image_processor, "do_letterbox"):
         image_processor.do_letterbox = training.letterbox
     if training.letterbox:
         image_processor.size = dict(zip(("height", "width"), training.crop_size, strict=True))
     else:
         image_processor.size = {"shortest_edge": min(training.scale), "longest_edge": max(training.scale)}
-    if arguments.num_labels is not None:  # classes of the dataset's own
+    if arguments.num_labels is not None and hasattr(image_processor, "palette"):  # classes of the dataset's own
         image_processor.palette, image_processor.do_reduce_labels = None, False
     if data.do_reduce_labels is not None:
         image_processor.do_reduce_labels = data.do_reduce_labels

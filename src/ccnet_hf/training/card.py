@@ -130,7 +130,8 @@ def write_card(
         model_name=name if results else None,
         eval_results=results or None,
     )
-    percent = {short: 100 * scores[f"eval_{name}"] for name, short in MEANS.items() if f"eval_{name}" in scores}
+    names = MEANS | {f"{kind}_ap": f"{kind} AP" for kind in ("box", "mask")}
+    percent = {short: 100 * scores[f"eval_{name}"] for name, short in names.items() if f"eval_{name}" in scores}
     shown = ", ".join(f"{short} {value:.2f}" for short, value in percent.items())
     card = _TEMPLATE.substitute(
         metadata=metadata.to_yaml().strip(),
@@ -140,7 +141,7 @@ def write_card(
         use=(_USE_OF_VIDEO if config.model_type == CCNetVideoConfig.model_type else _USE).format(repo_id=repo_id),
         num_labels=config.num_labels,
         recipe=f" by its recipe `{given['variant']}`" if "variant" in given else "",
-        scores=f"In percent, from one confusion matrix over the split `{split}` of `{given['dataset_name']}`: {shown}."
+        scores=f"In percent, over the split `{split}` of `{given['dataset_name']}`: {shown}."
         if shown
         else "None were measured in the training.",
         num_processes="one process" if num_processes == 1 else f"{num_processes} processes",

@@ -45,7 +45,8 @@ def load_backbone_checkpoint(backbone: nn.Module, checkpoint: str | Path) -> Non
         OSError: there is neither such a file nor such a model on the Hub, or no way to the Hub.
     """
     tensors = _read_tensors(_local_file(checkpoint))
-    state = backbone.state_dict()
+    # Attention among the blocks is in no file; it starts as the identity.
+    state = {key: tensor for key, tensor in backbone.state_dict().items() if ".attention." not in key}
     for names in _namings(state):
         if names.keys() <= tensors.keys():
             _check_fit(checkpoint, names, state, tensors)

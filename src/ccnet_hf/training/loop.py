@@ -76,7 +76,7 @@ class TrainingLoop:
         self.accumulation_steps = recipe.batch_size // (images_per_pass * accelerator.num_processes)
 
         model = place(accelerator, model)
-        self.frozen = freeze(model, settings.freeze)  # after that: it replaces modules
+        self.frozen = freeze(model, [*recipe.frozen_modules, *settings.freeze])  # after that: it replaces modules
         self.objective = objective.to(accelerator.device)
         optimizer = build_optimizer(model, recipe)
         # Stepped by hand, once per step of the recipe: a prepared scheduler would step once per process.
@@ -217,6 +217,7 @@ class TrainingLoop:
             buffer_size=self.settings.shuffle_buffer_size,
             num_workers=self.settings.dataloader_num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
+            group_by_shape=self.recipe.group_by_shape,
             position=self.state.stream_position,
             batch_size=self.recipe.batch_size,
             start=self.state.step,

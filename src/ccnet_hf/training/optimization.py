@@ -78,10 +78,15 @@ def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 
 def learning_rate_factor(step: int, recipe: TrainingRecipe) -> float:
-    """Learning rate at `step` (0-based) as a share of its first value: linear warm-up, then poly down to the floor."""
+    """Learning rate at `step` (0-based) as a share of its first value: linear warm-up, then poly down to the floor, or
+    to a tenth at each of the recipe's decay steps."""
     floor = min(recipe.min_learning_rate / recipe.learning_rate, 1.0)
     left = max(0.0, 1 - step / recipe.max_train_steps)
     factor = floor + (1 - floor) * left**recipe.power
+    if recipe.decay_steps:
+        factor = 0.1 ** sum(step >= decay_step for decay_step in recipe.decay_steps)
+    if recipe.warmup_start and step < recipe.warmup_steps:
+        return factor * (recipe.warmup_start + (1 - recipe.warmup_start) * step / recipe.warmup_steps)
     return factor * min(1.0, (step + 1) / (recipe.warmup_steps + 1))
 
 

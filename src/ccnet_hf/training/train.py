@@ -108,7 +108,7 @@ def _train(
     is_resumed = settings.resume_from_checkpoint is not None
     set_seed(settings.seed)
     model = build_model(arguments, recipe, task, is_resumed)
-    freeze(model, settings.freeze)  # refuses unknown names now
+    freeze(model, [*training.frozen_modules, *settings.freeze])  # refuses unknown names now
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"--freeze {' '.join(settings.freeze)} leaves nothing that learns")
     set_seed(settings.seed, device_specific=True)  # processes start from one model, but drop different channels

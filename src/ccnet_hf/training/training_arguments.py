@@ -72,6 +72,11 @@ class ModelArguments:
         *("lovasz_loss_weight", "dice_loss_weight", "focal_loss_weight", "num_frames"),
     )
 
+    attention_stage: str | None = field(
+        default=None,
+        metadata={"help": "stage of the backbone that holds criss-cross attention, e.g. stage3, or none"},
+    )
+
     def __post_init__(self):
         check_range("--class_weight_power", self.class_weight_power, 0, 10)
         if self.model_name_or_path and self.backbone_checkpoint:
@@ -91,6 +96,14 @@ class ModelArguments:
             if "output_stride" not in backbone:
                 raise InputError(f"--output_stride: a backbone of type {backbone['model_type']!r} has none to choose")
             values["backbone_config"] = backbone | {"output_stride": self.output_stride}
+        if self.attention_stage is not None:
+            backbone = values["backbone_config"]
+            if "attention_stage" not in backbone:
+                raise InputError(
+                    f"--attention_stage: a backbone of type {backbone['model_type']!r} has none to choose"
+                )
+            stage = None if self.attention_stage == "none" else self.attention_stage
+            values["backbone_config"] = backbone | {"attention_stage": stage}
         changes = {name: value for name in self.CHANGES if (value := getattr(self, name)) is not None}
         for name in changes:
             if name not in values:

@@ -1,0 +1,57 @@
+"""From images to instances: masks, boxes, classes and scores at the size of every image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from transformers import BaseImageProcessor, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What is seen in an image, by falling score.
+
+    Attributes:
+        scores: (n,) float32.
+        labels: (n,) int64.
+        boxes: (n, 4) float32: left, top, right, bottom in pixels.
+        masks: (n, height, width) bool.
+    """
+
+    scores: torch.Tensor
+    labels: torch.Tensor
+    boxes: torch.Tensor
+    masks: torch.Tensor
+
+
+class InstancePredictor:
+    """Finds instances with a model and its image processor.
+
+    Args:
+        model: a `CCNetForInstanceSegmentation` in eval mode.
+        image_processor: its `CCNetInstanceImageProcessor`.
+        threshold: instances with a higher score are given.
+    """
+
+    def __init__(self, model: PreTrainedModel, image_processor: BaseImageProcessor, threshold: float = 0.0):
+        self.model = model
+        self.config = model.config
+        self.image_processor = image_processor
+        self.threshold = threshold
+
+    def instances(self, images: Sequence[Image.Image]) -> Iterator[Instances]:
+        """The instances of every image, which pass the network in one batch; masks are made one image at a time."""
+        inputs = self.image_processor(list(images), return_tensors="pt").to(self.model.device, self.model.dtype)
+        with torch.inference_mode():
+            outputs = self.model(**inputs)
+        for index, image in enumerate(images):
+            one = type(outputs)(**{name: tensor[index : index + 1] for name, tensor in outputs.items()})
+            size = [(image.height, image.width)]
+            found = self.image_processor.post_process_object_detection(one, self.threshold, size)[0]
+            masks = self.image_processor.post_process_instance_segmentation(
+                one, self.threshold, target_sizes=size, return_binary_maps=True
+            )[0]["segmentation"]
+            yield Instances(*(tensor.cpu() for tensor in (found["scores"], found["labels"], found["boxes"], masks)))
