@@ -22,9 +22,9 @@ from transformers import (
 from . import kernels
 from .errors import InputError
 from .models.configuration_ccnet import CCNetConfig
-from .models.configuration_ccnet_parsing import CCNetParsingConfig
 from .models.configuration_ccnet_backbone import CCNetBackboneConfig
 from .models.configuration_ccnet_instance import CCNetInstanceConfig
+from .models.configuration_ccnet_parsing import CCNetParsingConfig
 from .models.configuration_ccnet_resnet import CCNetResNetConfig
 from .models.configuration_ccnet_video import CCNetVideoConfig
 from .models.criss_cross_attention import criss_cross_attention
@@ -40,9 +40,9 @@ from .models.modeling_ccnet import (
     CrissCrossAttention,
     RecurrentCrissCrossAttention,
 )
-from .models.modeling_ccnet_parsing import CCNetForHumanParsing, CCNetHumanParsingOutput
 from .models.modeling_ccnet_backbone import CCNetBackbone
 from .models.modeling_ccnet_instance import CCNetForInstanceSegmentation, CCNetInstanceSegmenterOutput
+from .models.modeling_ccnet_parsing import CCNetForHumanParsing, CCNetHumanParsingOutput
 from .models.modeling_ccnet_resnet import CCNetResNetBackbone
 from .models.modeling_ccnet_video import CCNetForVideoSegmentation, CCNetVideoModel
 from .models.video_processing_ccnet import CCNetVideoProcessor

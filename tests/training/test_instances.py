@@ -54,7 +54,7 @@ def dataset_of(folder, split="train", streaming=False, transform=None):
 def test_examples_and_their_batch(shapes, streaming):
     dataset = dataset_of(shapes, streaming=streaming)
     truths = list(dataset.truths())
-    assert len(truths) == 6 and truths[1][2:] == (1, "shapes1")
+    assert len(truths) == 6 and truths[1][2:] == (1, "picture1")
     rows = list(dataset.encoded())
     examples = [dataset[(0, index, row) if streaming else index] for index, row in rows]
     batch = dataset.collate(examples)
@@ -128,7 +128,7 @@ def test_damage_and_foreign_labels_are_named(tmp_path):
     row = shapes_example(0)
     row["objects"][0]["category_id"] = 9
     datasets.Dataset.from_list([row], features=instance_features()).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=r"shapes0: category id 9 is outside 1\.\.3"):
+    with pytest.raises(ValueError, match=r"picture0: category id 9 is outside 1\.\.3"):
         dataset_of(tmp_path)[0]
     broken = shapes_example(1) | {"height": 5}
     datasets.Dataset.from_list([broken], features=instance_features()).to_parquet(tmp_path / "train.parquet")

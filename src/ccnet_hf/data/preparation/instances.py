@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
+from huggingface_hub import DatasetCard, DatasetCardData
+from tqdm.auto import tqdm
 
-from ccnet_hf.errors import InputError, using
+from ccnet_hf.data.archives import RawFile, check_sources, close_archives, list_files
+from ccnet_hf.data.benchmarks.record import InstanceBenchmark
+from ccnet_hf.data.images import check_max_pixels, open_image
+from ccnet_hf.data.preparation.examples import read_same
+from ccnet_hf.data.preparation.shards import PreparedDataset, Shard, mapped, write_shard
+from ccnet_hf.errors import InputError, reading, using
+from ccnet_hf.files import atomic_file, check_writable, exclusive, remove_leftovers
+from ccnet_hf.hub import CARD_FILE
+from ccnet_hf.limits import MAX_PROCESSES, check_range
 from ccnet_hf.models.annotations_ccnet import mask_of_segmentation
 
 
@@ -74,3 +92,285 @@ def object_row(annotation: dict[str, Any], size: tuple[int, int], name: str) -> 
         counts = packed["counts"]
         row["counts"] = counts.decode() if isinstance(counts, bytes) else counts
     return row
+
+
+@dataclass(frozen=True)
+class RawInstances:
+    """An image with its annotations as they are found: all copies of its file, none where it is missing."""
+
+    name: str
+    image_id: int
+    height: int
+    width: int
+    annotations: list[dict[str, Any]] = field(repr=False)
+    image: tuple[RawFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class InstanceShard(Shard):
+    """A parquet file and the images it is made of."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when other files, or files of other sizes, or other annotations are to go into the shard."""
+        members = [
+            [
+                one.name,
+                one.image_id,
+                one.annotations,
+                [(PurePosixPath(file.path).name, file.size) for file in one.image],
+            ]
+            for one in self.examples
+        ]
+        return hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
+
+
+def prepare_instances(
+    benchmark: InstanceBenchmark,
+    source: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    num_proc: int,
+    allow_incomplete: bool,
+    skip_corrupt: bool,
+    max_shard_size: int,
+    max_image_pixels: int | None,
+) -> PreparedDataset:
+    """As `prepare_dataset`, of images with objects in COCO's format."""
+    check_range("num_proc", num_proc, 1, MAX_PROCESSES)
+    check_max_pixels(max_image_pixels)
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    output_dir = Path(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"{output_dir} is a file; --output_dir must be a folder")
+    check_sources(sources)
+    check_writable(output_dir)
+    scratch = output_dir / ".unpacked"
+    with exclusive(output_dir, inside=True):
+        for folder in (output_dir, scratch, output_dir / "data"):
+            remove_leftovers(folder)
+        try:
+            files = list_files(sources, scratch)
+            examples = _find(benchmark, files)
+            examples = _verified(benchmark, examples, allow_incomplete, skip_corrupt)
+            prepared = _write(
+                benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels
+            )
+        finally:
+            close_archives()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return prepared
+
+
+def _find(benchmark: InstanceBenchmark, files: Sequence[RawFile]) -> dict[str, list[RawInstances]]:
+    """The images that the annotations of each split name, in the order of their names."""
+    found = {}
+    for split, raw_split in benchmark.raw_splits.items():
+        annotations = [file for file in files if _ends_with(file, f"instances_{raw_split}.json")]
+        if not annotations:
+            continue
+        images = defaultdict(list)
+        for file in files:
+            path = PurePosixPath(file.path)
+            if path.parent.name == raw_split or (file.archive and Path(file.archive).stem == raw_split):
+                images[path.name].append(file)
+        found[split] = _read_annotations(annotations, images)
+    if not any(one.image for split in found.values() for one in split):
+        raise InputError(f"no annotated image of {benchmark.title} is there; looked for {benchmark.description}")
+    return found
+
+
+def _ends_with(file: RawFile, name: str) -> bool:
+    return PurePosixPath(file.path).name == name
+
+
+def _read_annotations(files: Sequence[RawFile], images: Mapping[str, Sequence[RawFile]]) -> list[RawInstances]:
+    encoded = read_same(files)
+    with reading(str(files[0])):
+        content = json.loads(encoded)
+        objects = defaultdict(list)
+        for entry in content["annotations"]:
+            objects[entry["image_id"]].append(entry)
+        examples = [
+            RawInstances(
+                name=PurePosixPath(image["file_name"]).stem,
+                image_id=int(image["id"]),
+                height=int(image["height"]),
+                width=int(image["width"]),
+                annotations=objects.pop(image["id"], []),
+                image=tuple(images.get(PurePosixPath(image["file_name"]).name, ())),
+            )
+            for image in content["images"]
+        ]
+        if objects:
+            raise ValueError(f"it annotates an image that it does not have, {next(iter(objects))}")
+    return sorted(examples, key=lambda one: one.name)
+
+
+def _verified(
+    benchmark: InstanceBenchmark,
+    examples: Mapping[str, Sequence[RawInstances]],
+    allow_incomplete: bool,
+    skip_corrupt: bool,
+) -> dict[str, list[RawInstances]]:
+    """Compare what was found with the benchmark's counts, before hours of work."""
+    problems, hints = [], []
+    for split, expected in benchmark.num_examples.items():
+        found = examples.get(split, [])
+        if len(found) > expected:
+            raise InputError(f"split {split} has {len(found):,} images, {benchmark.title} has {expected:,}")
+        if len(found) < expected and not allow_incomplete:
+            problems.append(f"split {split} has {len(found):,} of {expected:,} images")
+            hints.append("--allow_incomplete takes what is there")
+        missing = [one.name for one in found if not one.image]
+        if missing and not skip_corrupt:
+            more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
+            problems.append(f"split {split} has no image file for {', '.join(missing[:3])}{more}")
+            hints.append("--skip_corrupt leaves out images that lack a file")
+    if problems:
+        raise InputError(f"{benchmark.title} is incomplete: {'; '.join(problems)}. {'; '.join(dict.fromkeys(hints))}")
+    return {split: list(found) for split, found in examples.items() if found}
+
+
+def _row_or_error(example: RawInstances, categories: set[int], max_image_pixels: int | None) -> dict[str, Any] | str:
+    """Errors travel as text, so that one bad file does not end the work of the others."""
+    try:
+        if not example.image:
+            raise InputError(f"{example.name}: has no image")
+        encoded = read_same(example.image)
+        try:
+            image = open_image(encoded, max_image_pixels)
+        except InputError as error:
+            raise InputError(f"{example.image[0]}: {error}") from error
+        if (image.height, image.width) != (example.height, example.width):
+            raise InputError(
+                f"{example.image[0]}: the image is {image.height}x{image.width}, its annotations are of "
+                f"{example.height}x{example.width}"
+            )
+        size = (example.height, example.width)
+        objects = [object_row(annotation, size, example.name) for annotation in example.annotations]
+        for row in objects:
+            if row["category_id"] not in categories:
+                raise InputError(f"{example.name}: there is no category {row['category_id']}")
+    except InputError as error:
+        return str(error)
+    return {
+        "image": {"bytes": encoded, "path": PurePosixPath(example.image[0].path).name},
+        "objects": objects,
+        "image_id": example.image_id,
+        "height": example.height,
+        "width": example.width,
+        "name": example.name,
+    }
+
+
+def _plan(folder: Path, split: str, examples: Sequence[RawInstances], max_shard_size: int) -> list[InstanceShard]:
+    """Divide a split into shards of at most `max_shard_size` bytes of images, always in the same way."""
+    parts: list[list[RawInstances]] = [[]]
+    size = 0
+    for example in examples:
+        added = sum(file.size for file in example.image[:1])
+        if parts[-1] and size + added > max_shard_size:
+            parts.append([])
+            size = 0
+        parts[-1].append(example)
+        size += added
+    return [
+        InstanceShard(folder / f"{split}-{index:05d}-of-{len(parts):05d}.parquet", part)
+        for index, part in enumerate(parts)
+    ]
+
+
+def _write(
+    benchmark: InstanceBenchmark,
+    examples: Mapping[str, Sequence[RawInstances]],
+    output_dir: Path,
+    num_proc: int,
+    skip_corrupt: bool,
+    max_shard_size: int,
+    max_image_pixels: int | None,
+) -> PreparedDataset:
+    """Write the shards that are not there yet. The card, without which nobody takes the folder for a dataset, comes
+    last."""
+    folder = output_dir / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = {split: _plan(folder, split, found, max_shard_size) for split, found in examples.items()}
+    planned = {shard.path for group in shards.values() for shard in group}
+    if foreign := [path.name for path in sorted(folder.glob("[!.]*")) if path not in planned]:
+        raise InputError(f"not part of this dataset: {foreign[0]} in {folder}; remove or choose another --output_dir")
+    finished = {path for group in shards.values() for shard in group if shard.is_finished() for path in [shard.path]}
+    if len(finished) < len(planned):
+        (output_dir / CARD_FILE).unlink(missing_ok=True)
+    make = partial(_row_or_error, categories=set(benchmark.categories), max_image_pixels=max_image_pixels)
+    skipped, features, total = [], instance_features(), sum(map(len, examples.values()))
+    with mapped(make, num_proc) as make_rows, tqdm(total=total, unit="image", disable=None) as bar:
+        for shard in (shard for group in shards.values() for shard in group):
+            bar.set_description(shard.path.stem)
+            if shard.path not in finished:
+                skipped += write_shard(shard, make_rows(shard.examples), features, skip_corrupt)
+            bar.update(len(shard.examples))
+    num_examples = {split: sum(shard.num_rows for shard in group) for split, group in shards.items()}
+    if not any(num_examples.values()):
+        raise InputError(f"every image was left out, the first because of: {skipped[0]}")
+    _write_card(output_dir, benchmark, num_examples, skipped)
+    return PreparedDataset(num_examples, skipped, len(finished), [])
+
+
+_CARD = """# {title}
+
+{title} as {count} images with the masks and boxes of their objects, converted from the official distribution by
+`ccnet_hf` (`prepare_dataset.py {name}`).
+
+**Terms: {license}.** The terms of the benchmark hold for this copy of it; see [its site]({homepage}).
+
+| split | images | in the benchmark |
+|---|---|---|
+{splits}
+{skipped}
+| column | |
+|---|---|
+| `image` | the image, the very bytes of the distribution's file |
+| `objects` | `id`, `category_id`, `bbox` (left, top, width, height), `area`, `iscrowd`, `polygons`, `counts` |
+| `image_id`, `height`, `width` | as the annotations state them |
+| `name` | what the image's file is called |
+
+The pixels of an object are its `polygons`, or, where there are none, the compressed run-length encoding in `counts`.
+
+## Categories
+
+| id | name |
+|---|---|
+{categories}
+"""
+
+
+def _write_card(
+    output_dir: Path, benchmark: InstanceBenchmark, num_examples: Mapping[str, int], skipped: Sequence[str]
+) -> None:
+    data = DatasetCardData(
+        pretty_name=benchmark.title,
+        license="other",
+        license_name=benchmark.license_name,
+        license_link=benchmark.license_link,
+        task_categories=["image-segmentation", "object-detection"],
+        task_ids=["instance-segmentation"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in num_examples],
+            }
+        ],
+    )
+    text = _CARD.format(
+        title=benchmark.title,
+        name=benchmark.name,
+        count=f"{sum(num_examples.values()):,}",
+        license=benchmark.license,
+        homepage=benchmark.homepage,
+        splits="\n".join(
+            f"| {split} | {number:,} | {benchmark.num_examples[split]:,} |" for split, number in num_examples.items()
+        ),
+        skipped=f"\nLeft out because a file was missing or damaged: {len(skipped):,}.\n" if skipped else "",
+        categories="\n".join(f"| {label} | {name} |" for label, name in benchmark.categories.items()),
+    )
+    with atomic_file(output_dir / CARD_FILE) as unfinished:
+        DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(unfinished)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -12,33 +11,24 @@ from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from ccnet_hf.data.archives import check_sources, close_archives, list_files
-from ccnet_hf.data.benchmarks import Benchmark, get_benchmark
+from ccnet_hf.data.benchmarks import Benchmark, InstanceBenchmark, get_benchmark
 from ccnet_hf.data.images import check_max_pixels, turned_note
 from ccnet_hf.data.preparation.card import dataset_repository, write_card
 from ccnet_hf.data.preparation.examples import RawExample, find_examples
+from ccnet_hf.data.preparation.instances import prepare_instances
 from ccnet_hf.data.preparation.prepare_arguments import PrepareArguments, main
-from ccnet_hf.data.preparation.shards import Shard, dataset_features, plan_shards, row_maker, write_shard
+from ccnet_hf.data.preparation.shards import (
+    PreparedDataset,
+    Shard,
+    dataset_features,
+    plan_shards,
+    row_maker,
+    write_shard,
+)
 from ccnet_hf.errors import InputError
 from ccnet_hf.files import check_writable, exclusive, remove_leftovers
 from ccnet_hf.hub import CARD_FILE, check_token, publish
 from ccnet_hf.limits import MAX_PROCESSES, check_range
-
-
-@dataclass(frozen=True)
-class PreparedDataset:
-    """What a preparation has done.
-
-    Attributes:
-        num_examples: rows by split; a split without any is not there.
-        skipped: why examples were left out, naming their files.
-        num_kept_shards: finished shards that were found and kept.
-        turned: names of the examples written whose label map fits only the stored pixels of an image that EXIF turns.
-    """
-
-    num_examples: dict[str, int]
-    skipped: list[str]
-    num_kept_shards: int
-    turned: list[str]
 
 
 def prepare_dataset(
@@ -73,6 +63,10 @@ def prepare_dataset(
         OSError: `output_dir` cannot be written, or the disk is full.
     """
     benchmark = get_benchmark(name)
+    if isinstance(benchmark, InstanceBenchmark):
+        return prepare_instances(
+            benchmark, source, output_dir, num_proc, allow_incomplete, skip_corrupt, max_shard_size, max_image_pixels
+        )
     if benchmark.raw is None:
         raise InputError(f"the official distribution of {benchmark.title} is not known here")
     check_range("num_proc", num_proc, 1, MAX_PROCESSES)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ccnet_hf.command import run_command
-from ccnet_hf.data.benchmarks import prepared_benchmarks
+from ccnet_hf.data.benchmarks import INSTANCE_BENCHMARKS, prepared_benchmarks
 
 
 @dataclass
@@ -12,7 +12,7 @@ class PrepareArguments:
     name: str = field(
         metadata={
             "positional": True,
-            "choices": [benchmark.name for benchmark in prepared_benchmarks()],
+            "choices": [*(benchmark.name for benchmark in prepared_benchmarks()), *INSTANCE_BENCHMARKS],
             "help": "benchmark",
         }
     )
@@ -37,7 +37,8 @@ class PrepareArguments:
 
 def main(argv: Sequence[str] | None = None, prog: str = "prepare_dataset.py") -> int:
     """Run the command that prepares a dataset; returns the exit status."""
-    archives = (f"{benchmark.name}: {benchmark.raw.description}" for benchmark in prepared_benchmarks())
+    archives = [f"{benchmark.name}: {benchmark.raw.description}" for benchmark in prepared_benchmarks()]
+    archives += [f"{benchmark.name}: {benchmark.description}" for benchmark in INSTANCE_BENCHMARKS.values()]
     return run_command(
         PrepareArguments,
         "ccnet_hf.data.preparation.prepare:prepare",

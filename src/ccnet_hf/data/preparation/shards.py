@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -92,16 +92,21 @@ def _row_or_error(example: RawExample, ignore_index: int, max_image_pixels: int 
         return str(error)
 
 
-@contextmanager
 def row_maker(
     benchmark: Benchmark, num_proc: int, max_image_pixels: int | None = None
-) -> Iterator[Callable[[Sequence[RawExample]], Iterable]]:
-    """Yield a function that makes the rows (or error messages) of many examples in their order, in `num_proc` workers.
+) -> AbstractContextManager[Callable[[Sequence[RawExample]], Iterable]]:
+    """As [`mapped`], making the rows (or error messages) of examples of a benchmark."""
+    make = partial(_row_or_error, ignore_index=benchmark.ignore_index, max_image_pixels=max_image_pixels)
+    return mapped(make, num_proc)
+
+
+@contextmanager
+def mapped(make: Callable[[Any], Any], num_proc: int) -> Iterator[Callable[[Sequence[Any]], Iterable]]:
+    """Yield a function that gives what `make` makes of many values, in their order, in `num_proc` workers.
 
     Raises:
         InputError: a worker died.
     """
-    make = partial(_row_or_error, ignore_index=benchmark.ignore_index, max_image_pixels=max_image_pixels)
     if num_proc == 1:
         yield partial(map, make)
         return
@@ -116,6 +121,23 @@ def row_maker(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """What a preparation has done.
+
+    Attributes:
+        num_examples: rows by split; a split without any is not there.
+        skipped: why examples were left out, naming their files.
+        num_kept_shards: finished shards that were found and kept.
+        turned: names of the examples written whose label map fits only the stored pixels of an image that EXIF turns.
+    """
+
+    num_examples: dict[str, int]
+    skipped: list[str]
+    num_kept_shards: int
+    turned: list[str]
 
 
 @dataclass(frozen=True)
