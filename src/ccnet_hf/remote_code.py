@@ -27,7 +27,10 @@ def code_files(model_type: str = CCNetConfig.model_type) -> list[Path]:
     they import of each other."""
     models = Path(ccnet_hf.__file__).parent / "models"
     files = set()
-    for reference in (*CONFIG_MAPPING[model_type].remote_classes.values(), *IMAGE_PROCESSORS):
+    classes = CONFIG_MAPPING[model_type].remote_classes
+    # The processors of most models are the same two, and no part of their configuration's classes.
+    processors = () if "AutoImageProcessor" in classes else IMAGE_PROCESSORS
+    for reference in (*classes.values(), *processors):
         module = models / f"{reference.partition('.')[0]}.py"
         files |= {module, *map(Path, get_relative_import_files(str(module)))}
     return sorted(files)
@@ -44,6 +47,8 @@ def published_files(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
     model_type = config["model_type"]
     classes = CONFIG_MAPPING[model_type].remote_classes
     processors = {"AutoImageProcessor": IMAGE_PROCESSORS}
+    if "AutoImageProcessor" in classes:
+        processors = {"AutoImageProcessor": [classes["AutoImageProcessor"]] * 2}  # without torchvision, and with it
     if "AutoVideoProcessor" in classes:
         processors = {"AutoVideoProcessor": classes["AutoVideoProcessor"]}
     contents = {

@@ -1,4 +1,4 @@
-"""Human parsers and video models saved by `save_pretrained`, loaded in fresh processes without the package."""
+"""Human parsers, video models and Mask R-CNN, saved and loaded in fresh processes without the package."""
 
 import json
 import os
@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_config, tiny_parsing_model
+from tiny_models import tiny_config, tiny_instance_model, tiny_parsing_model
 
 import ccnet_hf
-from ccnet_hf import CCNetForVideoSegmentation, CCNetImageProcessor, CCNetVideoConfig, CCNetVideoProcessor
+from ccnet_hf import (
+    CCNetForVideoSegmentation,
+    CCNetImageProcessor,
+    CCNetInstanceImageProcessor,
+    CCNetVideoConfig,
+    CCNetVideoProcessor,
+)
 from ccnet_hf.remote_code import code_files, published_files
 
 
@@ -43,6 +49,20 @@ with torch.no_grad():
     outputs = model(**clip)
 maps = processor.post_process_semantic_segmentation(outputs, [(30, 42)] * 3)
 print(json.dumps([type(model).__name__, type(processor).__name__, [m.tolist() for m in maps]]))
+"""
+INSTANCES = """
+import json, sys
+sys.modules["ccnet_hf"] = None
+from transformers import AutoModelForInstanceSegmentation, pipeline
+
+AutoModelForInstanceSegmentation.from_pretrained("instances", trust_remote_code=True)
+segmenter = pipeline("image-segmentation", model="instances", trust_remote_code=True)
+segmenter.save_pretrained("again")
+again = pipeline("image-segmentation", model="again", trust_remote_code=True)
+boxes = pipeline("object-detection", model="again", trust_remote_code=True)("image.png", threshold=0.3)
+results = [[(s["label"], s["score"]) for s in one("image.png", threshold=0.3)] for one in (segmenter, again)]
+names = [type(segmenter.model).__name__, type(segmenter.image_processor).__name__]
+print(json.dumps([names, results[0] == results[1], results[0], boxes[0]["score"]]))
 """
 
 
@@ -93,10 +113,28 @@ def test_a_video_model(tmp_path):
     assert found[2] == [label_map.tolist() for label_map in expected]
 
 
+def test_instances(tmp_path):
+    model = tiny_instance_model()
+    model.save_pretrained(tmp_path / "instances")
+    processor = CCNetInstanceImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    processor.save_pretrained(tmp_path / "instances")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+    names, same, found, score = run(INSTANCES, tmp_path)
+    assert names == ["CCNetForInstanceSegmentation", "CCNetInstanceImageProcessor"] and same
+    with torch.no_grad():
+        outputs = model(**processor(image, return_tensors="pt"))
+    expected = processor.post_process_instance_segmentation(outputs, 0.3, 0.5, 0.5, [(50, 70)])[0]["segments_info"]
+    assert [entry[0] for entry in found] == [model.config.id2label[info["label_id"]] for info in expected]
+    assert [entry[1] for entry in found] == [info["score"] for info in expected] and found
+    assert score == outputs.scores.max().item()
+
+
 @pytest.mark.parametrize(
     ("model_type", "own", "processor"),
     [
         ("ccnet_parsing", "modeling_ccnet_parsing.py", "preprocessor_config.json"),
+        ("ccnet_instance", "annotations_ccnet.py", "preprocessor_config.json"),
         ("ccnet_video", "video_processing_ccnet.py", "video_preprocessor_config.json"),
     ],
 )

@@ -1,6 +1,19 @@
+# Copyright 2026 The ccnet_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Configuration of Mask R-CNN with criss-cross attention."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -94,6 +107,14 @@ class CCNetInstanceConfig(PreTrainedConfig):
     """
 
     model_type = "ccnet_instance"
+    # Where transformers finds the classes of a saved folder that holds this code, if the package is not installed.
+    remote_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_ccnet_instance.CCNetInstanceConfig",
+        "AutoModelForInstanceSegmentation": "modeling_ccnet_instance.CCNetForInstanceSegmentation",
+        "AutoModelForImageSegmentation": "modeling_ccnet_instance.CCNetForInstanceSegmentation",
+        "AutoModelForObjectDetection": "modeling_ccnet_instance.CCNetForInstanceSegmentation",
+        "AutoImageProcessor": "image_processing_ccnet_instance.CCNetInstanceImageProcessor",
+    }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_dict"]
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 
@@ -132,6 +153,14 @@ class CCNetInstanceConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check_values()
 
+    def __init_subclass__(cls, *args, **kwargs):
+        super().__init_subclass__(*args, **kwargs)
+        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as `config.json` holds it, with the classes that can be loaded from the code beside it."""
+        return super().to_dict() | {"auto_map": dict(self.remote_classes)}
+
     def _check_values(self) -> None:
         if self.num_labels < 2:
             raise ValueError(f"num_labels must be at least 2, the background and a class, got {self.num_labels}")
@@ -166,5 +195,6 @@ def default_backbone_config() -> CCNetResNetConfig:
 
 
 AutoConfig.register(CCNetInstanceConfig.model_type, CCNetInstanceConfig, exist_ok=True)
+CCNetInstanceConfig.register_for_auto_class()
 
 __all__ = ["CCNetInstanceConfig"]
