@@ -17,8 +17,10 @@ from ccnet_hf.data.images import check_max_pixels, read_image
 from ccnet_hf.errors import InputError, is_out_of_memory
 from ccnet_hf.files import atomic_file, check_writable
 from ccnet_hf.inference.images import find_images, unique_stems
+from ccnet_hf.inference.instances import InstancePredictor
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.predictor_arguments import PredictorArguments
+from ccnet_hf.inference.segment_instances import segment_instances
 from ccnet_hf.inference.segment_video import rounds_note, segment_video
 from ccnet_hf.inference.video import VIDEO_SUFFIXES, CCNetVideoSession
 from ccnet_hf.visualization import class_shares, colorize, complete_palette, format_share, overlay
@@ -66,6 +68,13 @@ def segment(arguments: SegmentArguments) -> None:
     paths = find_images(arguments.images, exclude=output_dir)
     check_writable(output_dir)
     predictor = arguments.load_predictor()
+    if isinstance(predictor, InstancePredictor):
+        named = list(zip(paths, unique_stems(paths), strict=True))
+        videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+        if videos:
+            raise InputError(f"{videos[0]}: instances are found in images, not in videos")
+        segment_instances(predictor, named, output_dir, arguments.skip_corrupt, arguments.max_image_pixels)
+        return
     if note := rounds_note(predictor):
         print(note)
     config = predictor.config

@@ -1,0 +1,55 @@
+"""The segmenting command with a model of instances."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_instance_model
+
+from ccnet_hf import CCNetInstanceImageProcessor
+from ccnet_hf.inference.instances import InstancePredictor
+from ccnet_hf.inference.segment import main
+from ccnet_hf.models.annotations_ccnet import mask_of_segmentation
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = tiny_instance_model()
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight.mul_(3)
+    model.save_pretrained(tmp_path / "model")
+    CCNetInstanceImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(tmp_path / "model")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    image.save(tmp_path / "photo.png")
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    return tmp_path
+
+
+def test_pictures_and_annotations(folder, capsys):
+    command = ["--model_name_or_path", str(folder / "model"), "--output_dir", str(folder / "out")]
+    assert main([str(folder / "photo.png"), *command]) == 0, capsys.readouterr().err
+    with Image.open(folder / "out" / "photo_instances.png") as picture, Image.open(folder / "photo.png") as image:
+        assert picture.size == image.size == (70, 50)
+        model, image = tiny_instance_model(), image.convert("RGB")
+    model = type(model).from_pretrained(folder / "model").eval()
+    processor = CCNetInstanceImageProcessor.from_pretrained(folder / "model")
+    (expected,) = InstancePredictor(model, processor, 0.5).instances([image])
+    content = json.loads((folder / "out" / "photo_instances.json").read_text())
+    assert content["images"] == [{"id": 1, "file_name": "photo.png", "height": 50, "width": 70}]
+    assert len(content["annotations"]) == len(expected.scores) > 0
+    for entry, score, mask in zip(content["annotations"], expected.scores.tolist(), expected.masks, strict=True):
+        assert entry["score"] == pytest.approx(score, abs=1e-5) and entry["score"] > 0.5
+        assert np.array_equal(mask_of_segmentation(entry["segmentation"], (50, 70)), mask.numpy())
+    assert f"{len(expected.scores)} instances in 1 image" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read(folder, capsys):
+    command = ["--model_name_or_path", str(folder / "model"), "--output_dir", str(folder / "out")]
+    images = [str(folder / "photo.png"), str(folder / "broken.png")]
+    assert main([*images, *command]) == 1
+    assert "broken.png" in capsys.readouterr().err
+    assert main([*images, *command, "--skip_corrupt"]) == 0
+    assert "1 skipped" in capsys.readouterr().out
+    assert main([images[0], *command, "--flip"]) == 1
