@@ -39,6 +39,7 @@ EXTRAS = {
     "av": "video",
     "openvino": "export",
     "nncf": "export",
+    "pycocotools": "coco",
 }
 
 _LONGEST_COMPLAINT = 2000  # characters; some repeat an argument or a name, however long it is
