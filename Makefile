@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test kernels quality style clean
+.PHONY: help demo test nightly kernels quality style clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -13,6 +13,9 @@ demo: .venv/.demo  ## segment examples/ with the embedded checkpoint
 
 test: .venv/.dev  ## run the whole test suite, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" --numprocesses auto --dist loadfile $(PYTEST_ARGUMENTS)
+
+nightly: .venv/.dev  ## run what takes many minutes: real networks, tables of all runtimes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly $(PYTEST_ARGUMENTS)
 
 kernels: .venv/.dev  ## compile the CUDA operator into build/kernels; needs nvcc, no GPU
 	$(BIN)/python -m ccnet_hf.kernels build --arch 8.0 9.0+PTX --output build/kernels

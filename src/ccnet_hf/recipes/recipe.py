@@ -141,8 +141,8 @@ _ALLOWED = {
     "warmup_steps": _COUNT_OR_0,
     "warmup_start": (lambda value: _is_number(value) and 0 <= value <= 1, "in [0, 1]"),
     "decay_steps": (
-        lambda value: isinstance(value, tuple) and all(_is_integer(v) and v >= 1 for v in value),
-        "positive integers",
+        lambda value: isinstance(value, tuple) and all(_is_integer(v) and 1 <= v <= 10**9 for v in value),
+        "integers from 1 to 1,000,000,000",
     ),
     "frozen_modules": (
         lambda value: isinstance(value, tuple) and all(isinstance(v, str) for v in value),
