@@ -275,9 +275,9 @@ import os, signal, sys
 from PIL import Image
 from ccnet_hf.inference.segment import main
 save, count = Image.Image.save, 0
-def save_half(image, file):
+def save_half(image, file, **options):
     global count
-    save(image, file)
+    save(image, file, **options)
     count += 1
     if count == 3:
         os.truncate(file, os.path.getsize(file) // 2)

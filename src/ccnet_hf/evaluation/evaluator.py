@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from itertools import islice
+from contextlib import closing
+from itertools import count, islice
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation.metric import MeanIoU
 from ccnet_hf.evaluation.report import class_table, summary, unlabelled_classes
 from ccnet_hf.inference import Predictor
+from ccnet_hf.inference.overlap import read_ahead
 
 
 class Evaluator(ABC):
@@ -155,8 +157,11 @@ def evaluate_dataset(
         total=total, desc="evaluate", unit="image", disable=not (progress and process.is_main_process), leave=False
     )
     num_examples = num_ignored = 0
-    with bar:
-        while batch := list(islice(examples, batch_size)):
+    batches = read_ahead(lambda _: list(islice(examples, batch_size)), count(), number=1)
+    with bar, closing(batches):
+        for _, reading in batches:
+            if not (batch := reading.result()):
+                break
             images, labels, names = zip(*batch, strict=True)
             label_maps = predictor.label_maps(images)
             metric.add_batch(predictions=label_maps, references=[torch.from_numpy(label) for label in labels])
