@@ -56,6 +56,8 @@ def test_names(zoo):
         "ccnet-mobilenetv2-camvid-r0",
         "ccnet-mobilenetv2-camvid-video",
         "ccnet-r101-camvid-video",
+        "ccnet-r50-coco",
+        "ccnet-r101-coco",
     }
     assert all(recipe.name == name for name, recipe in RECIPES.items())
 
@@ -382,8 +384,11 @@ def test_left_and_right_change_places(name):
 def test_every_recipe_builds_its_config_processor_and_transforms(name):
     recipe = RECIPES[name]
     assert recipe.config().num_labels == get_benchmark(recipe.benchmark).num_labels
-    assert recipe.image_processor().align_corners == recipe.config().align_corners
-    training_transforms(recipe.training, recipe.image_mean, recipe.image_std)
+    if recipe.task == "instance":
+        assert recipe.image_processor().size == {"shortest_edge": 800, "longest_edge": 1333}
+    else:
+        assert recipe.image_processor().align_corners == recipe.config().align_corners
+        training_transforms(recipe.training, recipe.image_mean, recipe.image_std)
     assert recipe.backbone_checkpoint.startswith(f"timm/resnet{50 if '-r50-' in name else 101}")
 
 
@@ -464,6 +469,10 @@ def with_value(recipe: TrainingRecipe, name: str, value) -> TrainingRecipe:
         ("momentum", 1.0),
         ("weight_decay", float("inf")),
         ("warmup_steps", 1.5),
+        ("warmup_start", 1.5),
+        ("decay_steps", [0]),
+        ("frozen_modules", [3]),
+        ("group_by_shape", 1),
         ("max_grad_norm", -1),
         ("backbone_learning_rate_factor", -0.1),
     ],

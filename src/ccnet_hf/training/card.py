@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from ccnet_hf.evaluation.report import MEANS
 from ccnet_hf.files import write_text
 from ccnet_hf.hub import CARD_FILE
+from ccnet_hf.models.configuration_ccnet_instance import CCNetInstanceConfig
 from ccnet_hf.models.configuration_ccnet_parsing import CCNetParsingConfig
 from ccnet_hf.models.configuration_ccnet_video import CCNetVideoConfig
 
@@ -153,12 +154,16 @@ def write_card(
 
 
 def _has_attention(config: PreTrainedConfig) -> bool:
+    if config.model_type == CCNetInstanceConfig.model_type:
+        return getattr(config.backbone_config, "attention_stage", None) is not None
     return getattr(config, "context_module", "rcca") == "rcca" and config.recurrence > 0
 
 
 def _network(config: PreTrainedConfig) -> str:
     if config.model_type == CCNetVideoConfig.model_type:
         return f"{_CCNET} with 3-D criss-cross attention over clips of video,"
+    if config.model_type == CCNetInstanceConfig.model_type:
+        return f"Mask R-CNN with the attention of {_CCNET} in its trunk," if _has_attention(config) else "Mask R-CNN"
     if config.model_type != CCNetParsingConfig.model_type:
         return _CCNET
     return f"{_CE2P} with the recurrent criss-cross attention of {_CCNET}" if _has_attention(config) else _CE2P
@@ -166,6 +171,7 @@ def _network(config: PreTrainedConfig) -> str:
 
 def _tags(config: PreTrainedConfig) -> list[str]:
     tasks = {CCNetParsingConfig.model_type: "human-parsing", CCNetVideoConfig.model_type: "video-segmentation"}
+    tasks[CCNetInstanceConfig.model_type] = "instance-segmentation"
     task = tasks.get(config.model_type, "semantic-segmentation")
     return [task, "criss-cross-attention"] if _has_attention(config) else [task]
 
