@@ -65,6 +65,15 @@ def test_eager_gives_the_model_s_logits_and_leaves_it_alone(name, lively):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
+def test_a_model_in_training_stays_there_and_is_compared_as_in_inference(lively):
+    model = lively(tiny_model())
+    with torch.no_grad():
+        expected = model(batches()[0]).logits
+    runtime = ccnet_hf.optimize(model.train(), "eager")
+    assert runtime.check(batches()) == 0 and model.training
+    torch.testing.assert_close(runtime.logits(batches()[0]), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_the_wide_convolutions_are_winograd_s_and_blocks_one_call(lively):
     network = ccnet_hf.optimize(lively(tiny_model(**MODELS["wide"])), "eager").network
     assert sum(isinstance(layer, WinogradConv2d) for layer in network.modules()) >= 3

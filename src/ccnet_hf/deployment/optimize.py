@@ -36,7 +36,7 @@ def optimize(
     activations in float32. `Predictor` and `predict_logits` take the result as they take a model.
 
     Args:
-        model: a `CCNetForSemanticSegmentation`, with any backbone; is put into eval mode and left as it is otherwise.
+        model: a `CCNetForSemanticSegmentation`, with any backbone; is left as it is.
         backend: "eager" is PyTorch, "compile" `torch.compile` (minutes at the first call), "onnx" ONNX Runtime and
             "openvino" OpenVINO (on the CPU; a minute to make), "cuda_graphs" PyTorch on CUDA without Python between
             the kernels. "auto" measures what is installed if there is an `example`, and otherwise goes by what the
@@ -57,7 +57,6 @@ def optimize(
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
     if example is not None and not (isinstance(example, torch.Tensor) and example.dim() == 4):
         raise InputError("example must be a tensor (batch, channels, height, width)")
-    model.eval()
     chosen_dtype = _dtype(dtype, model.device)
     if backend != "auto":
         return RUNTIMES[backend](model, chosen_dtype)

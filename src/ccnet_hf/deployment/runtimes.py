@@ -71,8 +71,8 @@ class OptimizedRuntime(ABC):
             images: (B, 3, H, W) normalised images as the image processor gives them, or several such tensors.
         """
         reference = self._model
-        if reference.dtype != torch.float32:
-            reference = copy.deepcopy(reference).float()
+        if reference.training or reference.dtype != torch.float32:
+            reference = copy.deepcopy(reference).float().eval()
         different = pixels = 0
         for batch in [images] if isinstance(images, torch.Tensor) else images:
             size = tuple(batch.shape[-2:])
