@@ -10,7 +10,7 @@ from torch import nn
 from transformers import ConvNextConfig, TimmBackboneConfig
 
 import ccnet_hf
-from ccnet_hf import InputError
+from ccnet_hf import CCNetForVideoSegmentation, CCNetVideoConfig, InputError
 from ccnet_hf.deployment import machine, optimize, runtimes
 from ccnet_hf.deployment.onednn import FusedBottleneck
 from ccnet_hf.deployment.runtimes import RUNTIMES, OptimizedRuntime
@@ -36,6 +36,7 @@ MODELS = {
         "backbone_config": tiny_backbone_config(attention_stage="stage3", attention_query_key_size=4)
     },
 }
+VIDEO = CCNetVideoConfig(backbone_config=tiny_backbone_config(), hidden_size=32, auxiliary_channels=16, num_labels=5)
 BATCHES = [(2, 3, 64, 96), (1, 3, 97, 65)]
 
 
@@ -204,7 +205,8 @@ def test_measuring_takes_all_in_turn():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": nn.Linear(2, 2)}, "takes a CCNetForSemanticSegmentation, got Linear"),
+        ({"model": nn.Linear(2, 2)}, "takes a CCNetForSemanticSegmentation, of images, not a Linear"),
+        ({"model": CCNetForVideoSegmentation(VIDEO)}, "of images, not a CCNetForVideoSegmentation"),
         ({"backend": "tensorrt"}, "backend must be one of auto, eager"),
         ({"dtype": torch.int8}, "dtype must be None"),
         ({"dtype": torch.float16}, "take torch.bfloat16"),

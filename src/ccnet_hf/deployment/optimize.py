@@ -10,7 +10,7 @@ import torch
 from transformers.utils import logging
 
 from ccnet_hf.deployment.machine import has_amx, has_bfloat16, missing_packages
-from ccnet_hf.deployment.runtimes import RUNTIMES, OptimizedRuntime
+from ccnet_hf.deployment.runtimes import RUNTIMES, OptimizedRuntime, check_model
 from ccnet_hf.errors import InputError
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 
@@ -51,8 +51,7 @@ def optimize(
         InputError: another kind of model, an unknown backend or dtype, a package that is not installed, or what the
             machine does not have.
     """
-    if not isinstance(model, CCNetForSemanticSegmentation):
-        raise InputError(f"optimize takes a CCNetForSemanticSegmentation, got {type(model).__name__}")
+    check_model(model)
     if backend not in get_args(Backend):
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
     if example is not None and not (isinstance(example, torch.Tensor) and example.dim() == 4):

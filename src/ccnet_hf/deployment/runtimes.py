@@ -19,6 +19,7 @@ from ccnet_hf.errors import InputError
 from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone
+from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
 
 
 _MAX_CUDA_GRAPHS = 8  # sizes of input; every graph keeps the memory of its temporaries
@@ -88,6 +89,12 @@ class OptimizedRuntime(ABC):
             raise InputError("check needs at least one image")
         print(f"{different / pixels:.4%} of {pixels} pixels get another label than in float32")
         return different / pixels
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise InputError unless a model is one that `rewrite` knows: a `CCNetForSemanticSegmentation` of images."""
+    if not isinstance(model, CCNetForSemanticSegmentation) or isinstance(model, CCNetForVideoSegmentation):
+        raise InputError(f"this takes a CCNetForSemanticSegmentation, of images, not a {type(model).__name__}")
 
 
 def rewrite(

@@ -13,7 +13,7 @@ import transformers.utils.logging
 from ccnet_hf.command import run_command
 from ccnet_hf.deployment.machine import require_packages
 from ccnet_hf.deployment.programs import Format, make_program, quiet
-from ccnet_hf.deployment.runtimes import rewrite
+from ccnet_hf.deployment.runtimes import check_model, rewrite
 from ccnet_hf.errors import InputError
 from ccnet_hf.exporting import javascript
 from ccnet_hf.exporting.calibration import Pictures, make_quantizer
@@ -86,6 +86,7 @@ def export(arguments: ExportArguments) -> None:
     check_range("--calibration_images", arguments.calibration_images, 1, _MAX_PICTURES)
     require_packages(arguments.format)
     model, image_processor = load_checkpoint(arguments.model_name_or_path, "float32", "cpu")
+    check_model(model)
     pictures = quantizer = None
     if arguments.int8:
         pictures = Pictures(find_images(arguments.calibration), image_processor, arguments.calibration_images)
