@@ -38,10 +38,9 @@ def score(model: str, camvid: str, file: Path, *options: str) -> float:
     return json.loads(file.read_text())["mean_iou"]
 
 
-@pytest.mark.parametrize("program_format", ["openvino", "onnx"])
-def test_int8_scores_as_float32(program_format, camvid, calibration, tmp_path):
+def test_int8_scores_as_float32(camvid, calibration, tmp_path):
     exported = str(tmp_path / "exported")
-    words = ["export", str(CHECKPOINT), "--format", program_format, "--int8", "--calibration", str(calibration)]
+    words = ["export", str(CHECKPOINT), "--format", "openvino", "--int8", "--calibration", str(calibration)]
     assert main([*words, "--output", exported]) == 0
     expected = score(str(CHECKPOINT), camvid, tmp_path / "float32.json")
     assert score(exported, camvid, tmp_path / "int8.json") > expected - 0.003

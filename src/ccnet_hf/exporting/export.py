@@ -116,7 +116,7 @@ def _verify(
     if equal < _FEWEST_EQUAL:
         raise InputError(
             f"in int8 only {equal:.1%} of the labels of the calibration pictures are as in float32: calibrate on more "
-            "pictures, of the kind that will be segmented"
+            "pictures, of the kind that will be segmented, or take --format openvino"
         )
     return f"{equal:.2%} of the labels of calibration pictures are as in float32"
 
