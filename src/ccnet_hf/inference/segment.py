@@ -28,8 +28,8 @@ from ccnet_hf.inference.video import VIDEO_SUFFIXES, CCNetVideoSession
 from ccnet_hf.visualization import class_shares, colorize, complete_palette, format_share, overlay
 
 
-# By file: how much is compressed. At the lowest level an overlay takes a quarter of the usual time, for files a fifth to
-# a third larger.
+# By file: how much is compressed. At the lowest level an overlay takes a quarter of the usual time, for files a fifth
+# to a third larger.
 _COMPRESSION = {"overlay": 1, "labels": 6}
 
 
