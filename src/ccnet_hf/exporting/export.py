@@ -114,9 +114,10 @@ def _verify(
         return f"its logits are those of the checkpoint within {error:.0e} of the largest one"
     equal = equal_labels(network, model, pictures)
     if equal < _FEWEST_EQUAL:
+        other = ", or take --format openvino" if arguments.format == "onnx" else ""
         raise InputError(
             f"in int8 only {equal:.1%} of the labels of the calibration pictures are as in float32: calibrate on more "
-            "pictures, of the kind that will be segmented, or take --format openvino"
+            f"pictures, of the kind that will be segmented{other}"
         )
     return f"{equal:.2%} of the labels of calibration pictures are as in float32"
 
