@@ -16,6 +16,8 @@ from ccnet_hf.models.image_processing_common_ccnet import IMAGE_PROCESSORS
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 _VIDEO_PROCESSOR_FILE = "video_preprocessor_config.json"
 
+_NAMES_OF_CLASSES = ("auto_map", "image_processor_type")
+
 
 def processor_file(model_type: str) -> str:
     """Name of the file with the processor of this type of model."""
@@ -37,24 +39,26 @@ def code_files(model_type: str = CCNetConfig.model_type) -> list[Path]:
 
 
 def published_files(config: dict[str, Any], processor: dict[str, Any]) -> dict[str, bytes | Path]:
-    """What a repository on the Hub holds beside card and weights, by file name: what `save_pretrained` writes today,
-    for folders of any version.
+    """What a repository on the Hub holds beside card and weights, by file name, for folders of any version.
+
+    The classes of the code stand in config.json alone, those of image processors included: in a processor's file they
+    would win over the ones that `import ccnet_hf` registers.
 
     Args:
         config: content of the model's config.json, of any model of this package.
         processor: content of its `processor_file`.
     """
     model_type = config["model_type"]
-    classes = CONFIG_MAPPING[model_type].remote_classes
-    processors = {"AutoImageProcessor": IMAGE_PROCESSORS}
-    if "AutoImageProcessor" in classes:
-        processors = {"AutoImageProcessor": [classes["AutoImageProcessor"]] * 2}  # without torchvision, and with it
+    classes = dict(CONFIG_MAPPING[model_type].remote_classes)
     if "AutoVideoProcessor" in classes:
-        processors = {"AutoVideoProcessor": classes["AutoVideoProcessor"]}
-    contents = {
-        CONFIG_FILE: config | {"auto_map": classes},
-        processor_file(model_type): processor | {"auto_map": processors},
-    }
+        # transformers looks for a video processor's class in its own file alone.
+        processor = processor | {"auto_map": {"AutoVideoProcessor": classes["AutoVideoProcessor"]}}
+    else:
+        # Two of them: transformers takes the second where torchvision is installed.
+        image_processor = classes.get("AutoImageProcessor")
+        classes["AutoImageProcessor"] = IMAGE_PROCESSORS if image_processor is None else [image_processor] * 2
+        processor = {name: value for name, value in processor.items() if name not in _NAMES_OF_CLASSES}
+    contents = {CONFIG_FILE: config | {"auto_map": classes}, processor_file(model_type): processor}
     # In the order of the files: sorted as text, label 10 would come before label 2.
     encoded = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}
     return encoded | {file.name: file for file in code_files(model_type)}

@@ -273,7 +273,7 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
     assert {"model.safetensors", "modeling_ccnet.py", "training_curves.png"} <= repository.files.keys()
     assert not {name for name in repository.files if "/" in name} | {"predictions.png"} & repository.files.keys()
     assert json.loads(repository.files["config.json"])["auto_map"]["AutoConfig"] == "configuration_ccnet.CCNetConfig"
-    assert "AutoImageProcessor" in json.loads(repository.files["preprocessor_config.json"])["auto_map"]
+    assert "AutoImageProcessor" in json.loads(repository.files["config.json"])["auto_map"]
     assert repository.card.data.library_name == "transformers" and repository.card.data.eval_results is None
     assert 'model="me/model"' in repository.card.text
     # A finished training goes on with its upload.

@@ -794,7 +794,7 @@ def test_pushes_to_a_private_repository(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["coco", "--source", "x", "--output_dir", "y"], 2, "invalid choice: 'coco'"),
+        (["kitti", "--source", "x", "--output_dir", "y"], 2, "invalid choice: 'kitti'"),
         (["lip", "--source", "x", "--output_dir", "y", "--hub_dataset_id", "a/b/c"], 1, "'a/b/c'"),
         (["lip", "--source", "x", "--output_dir", "y", "--hub_dataset_id", "lip"], 1, "is namespace/name, got 'lip'"),
         (["lip", "--source", "nowhere", "--output_dir", "y"], 1, "nowhere does not exist"),
