@@ -452,7 +452,8 @@ def test_classes_of_the_datasets_own(coloured_folder):
         seen = []
         assert run_training(lambda *parts: seen.append(parts), [*arguments, *more]) == 0
         arguments, data, training, *_ = seen[0]
-        recipe, task = get_recipe(variant), TASKS["semantic"]
+        recipe = get_recipe(variant)
+        task = TASKS[recipe.task]
         model = building.build_model(arguments, recipe, task, is_resumed=False)
         image_processor = building.build_image_processor(arguments, data, recipe, training)
         dataset, _ = building.build_datasets(data, training, 0, task, model.config, image_processor)

@@ -306,7 +306,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
     torch.save(small_checkpoint, tmp_path / "checkpoint.pth")
     arguments = ["--variant", small_variant, "--checkpoint", str(tmp_path / "checkpoint.pth")]
     arguments += ["--output", str(tmp_path / "output")]
-    with full_disk(20_000):  # the configuration still fits, the weights do not
+    with full_disk(80_000):  # configuration and code still fit, the weights do not
         assert main(arguments) == 1
     error = capsys.readouterr().err
     assert "output cannot be written: the disk is full or fails" in error and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Model cards of human parsers and video models, none of which this project publishes weights of."""
+"""Model cards of human parsers, video models and models of instances, which this project has no weights of."""
 
 from string import Template
 
@@ -44,7 +44,7 @@ Classes and colours are those of $title ($num_labels classes$terms). The code is
 
 ## Limits
 
-- It knows these $num_labels classes and gives every pixel one of them, also where none fits.
+- It knows these $num_labels classes$limit.
 - The numbers of the code are proven on deterministic weights, not on trained ones.
 - Nothing here has been examined for uses in which a wrong label harms somebody.
 
@@ -77,11 +77,22 @@ _SCHP_CITATION = """
   year    = {2020}
 }"""
 
+_MASK_R_CNN_CITATION = """
+@inproceedings{he2017mask,
+  title     = {Mask {R-CNN}},
+  author    = {He, Kaiming and Gkioxari, Georgia and Doll{\\'a}r, Piotr and Girshick, Ross},
+  booktitle = {ICCV},
+  year      = {2017}
+}"""
+# Of a task: what else the paper's network comes from, and has to be cited.
+_CITATIONS = {"parsing": _CE2P_CITATION, "video": "", "instance": _MASK_R_CNN_CITATION}
+_TAGS = {"parsing": "human-parsing", "video": "video-segmentation", "instance": "instance-segmentation"}
+
 _PIPELINE = """\
 import ccnet_hf
 from transformers import pipeline
 
-segments = pipeline("image-segmentation", model="{repo_id}")("person.jpg")"""
+segments = pipeline("image-segmentation", model="{repo_id}")("{picture}.jpg")"""
 _VIDEO = """\
 import ccnet_hf
 from transformers import AutoModelForSemanticSegmentation, AutoVideoProcessor
@@ -100,13 +111,15 @@ _REPORTED = {
     "schp-lip": "SCHP's repository: 59.36 mIoU on LIP val.",
     "schp-atr": "SCHP's repository: 82.29 mIoU on ATR test.",
     "schp-pascal": "SCHP's repository: 71.46 mIoU on Pascal-Person-Part val.",
+    "ccnet-r50-coco": "The paper (TPAMI version): box AP 39.3 and mask AP 36.1 on COCO val2017.",
+    "ccnet-r101-coco": "The paper (TPAMI version): box AP 41.0 and mask AP 37.3 on COCO val2017.",
     "ccnet-r101-camvid-video": "The paper (TPAMI version): 79.1 mIoU on CamVid test with clips of five frames, from\n"
     "Cityscapes weights. The schedule is not known; the recipe's is of others on the same data.",
 }
 
 
 def render_recipe_card(recipe: Recipe, name: str, namespace: str) -> str:
-    """Write the model card of a human parser or a video model.
+    """Write the model card of a human parser, a video model or a model of instances.
 
     Args:
         recipe: of it.
@@ -121,32 +134,32 @@ def render_recipe_card(recipe: Recipe, name: str, namespace: str) -> str:
     train = f"accelerate launch scripts/train.py --variant {name} --dataset_name DATASET --output_dir {name}"
     convert = f"python scripts/convert_checkpoint.py --variant {name} --checkpoint FILE.pth --output {name}"
     use = _VIDEO if recipe.task == "video" else _PIPELINE
-    citations = "" if recipe.task == "video" else _CE2P_CITATION
+    finds_instances = recipe.task == "instance"
     return _TEMPLATE.substitute(
         metadata=_metadata(recipe).to_yaml().strip(),
         name=name,
         network=_network(recipe),
         licence="SCHP's repository is under MIT." if name.startswith("schp") else "ask them for their licence.",
         origin="converted or trained them" if is_converted else "trained them",
-        use=use.format(repo_id=repo_id),
+        use=use.format(repo_id=repo_id, picture="street" if finds_instances else "person"),
         command="\n".join([convert, train] if is_converted else [train]),
         reported=_REPORTED.get(name, "Nothing."),
         title=benchmark.title,
-        num_labels=benchmark.num_labels,
+        num_labels=len(benchmark.categories) if finds_instances else benchmark.num_labels,
+        limit="" if finds_instances else " and gives every pixel one of them, also where none fits",
         terms=f"; {benchmark.license}" if benchmark.license else "",
-        citations=citations + (_SCHP_CITATION if name.startswith("schp") else ""),
+        citations=_CITATIONS[recipe.task] + (_SCHP_CITATION if name.startswith("schp") else ""),
     )
 
 
 def _metadata(recipe: Recipe) -> ModelCardData:
-    task = {"parsing": "human-parsing", "video": "video-segmentation"}[recipe.task]
     attention = ["criss-cross-attention"] if recipe.model.get("context_module") != "pyramid" else []
     return ModelCardData(
         library_name="transformers",
         license="mit" if recipe.name.startswith("schp") else "unknown",
         pipeline_tag="image-segmentation",
-        tags=["ccnet", task, *attention],
-        metrics=["mean_iou"],
+        tags=["ccnet", _TAGS[recipe.task], *attention],
+        metrics=["mean_average_precision" if recipe.task == "instance" else "mean_iou"],
     )
 
 
@@ -155,6 +168,9 @@ def _network(recipe: Recipe) -> str:
     if recipe.task == "video":
         what = "for clips of video: every pixel gathers context from its row, its column and its place in all frames."
         return f"{ccnet}\n{what}"
+    if recipe.task == "instance":
+        mask_rcnn = "Mask R-CNN ([He et al.](https://arxiv.org/abs/1703.06870)), a network that finds instances,"
+        return f"{mask_rcnn}\nwith the recurrent criss-cross attention of {ccnet}\nin its trunk."
     ce2p = "CE2P ([Devil in the Details](https://arxiv.org/abs/1809.05996)), a network for human parsing,"
     if recipe.model["context_module"] == "rcca":
         return f"{ce2p}\nwith the recurrent criss-cross attention of {ccnet}\nas its context module."
