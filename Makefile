@@ -17,6 +17,13 @@ test: .venv/.dev  ## run the whole test suite, on all cores
 nightly: .venv/.dev  ## run what takes many minutes: real networks, tables of all runtimes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly $(PYTEST_ARGUMENTS)
 
+# Shared tests of the installed transformers, from its source distribution; without a network the suite skips them.
+build/transformers: .venv/.dev
+	mkdir -p build/download
+	-$(BIN)/python -m pip download --quiet --no-deps --no-binary transformers --dest build/download \
+		transformers==$$($(BIN)/python -c "import importlib.metadata as m; print(m.version('transformers'))")
+	-mkdir -p $@ && tar xzf build/download/transformers-*.tar.gz -C $@ --strip-components=1 --wildcards '*/tests/test_*.py'
+
 kernels: .venv/.dev  ## compile the CUDA operator into build/kernels; needs nvcc, no GPU
 	$(BIN)/python -m ccnet_hf.kernels build --arch 8.0 9.0+PTX --output build/kernels
 

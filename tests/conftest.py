@@ -9,6 +9,15 @@ import pytest
 import ccnet_hf  # noqa: F401  registers the Auto classes
 
 
+# Of transformers' own tests, see models/test_transformers_mixins.py.
+_MARKERS = ("accelerate_tests", "flash_attn_3_test", "flash_attn_4_test", "flash_attn_test", "torch_compile_test")
+
+
+def pytest_configure(config):
+    for name in _MARKERS:
+        config.addinivalue_line("markers", f"{name}: of transformers' own tests")
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Folder of reference material too large for the repository; tests that need it skip where it is missing."""
