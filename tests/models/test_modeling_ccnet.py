@@ -630,3 +630,12 @@ def test_transformers_trainer_learns(tmp_path):
     # Decode plus 0.4 of the auxiliary loss starts at 1.4 ln 2; with two accumulation steps it must not double.
     assert losses[0] < 1.3
     assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("use_auxiliary_head", [False, True])
+def test_modules_that_are_not_split_are_there(use_auxiliary_head):
+    """FSDP refuses a model that lacks one."""
+    model = tiny_model(use_auxiliary_head=use_auxiliary_head)
+    names = {type(module).__name__ for module in model.modules()}
+    assert {"CCNetHead", "CCNetResNetBottleneck"} <= model._no_split_modules <= names
+    assert ("CCNetAuxiliaryHead" in model._no_split_modules) == use_auxiliary_head

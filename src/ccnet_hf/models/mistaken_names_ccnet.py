@@ -1,4 +1,4 @@
-# Copyright 2026 The ccnet_hf authors. All rights reserved.
+# Copyright 2026 The authors of CCNet for Hugging Face. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
 # you may not use this file except in compliance with the License.

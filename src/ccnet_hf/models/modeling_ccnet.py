@@ -1,4 +1,4 @@
-# Copyright 2026 The ccnet_hf authors. All rights reserved.
+# Copyright 2026 The authors of CCNet for Hugging Face. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
 # you may not use this file except in compliance with the License.
@@ -32,7 +32,7 @@ from .configuration_ccnet import CCNetConfig
 from .configuration_ccnet_resnet import CCNetResNetConfig
 from .layers_ccnet import CrissCrossAttention, RecurrentCrissCrossAttention, init_attention
 from .loss_ccnet import ccnet_loss
-from .modeling_ccnet_resnet import CCNetResNetBackbone, in_dtype_of_weights
+from .modeling_ccnet_resnet import CCNetResNetBackbone, PresentModulesMixin, in_dtype_of_weights
 
 
 @dataclass
@@ -180,7 +180,7 @@ def run_backbone(
     return feature_maps, feature_maps if is_timm else features.hidden_states
 
 
-class CCNetPreTrainedModel(PreTrainedModel):
+class CCNetPreTrainedModel(PresentModulesMixin, PreTrainedModel):
     """
     What all CCNet models share: configuration, initialisation, and how they are split and checkpointed.
 

@@ -1,4 +1,4 @@
-# Copyright 2026 The ccnet_hf authors. All rights reserved.
+# Copyright 2026 The authors of CCNet for Hugging Face. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
 # you may not use this file except in compliance with the License.
@@ -45,6 +45,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet_instance import CCNetInstanceConfig
 from .modeling_ccnet_backbone import build_backbone
+from .modeling_ccnet_resnet import PresentModulesMixin
 
 
 Size = tuple[int, int]  # (height, width)
@@ -86,7 +87,7 @@ class CCNetInstanceSegmenterOutput(ModelOutput):
     pred_masks: torch.FloatTensor | None = None
 
 
-class CCNetForInstanceSegmentation(PreTrainedModel):
+class CCNetForInstanceSegmentation(PresentModulesMixin, PreTrainedModel):
     """
     Mask R-CNN with recurrent criss-cross attention in its trunk (paper section 4.5). The feature pyramid, the region
     proposal network and the heads are torchvision's own modules, under their own names.

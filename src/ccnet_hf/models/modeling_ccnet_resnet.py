@@ -1,4 +1,4 @@
-# Copyright 2026 The ccnet_hf authors. All rights reserved.
+# Copyright 2026 The authors of CCNet for Hugging Face. All rights reserved.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
 # you may not use this file except in compliance with the License.
@@ -171,7 +171,16 @@ class CCNetResNetStage(nn.Module):
         return hidden_state
 
 
-class CCNetResNetBackbone(BackboneMixin, PreTrainedModel):
+class PresentModulesMixin:
+    """A model whose instances name those of `_no_split_modules` that they have: FSDP looks for every one of them, and
+    refuses a model that lacks one."""
+
+    def post_init(self):
+        super().post_init()
+        self._no_split_modules = self._no_split_modules & {type(module).__name__ for module in self.modules()}
+
+
+class CCNetResNetBackbone(PresentModulesMixin, BackboneMixin, PreTrainedModel):
     """
     ResNet-V1c with dilated last stages, the backbone of the paper (section 4.1). With the same tensors it equals
     timm's `resnet50c` / `resnet101c` at the same output stride, and with a stem of one convolution torchvision's
