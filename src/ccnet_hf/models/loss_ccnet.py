@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The losses CCNet is trained with: cross entropy, its hard pixels only (OHEM), and the category-consistent loss."""
+"""The losses CCNet is trained with, and their table `LOSSES`: cross entropy, its hard pixels only (OHEM), the
+category-consistent loss, and those of regions."""
 
 from collections.abc import Callable
 from typing import NamedTuple
