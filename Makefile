@@ -22,7 +22,8 @@ build/transformers: .venv/.dev
 	mkdir -p build/download
 	-$(BIN)/python -m pip download --quiet --no-deps --no-binary transformers --dest build/download \
 		transformers==$$($(BIN)/python -c "import importlib.metadata as m; print(m.version('transformers'))")
-	-mkdir -p $@ && tar xzf build/download/transformers-*.tar.gz -C $@ --strip-components=1 --wildcards '*/tests/test_*.py'
+	-mkdir -p $@ && tar xzf build/download/transformers-*.tar.gz -C $@ --strip-components=1 --wildcards '*/tests/test_*.py' \
+		&& touch $@/tests/__init__.py  # the distribution leaves it out; the tests import it
 
 kernels: .venv/.dev  ## compile the CUDA operator into build/kernels; needs nvcc, no GPU
 	$(BIN)/python -m ccnet_hf.kernels build --arch 8.0 9.0+PTX --output build/kernels

@@ -144,4 +144,5 @@ def test_what_is_published_holds_the_files_of_the_task(model_type, own, processo
     files = published_files({"model_type": model_type}, {})
     assert {own, "config.json", processor} <= set(files)
     auto_map = json.loads(files["config.json"])["auto_map"]
-    assert all(f"{reference.partition('.')[0]}.py" in names for reference in auto_map.values())
+    references = {name for value in auto_map.values() for name in ([value] if isinstance(value, str) else value)}
+    assert all(f"{reference.partition('.')[0]}.py" in names for reference in references)
