@@ -7,9 +7,11 @@ from ccnet_hf import (
     CCNetForHumanParsing,
     CCNetForInstanceSegmentation,
     CCNetForSemanticSegmentation,
+    CCNetForVideoSegmentation,
     CCNetInstanceConfig,
     CCNetParsingConfig,
     CCNetResNetConfig,
+    CCNetVideoConfig,
 )
 
 
@@ -45,6 +47,16 @@ def tiny_parsing_model(seed: int = 0, **kwargs) -> CCNetForHumanParsing:
     model = CCNetForHumanParsing(tiny_parsing_config(**kwargs))
     if getattr(model.context, "attention", None) is not None:
         wake_attention(model.context.attention)
+    return model.eval()
+
+
+def tiny_video_model(seed: int = 0, **changes) -> CCNetForVideoSegmentation:
+    """As `tiny_model`, for clips."""
+    torch.manual_seed(seed)
+    fields = {name: value for name, value in tiny_config().to_dict().items() if name not in ("recurrence", "auto_map")}
+    model = CCNetForVideoSegmentation(CCNetVideoConfig.from_dict(fields | {"model_type": "ccnet_video"} | changes))
+    if model.model.head.attention is not None:
+        wake_attention(model.model.head.attention)
     return model.eval()
 
 

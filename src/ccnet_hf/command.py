@@ -186,7 +186,7 @@ def run_command(
     try:
         _imported(command)(*arguments)
     except (InputError, OSError) as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {_one_line(_without_number(error))}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
@@ -195,6 +195,13 @@ def run_command(
         print(f"error: {module} is not installed: pip install 'ccnet-hf[{EXTRAS[module]}]'", file=sys.stderr)
         return 2
     return 0
+
+
+def _without_number(error: InputError | OSError) -> str:
+    """What an error says, for people: an `OSError` puts its number in front of it."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 def _one_line(text: str, longest: int = _LONGEST_COMPLAINT) -> str:

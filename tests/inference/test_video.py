@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_config, tiny_model, wake_attention
+from tiny_models import tiny_model, tiny_video_model
 
-from ccnet_hf import CCNetForVideoSegmentation, CCNetImageProcessor, CCNetVideoConfig, CCNetVideoProcessor
+from ccnet_hf import CCNetForVideoSegmentation, CCNetImageProcessor, CCNetVideoProcessor
 from ccnet_hf.inference.segment import main
 from ccnet_hf.inference.video import CCNetVideoSession, VideoWriter, read_frames
 
@@ -20,13 +20,10 @@ SIZE = {"height": 48, "width": 64}
 
 @pytest.fixture
 def model() -> CCNetForVideoSegmentation:
-    torch.manual_seed(0)
-    fields = {name: value for name, value in tiny_config().to_dict().items() if name not in ("recurrence", "auto_map")}
-    model = CCNetForVideoSegmentation(CCNetVideoConfig.from_dict(fields | {"model_type": "ccnet_video"}))
-    wake_attention(model.model.head.attention)
+    model = tiny_video_model()
     with torch.no_grad():
         model.classifier.weight.normal_()
-    return model.eval()
+    return model
 
 
 @pytest.fixture

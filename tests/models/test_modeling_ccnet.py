@@ -1,15 +1,13 @@
 """The model the way transformers' users meet it; its numbers against mmsegmentation are in tests/zoo."""
 
-import copy
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 import transformers
+from model_cases import DenseModelTests, losses_of_a_training
 from tiny_models import tiny_backbone_config, tiny_config, tiny_model, wake_attention
 from transformers import (
     AutoModel,
@@ -19,12 +17,9 @@ from transformers import (
     ResNetConfig,
     SwinConfig,
     TimmBackboneConfig,
-    Trainer,
-    TrainingArguments,
 )
 from transformers.loss.loss_utils import ForSemanticSegmentationLoss
 
-import ccnet_hf.models.layers_ccnet
 from ccnet_hf import (
     CCNetConfig,
     CCNetForSemanticSegmentation,
@@ -213,28 +208,12 @@ def test_attentions_have_gradients(pixel_values):
     assert model.model.head.attention.query.weight.grad.abs().sum() > 0
 
 
-def test_the_operator_matters(pixel_values, monkeypatch):
-    """What every other test rests on: without the operator the numbers change."""
-    model = tiny_model(classifier_dropout_prob=0.0)
-    expected = model(pixel_values).logits
-
-    def without_attention(query, key, value, gamma, residual):
-        return gamma * value + residual
-
-    monkeypatch.setattr(ccnet_hf.models.layers_ccnet, "criss_cross_attention_round", without_attention)
-    assert (model(pixel_values).logits - expected).norm() > 1e-2 * expected.norm()
-
-
-def test_a_loss_function_of_the_users(pixel_values):
-    """As in every model of transformers, whose own function for this task can be taken, too."""
-    model = tiny_model()
-    labels = torch.randint(0, model.config.num_labels, (2, *pixel_values.shape[-2:]))
+def test_a_loss_function_of_transformers(pixel_values, labels):
+    """Its own function for this task can be taken."""
+    model = tiny_model(semantic_loss_ignore_index=255)
     plain = model(pixel_values, labels=labels).loss
     model.loss_function = ForSemanticSegmentationLoss
     torch.testing.assert_close(model(pixel_values, labels=labels).loss, plain)
-    model.loss_function = lambda logits, labels, **kwargs: logits.square().mean() + labels.sum()
-    outputs = model(pixel_values, labels=labels)
-    assert outputs.loss == outputs.logits.square().mean() + labels.sum()
 
 
 def test_recurrence_zero_is_the_plain_head(pixel_values):
@@ -250,21 +229,35 @@ def test_options_of_the_head(pixel_values):
     assert model.model(pixel_values).last_hidden_state.min() < 0
 
 
+class TestCCNetForSemanticSegmentation(DenseModelTests):
+    model_class = CCNetForSemanticSegmentation
+    classifiers: ClassVar = {"classifier", "auxiliary_head.classifier"}
+    forms: ClassVar = {
+        "cross entropy": {},
+        "ohem": {"ohem_threshold": 0.7, "ohem_min_kept": 128},
+        "category-consistent": {"category_consistent_loss_weight": 1.0},
+    }
+
+    def build(self, **options):
+        return tiny_model(**options)
+
+    def inputs(self):
+        labels = torch.randint(0, 5, (2, 65, 97), generator=torch.Generator().manual_seed(2))
+        labels[:, :7] = 255
+        pixel_values = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+        return {"pixel_values": pixel_values, "labels": labels}
+
+    def test_gradient_checkpointing_of_a_backbone_without_it(self):
+        """ConvNeXt has no layers to checkpoint, the head has."""
+        self.test_gradient_checkpointing_gives_equal_gradients({"backbone_config": BACKBONES["convnext"]()})
+
+    @pytest.mark.parametrize("use_auxiliary_head", [False, True])
+    def test_heads_that_are_not_split(self, use_auxiliary_head):
+        names = self.build(use_auxiliary_head=use_auxiliary_head)._no_split_modules
+        assert "CCNetHead" in names and ("CCNetAuxiliaryHead" in names) == use_auxiliary_head
+
+
 # --- saving, loading, initialising -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
-def test_save_pretrained_round_trip_is_bit_equal(tmp_path, dtype, max_shard_size):
-    model = tiny_model().to(dtype)
-    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1 or max_shard_size == "100KB"
-    loaded, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(loaded) is CCNetForSemanticSegmentation and loaded.dtype == dtype
-    assert not any(info.values())
-    assert loaded.state_dict().keys() == model.state_dict().keys()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 def test_auto_model_gives_the_part_before_the_classifier(tmp_path, pixel_values):
@@ -275,18 +268,6 @@ def test_auto_model_gives_the_part_before_the_classifier(tmp_path, pixel_values)
     assert torch.equal(
         base.eval()(pixel_values).last_hidden_state, model.model(pixel_values).last_hidden_state
     )  # fmt: skip
-
-
-def test_another_number_of_classes_needs_only_new_classifiers(tmp_path):
-    tiny_model().save_pretrained(tmp_path)
-    loaded, info = CCNetForSemanticSegmentation.from_pretrained(
-        tmp_path, num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    assert loaded(torch.randn(1, 3, 32, 32)).logits.shape[1] == 7
-    assert {name.rsplit(".", 1)[0] for name, *_ in info["mismatched_keys"]} == {
-        "classifier",
-        "auxiliary_head.classifier",
-    }
 
 
 def test_initialisation_is_mmsegmentations():
@@ -311,29 +292,6 @@ def test_a_backbone_with_one_feature_map_cannot_feed_the_auxiliary_head():
         CCNetForSemanticSegmentation(config)
 
 
-AUTO_CLASSES = """
-import json, sys, torch
-import ccnet_hf
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForSemanticSegmentation
-folder = sys.argv[1]
-config = AutoConfig.from_pretrained(folder)
-loaded = [AutoModel.from_pretrained(folder), AutoModelForSemanticSegmentation.from_pretrained(folder)]
-backbone = AutoBackbone.from_config(config.backbone_config)
-print(json.dumps([type(thing).__name__ for thing in (config, *loaded, backbone)]))
-"""
-
-
-def test_auto_classes_in_a_fresh_process(tmp_path):
-    tiny_model().save_pretrained(tmp_path)
-    result = subprocess.run([sys.executable, "-c", AUTO_CLASSES, str(tmp_path)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == [
-        "CCNetConfig", "CCNetModel", "CCNetForSemanticSegmentation", "CCNetResNetBackbone"
-    ]  # fmt: skip
-    noise = [line for line in result.stderr.splitlines() if "Loading weights" not in line and line.strip()]
-    assert not noise, noise
-
-
 def test_transformers_knows_the_classes_by_name():
     """Its pipeline, and its shared tests, which would train a base model or a backbone that has no loss."""
     names = transformers.models.auto.modeling_auto
@@ -343,18 +301,6 @@ def test_transformers_knows_the_classes_by_name():
 
 
 # --- precision, compilation, training --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_pure_half_precision(dtype, pixel_values, labels):
-    model = tiny_model()
-    expected = model(pixel_values, labels=labels)
-    half = copy.deepcopy(model).to(dtype)
-    outputs = half(pixel_values.to(dtype), labels=labels)
-    outputs.loss.backward()
-    assert outputs.logits.dtype == dtype and outputs.loss.dtype == torch.float32
-    assert outputs.loss.item() == pytest.approx(expected.loss.item(), rel=2e-2)
-    assert all(torch.isfinite(parameter.grad).all() for parameter in half.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -422,77 +368,25 @@ def test_labels_must_be_ids(pixel_values, labels):
         tiny_model()(pixel_values, labels=labels.float())
 
 
-def test_autocast(pixel_values, labels):
+def test_autocast_decides_what_is_computed_in_half_precision(pixel_values):
+    """The network takes what it is given, whatever its weights are."""
     model = tiny_model()
-    expected = model(pixel_values, labels=labels).loss
     inputs = []
     model.model.backbone.stem.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0].dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(pixel_values, labels=labels).loss
-    loss.backward()
-    with torch.autocast("cpu", torch.bfloat16):
-        model.bfloat16()(pixel_values)
-    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
-    assert inputs == [torch.float32, torch.float32]  # what is computed in half precision is autocast's to say
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            model.to(dtype)(pixel_values)
+    assert inputs == [torch.float32, torch.float32]
 
 
-@pytest.mark.parametrize("name", ["ccnet_resnet", "convnext"])  # ConvNeXt has no layers to checkpoint, the head has
-def test_gradient_checkpointing_gives_equal_gradients(name, pixel_values, labels):
-    backbone_config = tiny_backbone_config() if name == "ccnet_resnet" else BACKBONES[name]()
-    plain = tiny_model(backbone_config=backbone_config, classifier_dropout_prob=0.0).train()
-    checkpointed = copy.deepcopy(plain)
-    checkpointed.gradient_checkpointing_enable()
-    for model in (plain, checkpointed):
-        model(pixel_values, labels=labels).loss.backward()
-    assert checkpointed.is_gradient_checkpointing
-    for (name, one), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad), name
-
-
-LOSSES = {
-    "cross entropy": {},
-    "ohem": {"ohem_threshold": 0.7, "ohem_min_kept": 128},
-    "category-consistent": {"category_consistent_loss_weight": 1.0},
-}
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("name", LOSSES)
-def test_every_parameter_gets_a_gradient(name, labelled, pixel_values, labels):
-    model = tiny_model(**LOSSES[name]).train()
-    if not labelled:
-        labels = torch.full_like(labels, 255)
-    loss = model(pixel_values, labels=labels).loss
-    loss.backward()
-    assert any(bool(parameter.grad.any()) for parameter in model.parameters()) is labelled
-    assert (loss.item() > 0) is labelled
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-
-def test_channels_last_throughout(pixel_values):
-    model = tiny_model()
-    layouts = {}
-    for name, module in model.named_modules():
-        if not list(module.children()):
-            module.register_forward_hook(
-                lambda module, inputs, output, name=name: layouts.update({name: output.stride(1) == 1})
-            )
-    model(pixel_values)
-    assert {name for name, innermost in layouts.items() if not innermost} == set()
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_compile_without_graph_breaks(name, pixel_values, labels):
+def test_a_compiled_model_takes_other_dtypes(pixel_values, labels):
     torch.compiler.reset()  # other tests compile the same code
-    model = tiny_model(classifier_dropout_prob=0.0, **LOSSES[name])
+    model = tiny_model()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits)
-    torch.testing.assert_close(compiled(pixel_values.double()).logits, model(pixel_values).logits)
-    expected = model.train()(pixel_values, labels=labels).loss
-    loss = compiled(pixel_values, labels=labels).loss
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(compiled(pixel_values, labels=labels.to(torch.uint8)).loss, expected)
+    expected = model(pixel_values, labels=labels)
+    found = compiled(pixel_values.double(), labels=labels.to(torch.uint8))
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.loss, expected.loss)
 
 
 @pytest.mark.slow
@@ -599,43 +493,10 @@ def test_other_backbones_train_a_step_and_reload(name, tmp_path):
     assert torch.equal(loaded(pixel_values).logits, model.eval()(pixel_values).logits)
 
 
-class OneImage(torch.utils.data.Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        labels = torch.zeros(32, 48, dtype=torch.long)
-        labels[:, 24:] = 1
-        return {"pixel_values": labels.float().expand(3, -1, -1).clone(), "labels": labels}
-
-
 def test_transformers_trainer_learns(tmp_path):
-    transformers.set_seed(0)
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=30,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        learning_rate=3e-3,
-        logging_steps=5,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
+    losses = losses_of_a_training(
+        lambda: CCNetForSemanticSegmentation(tiny_config(num_labels=2)), learning_rate=3e-3, folder=str(tmp_path)
     )
-    model = CCNetForSemanticSegmentation(tiny_config(num_labels=2))
-    trainer = Trainer(model=model, args=arguments, train_dataset=OneImage())
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     # Decode plus 0.4 of the auxiliary loss starts at 1.4 ln 2; with two accumulation steps it must not double.
     assert losses[0] < 1.3
     assert losses[-1] < losses[0] / 2
-
-
-@pytest.mark.parametrize("use_auxiliary_head", [False, True])
-def test_modules_that_are_not_split_are_there(use_auxiliary_head):
-    """FSDP refuses a model that lacks one."""
-    model = tiny_model(use_auxiliary_head=use_auxiliary_head)
-    names = {type(module).__name__ for module in model.modules()}
-    assert {"CCNetHead", "CCNetResNetBottleneck"} <= model._no_split_modules <= names
-    assert ("CCNetAuxiliaryHead" in model._no_split_modules) == use_auxiliary_head

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from model_cases import ModelTests
 from tiny_models import tiny_backbone_config, tiny_instance_config, tiny_instance_model
 from torch import nn
 from transformers import (
@@ -125,6 +126,21 @@ def frozen_backbone(**kwargs):
         out_features=["stage1", "stage2", "stage3", "stage4"],
         **kwargs,
     )
+
+
+class TestCCNetForInstanceSegmentation(ModelTests):
+    model_class = CCNetForInstanceSegmentation
+    auto_class = AutoModelForInstanceSegmentation
+
+    def build(self, **options):
+        return tiny_instance_model(**options)
+
+    def inputs(self):
+        pixel_values = torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
+        return {
+            "pixel_values": pixel_values,
+            "labels": [objects((8, 8, 40, 72), (64, 16, 144, 80)), objects((16, 32, 120, 90))],
+        }
 
 
 # --- padding -------------------------------------------------------------------------------------------------------
@@ -340,18 +356,6 @@ def test_a_fresh_head_on_saved_weights(tmp_path):
     predictor = loaded.roi_heads.box_predictor
     assert predictor.cls_score.weight.shape == (3, 32) and predictor.cls_score.weight.std() < 0.2
     assert (predictor.cls_score.bias == 0).all() and loaded.roi_heads.mask_predictor.mask_fcn_logits.bias.shape == (3,)
-
-
-def test_gradient_checkpointing_gives_equal_gradients(pixel_values, labels):
-    gradients = []
-    for enable in (False, True):
-        model = tiny_instance_model().train()
-        if enable:
-            model.gradient_checkpointing_enable()
-        torch.manual_seed(5)
-        model(pixel_values, labels=labels).loss.backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    assert all(map(torch.equal, *gradients))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -1,23 +1,18 @@
 """Human parsing the way transformers' users meet it; its numbers against SCHP's network are in tests/zoo."""
 
-import copy
-import json
-import subprocess
-import sys
+from typing import ClassVar
 
 import pytest
 import torch
 import transformers
+from model_cases import DenseModelTests, losses_of_a_training
 from tiny_models import tiny_backbone_config, tiny_parsing_config, tiny_parsing_model
 from transformers import (
     AutoModelForSemanticSegmentation,
     ConvNextConfig,
     TimmBackboneConfig,
-    Trainer,
-    TrainingArguments,
 )
 
-import ccnet_hf.models.layers_ccnet
 from ccnet_hf import CCNetForHumanParsing
 from ccnet_hf.models.loss_ccnet import category_consistent_loss
 from ccnet_hf.models.loss_ccnet_parsing import ccnet_parsing_losses
@@ -132,17 +127,6 @@ def test_images_of_any_size(context_module, size):
     assert torch.isfinite(outputs.logits).all() and torch.isfinite(outputs.loss)
 
 
-def test_the_operator_matters(pixel_values, monkeypatch):
-    model = tiny_parsing_model()
-    expected = model(pixel_values).logits
-
-    def without_attention(query, key, value, gamma, residual):
-        return gamma * value + residual
-
-    monkeypatch.setattr(ccnet_hf.models.layers_ccnet, "criss_cross_attention_round", without_attention)
-    assert (model(pixel_values).logits - expected).norm() > 1e-3 * expected.norm()
-
-
 def test_options_of_the_context_module(pixel_values):
     model = tiny_parsing_model(concat_input=False, head_activation="relu", query_key_size=3)
     assert model.context.fusion is None and model.context.attention.query.out_channels == 3
@@ -151,30 +135,27 @@ def test_options_of_the_context_module(pixel_values):
     assert model.context.attention is None and model(pixel_values, output_attentions=True).attentions == ()
 
 
+class TestCCNetForHumanParsing(DenseModelTests):
+    model_class = CCNetForHumanParsing
+    classifiers: ClassVar = {"classifier", "parsing_classifier"}
+    forms: ClassVar = {
+        "rcca": {},
+        "pyramid": {"context_module": "pyramid"},
+        "category-consistent": {"category_consistent_loss_weight": 1.0},
+    }
+
+    def build(self, **options):
+        return tiny_parsing_model(**options)
+
+    def inputs(self):
+        labels = torch.randint(0, 5, (2, 13, 14), generator=torch.Generator().manual_seed(2))
+        labels = labels.repeat_interleave(5, 1).repeat_interleave(7, 2)[..., :97]
+        labels[:, :7] = 255
+        pixel_values = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+        return {"pixel_values": pixel_values, "labels": labels}
+
+
 # --- saving, loading, initialising -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
-def test_save_pretrained_round_trip_is_bit_equal(tmp_path, context_module, dtype, max_shard_size):
-    model = tiny_parsing_model(context_module=context_module).to(dtype)
-    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
-    loaded, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(loaded) is CCNetForHumanParsing and loaded.dtype == dtype
-    assert not any(info.values())
-    assert loaded.state_dict().keys() == model.state_dict().keys()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-
-
-def test_another_number_of_classes_needs_only_new_classifiers(tmp_path):
-    tiny_parsing_model().save_pretrained(tmp_path)
-    loaded, info = CCNetForHumanParsing.from_pretrained(
-        tmp_path, num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    assert loaded(torch.randn(1, 3, 32, 32)).logits.shape[1] == 7
-    assert {name.rsplit(".", 1)[0] for name, *_ in info["mismatched_keys"]} == {"classifier", "parsing_classifier"}
 
 
 def test_initialisation():
@@ -194,111 +175,12 @@ def test_a_backbone_with_three_feature_maps_is_refused():
         CCNetForHumanParsing(config)
 
 
-AUTO_CLASSES = """
-import json, sys
-import ccnet_hf
-from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation
-folder = sys.argv[1]
-config = AutoConfig.from_pretrained(folder)
-loaded = AutoModelForSemanticSegmentation.from_pretrained(folder), AutoBackbone.from_config(config.backbone_config)
-print(json.dumps([type(thing).__name__ for thing in (config, *loaded)]))
-"""
-
-
-def test_auto_classes_in_a_fresh_process(tmp_path):
-    tiny_parsing_model().save_pretrained(tmp_path)
-    result = subprocess.run([sys.executable, "-c", AUTO_CLASSES, str(tmp_path)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == ["CCNetParsingConfig", "CCNetForHumanParsing", "CCNetResNetBackbone"]
-    noise = [line for line in result.stderr.splitlines() if "Loading weights" not in line and line.strip()]
-    assert not noise, noise
-
-
 def test_transformers_knows_the_class_by_name():
     names = transformers.models.auto.modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
     assert names["ccnet_parsing"] == "CCNetForHumanParsing"
 
 
 # --- precision, compilation, training --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_pure_half_precision(context_module, dtype, pixel_values, labels):
-    model = tiny_parsing_model(context_module=context_module)
-    expected = model(pixel_values, labels=labels)
-    half = copy.deepcopy(model).to(dtype)
-    outputs = half(pixel_values.to(dtype), labels=labels)
-    outputs.loss.backward()
-    assert outputs.logits.dtype == dtype and outputs.loss.dtype == torch.float32
-    assert outputs.loss.item() == pytest.approx(expected.loss.item(), rel=2e-2)
-    assert all(torch.isfinite(parameter.grad).all() for parameter in half.parameters())
-
-
-@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
-def test_autocast(context_module, pixel_values, labels):
-    model = tiny_parsing_model(context_module=context_module)
-    expected = model(pixel_values, labels=labels).loss
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(pixel_values, labels=labels).loss
-    loss.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
-
-
-@pytest.mark.parametrize("context_module", CONTEXT_MODULES)
-def test_gradient_checkpointing_gives_equal_gradients(context_module, pixel_values, labels):
-    plain = tiny_parsing_model(context_module=context_module, classifier_dropout_prob=0.0).train()
-    checkpointed = copy.deepcopy(plain)
-    checkpointed.gradient_checkpointing_enable()
-    for model in (plain, checkpointed):
-        model(pixel_values, labels=labels).loss.backward()
-    assert checkpointed.is_gradient_checkpointing
-    for (name, one), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad), name
-
-
-OPTIONS = {
-    "rcca": {},
-    "pyramid": {"context_module": "pyramid"},
-    "category-consistent": {"category_consistent_loss_weight": 1.0},
-}
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("name", OPTIONS)
-def test_every_parameter_gets_a_gradient(name, labelled, pixel_values, labels):
-    model = tiny_parsing_model(**OPTIONS[name]).train()
-    if not labelled:
-        labels = torch.full_like(labels, 255)
-    loss = model(pixel_values, labels=labels).loss
-    loss.backward()
-    assert any(bool(parameter.grad.any()) for parameter in model.parameters()) is labelled
-    assert (loss.item() > 0) is labelled
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-
-def test_channels_last_throughout(pixel_values):
-    model = tiny_parsing_model()
-    layouts = {}
-    for name, module in model.named_modules():
-        if not list(module.children()):
-            module.register_forward_hook(
-                lambda module, inputs, output, name=name: layouts.update({name: output.stride(1) == 1})
-            )
-    model(pixel_values)
-    assert {name for name, innermost in layouts.items() if not innermost} == set()
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_compile_without_graph_breaks(name, pixel_values, labels):
-    torch.compiler.reset()  # other tests compile the same code
-    model = tiny_parsing_model(classifier_dropout_prob=0.0, **OPTIONS[name])
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits)
-    expected = model.train()(pixel_values, labels=labels).loss
-    loss = compiled(pixel_values, labels=labels).loss
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("context_module", CONTEXT_MODULES)
@@ -333,35 +215,10 @@ def test_other_backbones_train_a_step_and_reload(name, tmp_path):
     assert torch.equal(loaded(pixel_values).logits, model.eval()(pixel_values).logits)
 
 
-class OneImage(torch.utils.data.Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        labels = torch.zeros(32, 48, dtype=torch.long)
-        labels[:, 24:] = 1
-        return {"pixel_values": labels.float().expand(3, -1, -1).clone(), "labels": labels}
-
-
 def test_transformers_trainer_learns(tmp_path):
-    transformers.set_seed(0)
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=30,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        learning_rate=2e-2,
-        logging_steps=5,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
+    losses = losses_of_a_training(
+        lambda: CCNetForHumanParsing(tiny_parsing_config(num_labels=2)), learning_rate=2e-2, folder=str(tmp_path)
     )
-    trainer = Trainer(
-        model=CCNetForHumanParsing(tiny_parsing_config(num_labels=2)), args=arguments, train_dataset=OneImage()
-    )
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     # Three losses that start at ln 2 each; with two accumulation steps they must not double.
     assert losses[0] < 2.2
     assert losses[-1] < losses[0] / 2

@@ -3,12 +3,14 @@
 import itertools
 import json
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from model_cases import DenseModelTests
 from PIL import Image
-from tiny_models import tiny_config, tiny_model, wake_attention
+from tiny_models import tiny_model, tiny_video_model, wake_attention
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoVideoProcessor
 
 from ccnet_hf import (
@@ -19,15 +21,6 @@ from ccnet_hf import (
 )
 from ccnet_hf.models.loss_ccnet import ccnet_losses
 from ccnet_hf.models.modeling_ccnet_video import CCNetClipAttention
-
-
-def tiny_video_model(seed: int = 0, **changes) -> CCNetForVideoSegmentation:
-    torch.manual_seed(seed)
-    fields = {name: value for name, value in tiny_config().to_dict().items() if name not in ("recurrence", "auto_map")}
-    model = CCNetForVideoSegmentation(CCNetVideoConfig.from_dict(fields | {"model_type": "ccnet_video"} | changes))
-    if model.model.head.attention is not None:
-        wake_attention(model.model.head.attention)
-    return model.eval()
 
 
 @pytest.fixture
@@ -123,6 +116,20 @@ def test_what_is_no_clip_is_named(shape, message):
 def test_labels_of_another_length_are_named(clips):
     with pytest.raises(ValueError, match=r"labels must be \(batch, frames, height, width\)"):
         tiny_video_model()(clips, labels=torch.zeros(2, 2, 65, 97, dtype=torch.int64))
+
+
+class TestCCNetForVideoSegmentation(DenseModelTests):
+    model_class = CCNetForVideoSegmentation
+    classifiers: ClassVar = {"classifier", "auxiliary_head.classifier"}
+
+    def build(self, **options):
+        return tiny_video_model(**options)
+
+    def inputs(self):
+        labels = torch.randint(0, 5, (1, 2, 65, 97), generator=torch.Generator().manual_seed(2))
+        labels[:, :, :7] = 255
+        clips = torch.randn(1, 2, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+        return {"pixel_values_videos": clips, "labels": labels}
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

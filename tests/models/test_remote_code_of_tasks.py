@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_config, tiny_instance_model, tiny_parsing_model
+from tiny_models import tiny_instance_model, tiny_parsing_model, tiny_video_model
 
 import ccnet_hf
 from ccnet_hf import (
-    CCNetForVideoSegmentation,
     CCNetImageProcessor,
     CCNetInstanceImageProcessor,
-    CCNetVideoConfig,
     CCNetVideoProcessor,
 )
 from ccnet_hf.remote_code import code_files, published_files
@@ -94,12 +92,9 @@ def test_a_human_parser(tmp_path):
 
 
 def test_a_video_model(tmp_path):
-    torch.manual_seed(0)
-    fields = {name: value for name, value in tiny_config().to_dict().items() if name not in ("recurrence", "auto_map")}
-    model = CCNetForVideoSegmentation(CCNetVideoConfig.from_dict(fields | {"model_type": "ccnet_video"})).eval()
+    model = tiny_video_model()
     with torch.no_grad():
         model.classifier.weight.normal_()
-        model.model.head.attention.gamma.fill_(0.5)
     processor = CCNetVideoProcessor(size={"height": 48, "width": 64})
     model.save_pretrained(tmp_path / "video")
     processor.save_pretrained(tmp_path / "video")

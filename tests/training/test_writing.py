@@ -61,7 +61,7 @@ def only_error(told: str) -> str:
     """The one line that says what is wrong, which stands on a line of its own."""
     assert "Traceback" not in told
     lines = [line for line in told.split("\n") if "error" in line]
-    assert len(lines) == 1 and lines[0].startswith("error: ") and "\r" not in lines[0]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "\r" not in lines[0] and "[Errno" not in lines[0]
     return lines[0]
 
 

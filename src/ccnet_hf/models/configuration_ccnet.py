@@ -19,7 +19,7 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_ccnet_resnet import (
@@ -28,6 +28,7 @@ from .configuration_ccnet_resnet import (
     CCNetConfigMixin,
     CCNetResNetConfig,
     check_range,
+    read_backbone_config,
 )
 from .mistaken_names_ccnet import refuse
 
@@ -252,25 +253,6 @@ def _integer_labels(id2label: dict | None) -> dict[int, str] | None:
         if not str(label).isdecimal():
             raise ValueError(f"id2label must map the labels 0, 1, ... to names, got a label {label!r}")
     return {int(label): name for label, name in id2label.items()}
-
-
-def read_backbone_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
-    """The backbone's configuration from what a model's configuration was given or has read.
-
-    Raises:
-        ValueError: transformers does not know its model type.
-    """
-    if isinstance(config, PreTrainedConfig):
-        return config
-    model_type = config.get("model_type")
-    if model_type == CCNetResNetConfig.model_type:
-        return CCNetResNetConfig.from_dict(config)
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"backbone_config must name a model_type that transformers knows, or {CCNetResNetConfig.model_type!r}, "
-            f"got {model_type!r}"
-        )
-    return CONFIG_MAPPING[model_type].from_dict(config)
 
 
 def _with_two_feature_maps(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -17,10 +17,10 @@ import copy
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_ccnet_resnet import CCNetResNetConfig
+from .configuration_ccnet_resnet import CCNetResNetConfig, read_backbone_config
 
 
 @strict
@@ -69,8 +69,9 @@ class CCNetBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     query_key_size: int | None = None
 
     def __post_init__(self, **kwargs):
-        stages = [f"stage{index}" for index in range(1, 5)]
-        self.backbone_config = read_backbone_config(self.backbone_config, CCNetResNetConfig(out_features=stages))
+        if self.backbone_config is None:
+            self.backbone_config = CCNetResNetConfig(out_features=[f"stage{index}" for index in range(1, 5)])
+        self.backbone_config = read_backbone_config(self.backbone_config, CCNetBackboneConfig)
         features, indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         if features is not None or indices is not None:
             self.backbone_config = copy.deepcopy(self.backbone_config)
@@ -130,33 +131,6 @@ class CCNetBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
         return {name: value for name, value in output.items() if name not in ("out_features", "out_indices")}
 
 
-def read_backbone_config(config: dict | PreTrainedConfig | None, default: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration of a backbone from what a model's configuration was given or has read.
-
-    Args:
-        config: a configuration, its content with a `model_type` that transformers knows, or `None`.
-        default: what `None` stands for.
-
-    Raises:
-        ValueError: there is no such model type.
-    """
-    if config is None:
-        return default
-    if isinstance(config, PreTrainedConfig):
-        return config
-    model_type = config.get("model_type")
-    # Not by their registration: as remote code, these classes exist twice.
-    ours = {kind.model_type: kind for kind in (CCNetResNetConfig, CCNetBackboneConfig)}
-    if model_type in ours:
-        return ours[model_type].from_dict(config)
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"backbone_config must name a model_type that transformers knows, {' or '.join(map(repr, ours))}, "
-            f"got {model_type!r}"
-        )
-    return CONFIG_MAPPING[model_type].from_dict(config)
-
-
 AutoConfig.register(CCNetBackboneConfig.model_type, CCNetBackboneConfig, exist_ok=True)
 
-__all__ = ["CCNetBackboneConfig", "read_backbone_config"]
+__all__ = ["CCNetBackboneConfig"]

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .configuration_ccnet_backbone import read_backbone_config
-from .configuration_ccnet_resnet import CCNetResNetConfig
+from .configuration_ccnet_backbone import CCNetBackboneConfig
+from .configuration_ccnet_resnet import CCNetResNetConfig, read_backbone_config
 
 
 @strict
@@ -147,7 +147,9 @@ class CCNetInstanceConfig(PreTrainedConfig):
     box_positive_fraction: float | int = 0.25
 
     def __post_init__(self, **kwargs):
-        self.backbone_config = read_backbone_config(self.backbone_config, default_backbone_config())
+        if self.backbone_config is None:
+            self.backbone_config = default_backbone_config()
+        self.backbone_config = read_backbone_config(self.backbone_config, CCNetBackboneConfig)
         self.anchor_sizes = list(self.anchor_sizes)
         self.anchor_aspect_ratios = list(self.anchor_aspect_ratios)
         super().__post_init__(**kwargs)

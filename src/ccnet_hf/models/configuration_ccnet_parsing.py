@@ -24,9 +24,8 @@ from .configuration_ccnet import (
     MAX_RECURRENCE,
     CCNetModelConfigMixin,
     check_inference,
-    read_backbone_config,
 )
-from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetResNetConfig, check_range
+from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetResNetConfig, check_range, read_backbone_config
 from .mistaken_names_ccnet import refuse
 
 

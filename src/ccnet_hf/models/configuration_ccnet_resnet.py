@@ -18,7 +18,7 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .mistaken_names_ccnet import mistaken_names, refuse, warn
@@ -208,6 +208,31 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
                 f"attention_position 'before_last_block' needs two blocks, and {self.attention_stage} has {depth}: "
                 "'after' works there"
             )
+
+
+def read_backbone_config(config: dict | PreTrainedConfig, *further: type[PreTrainedConfig]) -> PreTrainedConfig:
+    """The configuration of a backbone from what a model's configuration was given or has read.
+
+    Args:
+        config: a configuration, or its content with a `model_type`.
+        further: configurations of this package besides `CCNetResNetConfig` that are taken by their class and not by
+            their registration: as remote code, the classes exist twice.
+
+    Raises:
+        ValueError: transformers does not know its model type.
+    """
+    if isinstance(config, PreTrainedConfig):
+        return config
+    model_type = config.get("model_type")
+    ours = {kind.model_type: kind for kind in (CCNetResNetConfig, *further)}
+    if model_type in ours:
+        return ours[model_type].from_dict(config)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config must name a model_type that transformers knows, or {' or '.join(map(repr, ours))}, "
+            f"got {model_type!r}"
+        )
+    return CONFIG_MAPPING[model_type].from_dict(config)
 
 
 # A checkpoint names its backbone by model type only, so whoever can read this file must be able to look it up.
