@@ -402,8 +402,8 @@ def test_losses_by_name(everything):
 def test_a_further_loss_is_its_function_its_field_and_its_row(everything, monkeypatch):
     """As a loss of the logits would be added; at a weight of 0 it is not even computed."""
 
-    def brightness(config, logits, labels, class_weights, valid_pixels):
-        assert class_weights is None and valid_pixels == 7
+    def brightness(config, logits, targets):
+        assert targets.class_weights is None and targets.valid_pixels == 7
         return logits.mean() * config.num_labels
 
     config, _, logits, *_ = everything

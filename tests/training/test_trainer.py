@@ -427,7 +427,7 @@ def test_average_is_the_recurrence_of_its_definition(make_trainer):
 
 
 def test_a_loss_of_another_row_is_learnt_and_shown(make_trainer, tmp_path, monkeypatch, capsys):
-    def size(config, logits, labels, class_weights, valid_pixels):
+    def size(config, logits, targets):
         return logits.square().mean()
 
     plain = make_trainer(output_dir=tmp_path / "plain")

@@ -16,10 +16,10 @@ from ccnet_hf.deployment.machine import has_amx, has_bfloat16, require_packages
 from ccnet_hf.deployment.programs import make_program, run_program
 from ccnet_hf.deployment.winograd import use_winograd
 from ccnet_hf.errors import InputError
-from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone
 from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
+from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
 
 _MAX_CUDA_GRAPHS = 8  # sizes of input; every graph keeps the memory of its temporaries

@@ -10,8 +10,8 @@ import torch
 
 from ccnet_hf.deployment.programs import quiet
 from ccnet_hf.exporting.calibration import Pictures
-from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
 
 Network = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, H, W) -> (B, num_labels, h, w)

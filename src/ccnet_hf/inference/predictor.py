@@ -19,8 +19,8 @@ from ccnet_hf.inference.attention import PixelAttention, attend
 from ccnet_hf.inference.logits import Size, positive, resize, slide_logits, sliding_window
 from ccnet_hf.inference.runtime import Runtime, as_runtime
 from ccnet_hf.limits import MAX_PIXELS
-from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits, resize_logits
 from ccnet_hf.models.image_transforms_ccnet import image_size, output_size, rescale_output_size, upright
+from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits, resize_logits
 
 
 InputImage = Image.Image | np.ndarray | torch.Tensor | str | os.PathLike

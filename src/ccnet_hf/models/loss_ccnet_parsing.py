@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .loss_ccnet import LOSSES, category_consistent_loss, semantic_segmentation_loss
+from .loss_ccnet import LOSSES, Targets, semantic_segmentation_loss
 
 
 # Two pixels are marked on both sides of a border, and one more around them.
@@ -68,23 +68,15 @@ def ccnet_parsing_losses(
         "parsing_loss": config.parsing_loss_weight * parsing_loss,
         "edge_loss": config.edge_loss_weight * edges,
     }
+    targets = Targets(labels, class_weights, valid_pixels)
     for name in ("lovasz_loss", "dice_loss", "focal_loss"):
         function, _, weight = LOSSES[name]
         if factor := getattr(config, weight):
-            of_final, of_decoder = (
-                function(config, output, labels, class_weights, valid_pixels) for output in (logits, parsing_logits)
-            )
+            of_final, of_decoder = (function(config, output, targets) for output in (logits, parsing_logits))
             losses[name] = factor * (of_final + config.parsing_loss_weight * of_decoder)
     if category_embeddings is not None:
-        category_loss = category_consistent_loss(
-            category_embeddings,
-            labels,
-            config.num_labels,
-            ignore_index=ignore_index,
-            align_corners=align_corners,
-            per_image=config.category_consistent_per_image,
-        )
-        losses["category_loss"] = config.category_consistent_loss_weight * category_loss
+        function, _, weight = LOSSES["category_loss"]
+        losses["category_loss"] = getattr(config, weight) * function(config, category_embeddings, targets)
     return losses
 
 
