@@ -129,7 +129,8 @@ class CCNetBackbone(BackboneMixin, PreTrainedModel):
 def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     """The backbone of a configuration, without weights."""
     ours = {CCNetResNetConfig.model_type: CCNetResNetBackbone, CCNetBackboneConfig.model_type: CCNetBackbone}
-    # Not through AutoBackbone, which compares classes: as remote code, the configuration's module exists twice.
+    # CODEPATH: the zoo's checkpoints and ImageNet's have CCNet's ResNet, all others a backbone of transformers. Not
+    # through AutoBackbone, which compares classes: as remote code, the configuration's module exists twice.
     if config.model_type in ours:
         return ours[config.model_type](config)
     return AutoBackbone.from_config(config)

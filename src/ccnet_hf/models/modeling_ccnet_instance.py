@@ -255,6 +255,7 @@ class CCNetForInstanceSegmentation(PresentModulesMixin, PreTrainedModel):
 
 
 def _head_norm(config: CCNetInstanceConfig) -> type[nn.Module] | None:
+    # CODEPATH: torchvision's v2 file has batch norm in its heads; its COCO_V1 file and the paper's network have none.
     return nn.BatchNorm2d if config.head_batch_norm else None
 
 
@@ -279,6 +280,7 @@ def _region_proposal_network(config: CCNetInstanceConfig) -> RegionProposalNetwo
 def _roi_heads(config: CCNetInstanceConfig, num_maps: int) -> RoIHeads:
     channels, hidden_size, norm = config.fpn_channels, config.box_hidden_size, _head_norm(config)
     names = [str(level) for level in range(num_maps)]
+    # CODEPATH: torchvision's v2 file has four convolutions before the box head; its COCO_V1 file and the paper's none.
     if config.box_num_convolutions:
         pooled, layers = (channels, BOX_POOL_SIZE, BOX_POOL_SIZE), [channels] * config.box_num_convolutions
         box_head = FastRCNNConvFCHead(pooled, layers, [hidden_size], norm_layer=norm)

@@ -165,6 +165,7 @@ class CCNetForHumanParsing(CCNetPreTrainedModel):
                 f"out_indices; its out_features are {self.backbone.out_features}"
             )
         first, second, third, last = self.backbone.channels[-_NUM_FEATURE_MAPS:]
+        # CODEPATH: the paper's network attends; the published files of CE2P and SCHP have pyramid pooling.
         context_module = CCNetHead if config.context_module == "rcca" else CCNetPyramidPooling
         self.context = context_module(config, last)
         self.decoder = CCNetParsingDecoder(config, first)
@@ -175,6 +176,7 @@ class CCNetForHumanParsing(CCNetPreTrainedModel):
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob)
         self.classifier = nn.Conv2d(config.decoder_channels, config.num_labels, kernel_size=1)
         self.category_projection = None
+        # CODEPATH: the TPAMI paper's training; no published checkpoint has the projection.
         if config.category_consistent_loss_weight > 0:
             self.category_projection = nn.Conv2d(config.hidden_size, config.category_consistent_channels, 1)
         self.post_init()
