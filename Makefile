@@ -43,6 +43,9 @@ $(BIN)/uv:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
+# Many tests start processes of their own, which would compile what they import each time where Python may not keep it.
+.venv/.dev: export UV_COMPILE_BYTECODE = 1
+
 .venv/.demo .venv/.dev: .venv/.%: pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[$*]'
 	@touch $@

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
+from ccnet_hf.data.dataset_arguments import DatasetArguments, segmentation_dataset
 from ccnet_hf.data.loading import CorruptExample, SegmentationDataset
 from ccnet_hf.errors import InputError, reading
 
@@ -19,8 +20,6 @@ from ccnet_hf.errors import InputError, reading
 if TYPE_CHECKING:
     import datasets
     from transformers import BaseImageProcessor, PreTrainedConfig
-
-    from ccnet_hf.data.dataset_arguments import DatasetArguments
 
 
 # A gap this many times the usual one between the frames of a sequence is a cut: CamVid's are 30 frames, but for 28
@@ -142,16 +141,6 @@ def clip_dataset(
     transform: Any = None,
     seed: int = 0,
 ) -> ClipDataset:
-    """The clips of a split for a model, as `ccnet_hf.data.dataset_arguments.segmentation_dataset` its images."""
-    return ClipDataset(
-        examples,
-        num_labels=config.num_labels,
-        ignore_index=config.semantic_loss_ignore_index,
-        reduce_labels=arguments.reduces_labels(examples, image_processor.do_reduce_labels),
-        transform=transform,
-        seed=seed,
-        skip_corrupt=arguments.skip_corrupt,
-        max_image_pixels=arguments.max_image_pixels,
-        source=arguments.dataset_name,
-        num_frames=config.num_frames,
-    )
+    """The clips of a split for a model, as `segmentation_dataset` its images."""
+    further = {"dataset_class": ClipDataset, "num_frames": config.num_frames}
+    return segmentation_dataset(arguments, examples, config, image_processor, transform, seed, **further)

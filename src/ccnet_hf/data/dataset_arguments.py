@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def segmentation_dataset(
     image_processor: BaseImageProcessor,
     transform: Callable | None = None,
     seed: int = 0,
+    dataset_class: type[SegmentationDataset] | None = None,
+    **further: Any,
 ) -> SegmentationDataset:
     """The examples of a split for a model.
 
@@ -86,10 +88,12 @@ def segmentation_dataset(
         image_processor: of the model; says whether label 0 is ignored where `arguments` does not.
         transform: as in `SegmentationDataset`.
         seed: of the transform's draws.
+        dataset_class: `SegmentationDataset` or a subclass.
+        further: what the subclass takes beside.
     """
     from ccnet_hf.data.loading import SegmentationDataset
 
-    return SegmentationDataset(
+    return (dataset_class or SegmentationDataset)(
         examples,
         num_labels=config.num_labels,
         ignore_index=config.semantic_loss_ignore_index,
@@ -99,4 +103,5 @@ def segmentation_dataset(
         skip_corrupt=arguments.skip_corrupt,
         max_image_pixels=arguments.max_image_pixels,
         source=arguments.dataset_name,
+        **further,
     )

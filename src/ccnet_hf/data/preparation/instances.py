@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,15 +15,14 @@ import datasets
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
-from ccnet_hf.data.archives import RawFile, check_sources, close_archives, list_files
+from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmarks.record import InstanceBenchmark
-from ccnet_hf.data.images import check_max_pixels, open_image
+from ccnet_hf.data.images import open_image
 from ccnet_hf.data.preparation.examples import read_same
-from ccnet_hf.data.preparation.shards import PreparedDataset, Shard, mapped, write_shard
+from ccnet_hf.data.preparation.shards import PreparedDataset, Shard, mapped, plan_shards, write_shard
 from ccnet_hf.errors import InputError, reading, using
-from ccnet_hf.files import atomic_file, check_writable, exclusive, remove_leftovers
+from ccnet_hf.files import atomic_file
 from ccnet_hf.hub import CARD_FILE
-from ccnet_hf.limits import MAX_PROCESSES, check_range
 from ccnet_hf.models.annotations_ccnet import mask_of_segmentation
 
 
@@ -125,40 +123,15 @@ class InstanceShard(Shard):
         return hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
 
 
-def prepare_instances(
-    benchmark: InstanceBenchmark,
-    source: str | Path | Sequence[str | Path],
-    output_dir: str | Path,
-    num_proc: int,
-    allow_incomplete: bool,
-    skip_corrupt: bool,
-    max_shard_size: int,
-    max_image_pixels: int | None,
-) -> PreparedDataset:
-    """As `prepare_dataset`, of images with objects in COCO's format."""
-    check_range("num_proc", num_proc, 1, MAX_PROCESSES)
-    check_max_pixels(max_image_pixels)
-    sources = [source] if isinstance(source, (str, Path)) else list(source)
-    output_dir = Path(output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"{output_dir} is a file; --output_dir must be a folder")
-    check_sources(sources)
-    check_writable(output_dir)
-    scratch = output_dir / ".unpacked"
-    with exclusive(output_dir, inside=True):
-        for folder in (output_dir, scratch, output_dir / "data"):
-            remove_leftovers(folder)
-        try:
-            files = list_files(sources, scratch)
-            examples = _find(benchmark, files)
-            examples = _verified(benchmark, examples, allow_incomplete, skip_corrupt)
-            prepared = _write(
-                benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels
-            )
-        finally:
-            close_archives()
-        shutil.rmtree(scratch, ignore_errors=True)
-    return prepared
+def verified_instances(
+    benchmark: InstanceBenchmark, files: Sequence[RawFile], allow_incomplete: bool, skip_corrupt: bool
+) -> dict[str, list[RawInstances]]:
+    """The images with objects among the files of a download, by split, compared with the benchmark's counts.
+
+    Raises:
+        InputError: something is missing and is not allowed to be.
+    """
+    return _verified(benchmark, _find(benchmark, files), allow_incomplete, skip_corrupt)
 
 
 def _find(benchmark: InstanceBenchmark, files: Sequence[RawFile]) -> dict[str, list[RawInstances]]:
@@ -263,24 +236,7 @@ def _row_or_error(example: RawInstances, categories: set[int], max_image_pixels:
     }
 
 
-def _plan(folder: Path, split: str, examples: Sequence[RawInstances], max_shard_size: int) -> list[InstanceShard]:
-    """Divide a split into shards of at most `max_shard_size` bytes of images, always in the same way."""
-    parts: list[list[RawInstances]] = [[]]
-    size = 0
-    for example in examples:
-        added = sum(file.size for file in example.image[:1])
-        if parts[-1] and size + added > max_shard_size:
-            parts.append([])
-            size = 0
-        parts[-1].append(example)
-        size += added
-    return [
-        InstanceShard(folder / f"{split}-{index:05d}-of-{len(parts):05d}.parquet", part)
-        for index, part in enumerate(parts)
-    ]
-
-
-def _write(
+def write_instances(
     benchmark: InstanceBenchmark,
     examples: Mapping[str, Sequence[RawInstances]],
     output_dir: Path,
@@ -293,7 +249,9 @@ def _write(
     last."""
     folder = output_dir / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    shards = {split: _plan(folder, split, found, max_shard_size) for split, found in examples.items()}
+    shards = {
+        split: plan_shards(InstanceShard, folder, split, found, max_shard_size) for split, found in examples.items()
+    }
     planned = {shard.path for group in shards.values() for shard in group}
     if foreign := [path.name for path in sorted(folder.glob("[!.]*")) if path not in planned]:
         raise InputError(f"not part of this dataset: {foreign[0]} in {folder}; remove or choose another --output_dir")

@@ -15,7 +15,7 @@ from ccnet_hf.data.benchmarks import Benchmark, InstanceBenchmark, get_benchmark
 from ccnet_hf.data.images import check_max_pixels, turned_note
 from ccnet_hf.data.preparation.card import dataset_repository, write_card
 from ccnet_hf.data.preparation.examples import RawExample, find_examples
-from ccnet_hf.data.preparation.instances import prepare_instances
+from ccnet_hf.data.preparation.instances import verified_instances, write_instances
 from ccnet_hf.data.preparation.prepare_arguments import PrepareArguments, main
 from ccnet_hf.data.preparation.shards import (
     PreparedDataset,
@@ -63,11 +63,7 @@ def prepare_dataset(
         OSError: `output_dir` cannot be written, or the disk is full.
     """
     benchmark = get_benchmark(name)
-    if isinstance(benchmark, InstanceBenchmark):
-        return prepare_instances(
-            benchmark, source, output_dir, num_proc, allow_incomplete, skip_corrupt, max_shard_size, max_image_pixels
-        )
-    if benchmark.raw is None:
+    if not isinstance(benchmark, InstanceBenchmark) and benchmark.raw is None:
         raise InputError(f"the official distribution of {benchmark.title} is not known here")
     check_range("num_proc", num_proc, 1, MAX_PROCESSES)
     check_max_pixels(max_image_pixels)
@@ -79,14 +75,16 @@ def prepare_dataset(
     check_writable(output_dir)
     scratch = output_dir / ".unpacked"
     with exclusive(output_dir, inside=True):
-        for folder in (output_dir, scratch):
+        for folder in (output_dir, scratch, output_dir / "data"):
             remove_leftovers(folder)
         try:
-            found = find_examples(list_files(sources, scratch), benchmark.raw)
-            examples = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt)
-            prepared = _write(
-                benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels
-            )
+            files = list_files(sources, scratch)
+            if isinstance(benchmark, InstanceBenchmark):
+                examples, write = verified_instances(benchmark, files, allow_incomplete, skip_corrupt), write_instances
+            else:
+                found = find_examples(files, benchmark.raw)
+                examples, write = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt), _write
+            prepared = write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels)
         finally:
             close_archives()
         shutil.rmtree(scratch, ignore_errors=True)
@@ -168,7 +166,7 @@ def _write(
     folder = data if data.exists() else unfinished
 
     def plan() -> dict[str, list[Shard]]:
-        return {split: plan_shards(folder, split, found, max_shard_size) for split, found in examples.items()}
+        return {split: plan_shards(Shard, folder, split, found, max_shard_size) for split, found in examples.items()}
 
     remove_leftovers(folder)
     shards = plan()

@@ -178,9 +178,19 @@ class Shard:
         )
 
 
-def plan_shards(folder: Path, split: str, examples: Sequence[RawExample], max_shard_size: int) -> list[Shard]:
-    """Divide a split into shards of at most `max_shard_size` bytes of images, always in the same way."""
-    parts: list[list[RawExample]] = [[]]
+def plan_shards(
+    shard_class: type[Shard], folder: Path, split: str, examples: Sequence[Any], max_shard_size: int
+) -> list[Shard]:
+    """Divide a split into shards of at most `max_shard_size` bytes of images, always in the same way.
+
+    Args:
+        shard_class: `Shard` or a subclass.
+        folder: in which the shards are.
+        split: of the dataset.
+        examples: with the files of their `image`.
+        max_shard_size: in bytes.
+    """
+    parts: list[list[Any]] = [[]]
     size = 0
     for example in examples:
         added = sum(file.size for file in example.image[:1])
@@ -190,7 +200,8 @@ def plan_shards(folder: Path, split: str, examples: Sequence[RawExample], max_sh
         parts[-1].append(example)
         size += added
     return [
-        Shard(folder / f"{split}-{index:05d}-of-{len(parts):05d}.parquet", part) for index, part in enumerate(parts)
+        shard_class(folder / f"{split}-{index:05d}-of-{len(parts):05d}.parquet", part)
+        for index, part in enumerate(parts)
     ]
 
 
