@@ -12,6 +12,7 @@ from transformers import (
     ConvNextConfig,
     TimmBackboneConfig,
 )
+from transformers.loss.loss_utils import ForSemanticSegmentationLoss
 
 from ccnet_hf import CCNetForHumanParsing
 from ccnet_hf.models.loss_ccnet import category_consistent_loss
@@ -70,6 +71,33 @@ def test_loss_is_the_sum_in_both_modes(context_module, pixel_values, labels):
         )
         torch.testing.assert_close(outputs.loss, sum(losses.values()))
         assert list(losses) == ["fusion_loss", "parsing_loss", "edge_loss"] and min(losses.values()) > 0
+
+
+def test_a_loss_function_of_the_users(pixel_values, labels):
+    """As of the image model; it gets what the model's own does."""
+    model = tiny_parsing_model()
+    given = {}
+
+    def loss_function(logits, labels, **kwargs):
+        given.update(kwargs)
+        return logits.square().mean() + labels.sum()
+
+    model.loss_function = loss_function
+    outputs = model(pixel_values, labels=labels, num_items_in_batch=7)
+    assert outputs.loss == outputs.logits.square().mean() + labels.sum()
+    assert given["parsing_logits"] is outputs.parsing_logits and given["edge_logits"] is outputs.edge_logits
+    assert given["num_items_in_batch"] == 7 and given["config"] is model.config
+    model.loss_function = ForSemanticSegmentationLoss
+    assert model(pixel_values, labels=labels).loss > 0
+
+
+def test_labels_are_any_integers_and_wrong_ones_are_named(pixel_values, labels):
+    model = tiny_parsing_model()
+    assert model(pixel_values, labels=labels.to(torch.uint8)).loss == model(pixel_values, labels=labels).loss
+    with pytest.raises(ValueError, match="labels must be from 0 to 4, or 255 where pixels are ignored, got 7"):
+        model(pixel_values, labels=labels.masked_fill(labels == 1, 7))
+    with pytest.raises(ValueError, match="labels must be integers"):
+        model(pixel_values, labels=labels.float())
 
 
 def test_category_consistent_loss_looks_at_the_attended_map(pixel_values, labels):

@@ -12,6 +12,7 @@ from model_cases import DenseModelTests
 from PIL import Image
 from tiny_models import tiny_model, tiny_video_model, wake_attention
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoVideoProcessor
+from transformers.loss.loss_utils import ForSemanticSegmentationLoss
 
 from ccnet_hf import (
     CCNetForVideoSegmentation,
@@ -45,6 +46,18 @@ def test_shapes_and_loss(clips):
     torch.testing.assert_close(outputs.loss, sum(losses.values()))
     outputs.loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_loss_function_of_the_users(clips):
+    """As of the image model, of the labels of frames."""
+    model = tiny_video_model()
+    labels = torch.randint(0, 5, (2, 3, 65, 97), generator=torch.Generator().manual_seed(2))
+    plain = model(clips, labels=labels).loss
+    model.loss_function = ForSemanticSegmentationLoss
+    torch.testing.assert_close(model(clips, labels=labels).loss, plain)
+    model.loss_function = lambda logits, labels, **kwargs: logits.square().mean() + labels.shape[0]
+    outputs = model(clips, labels=labels)
+    assert outputs.loss == outputs.logits.square().mean() + 6
 
 
 @pytest.mark.parametrize("recurrence", [0, 1, 2, 3])

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from .loss_categories_ccnet import category_consistent_loss
-from .loss_labels_ccnet import Targets, check_range, class_ids, resized
+from .loss_labels_ccnet import Targets, checked_class_ids, class_ids, resized
 from .loss_ohem_ccnet import ohem_loss
 from .loss_regions_ccnet import dice_loss, focal_loss, lovasz_softmax_loss
 
@@ -60,8 +60,7 @@ def ccnet_losses(
             ignored. On CUDA, where looking would wait for the device, that ends the process with a message that says
             what is allowed.
     """
-    labels = class_ids(labels)
-    check_range(labels, config.num_labels, config.semantic_loss_ignore_index)
+    labels = checked_class_ids(config, labels)
     targets = Targets(labels, class_weights, valid_pixels)
     outputs = {
         "logits": logits,

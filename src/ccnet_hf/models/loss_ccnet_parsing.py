@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from .loss_ccnet import LOSSES, Targets, semantic_segmentation_loss
+from .loss_labels_ccnet import checked_class_ids
 
 
 # Two pixels are marked on both sides of a border, and one more around them.
@@ -41,7 +42,7 @@ def ccnet_parsing_losses(
 
     Args:
         config: a `CCNetParsingConfig`; says how they count.
-        labels: (B, H, W), int64, in 0..num_labels - 1 or `config.semantic_loss_ignore_index`.
+        labels: (B, H, W), integers in 0..num_labels - 1 or `config.semantic_loss_ignore_index`.
         logits: (B, num_labels, h, w) of the final classifier.
         parsing_logits: likewise of the decoder's.
         edge_logits: (B, 2, h, w), no edge and edge.
@@ -53,7 +54,11 @@ def ccnet_parsing_losses(
     Returns:
         Scalars by name: `fusion_loss`, `parsing_loss`, `edge_loss`, those of both classifiers that have a weight
         (`lovasz_loss`, `dice_loss`, `focal_loss`), and `category_loss` where its input is given.
+
+    Raises:
+        ValueError: as `ccnet_losses`.
     """
+    labels = checked_class_ids(config, labels)
     ignore_index, align_corners = config.semantic_loss_ignore_index, config.align_corners
     how = {
         "ignore_index": ignore_index,
@@ -78,6 +83,35 @@ def ccnet_parsing_losses(
         function, _, weight = LOSSES["category_loss"]
         losses["category_loss"] = getattr(config, weight) * function(config, category_embeddings, targets)
     return losses
+
+
+def ccnet_parsing_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: PreTrainedConfig,
+    parsing_logits: torch.Tensor,
+    edge_logits: torch.Tensor,
+    category_embeddings: torch.Tensor | None = None,
+    **kwargs,
+) -> torch.Tensor:
+    """The `loss_function` of [`CCNetForHumanParsing`]: the sum of [`ccnet_parsing_losses`].
+
+    Args:
+        logits: (B, num_labels, h, w) of the final classifier.
+        labels: (B, H, W), integers in 0..num_labels - 1 or `config.semantic_loss_ignore_index`.
+        config: a `CCNetParsingConfig`.
+        parsing_logits: likewise of the decoder's.
+        edge_logits: (B, 2, h, w), no edge and edge.
+        category_embeddings: (B, C, h', w'), what the category-consistent loss looks at.
+        kwargs: what transformers hands to other loss functions as well.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: as [`ccnet_parsing_losses`].
+    """
+    return sum(ccnet_parsing_losses(config, labels, logits, parsing_logits, edge_logits, category_embeddings).values())
 
 
 def edge_loss(
@@ -141,4 +175,4 @@ def edge_target(labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
     return widened[:, 0].long()
 
 
-__all__ = ["ccnet_parsing_losses", "edge_loss", "edge_target"]
+__all__ = ["ccnet_parsing_loss", "ccnet_parsing_losses", "edge_loss", "edge_target"]

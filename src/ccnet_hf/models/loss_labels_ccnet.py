@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 
 class Targets(NamedTuple):
@@ -44,7 +45,19 @@ def class_ids(labels: torch.Tensor) -> torch.Tensor:
     return labels.long()
 
 
-def check_range(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+def checked_class_ids(config: PreTrainedConfig, labels: torch.Tensor) -> torch.Tensor:
+    """As [`class_ids`], of a model's labels: every id is one of its classes, or `config.semantic_loss_ignore_index`.
+
+    Raises:
+        ValueError: labels of another dtype, or, on a CPU, an id that is neither a class nor ignored. On CUDA, where
+            looking would wait for the device, that ends the process with a message that says what is allowed.
+    """
+    labels = class_ids(labels)
+    _check_range(labels, config.num_labels, config.semantic_loss_ignore_index)
+    return labels
+
+
+def _check_range(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
     """Refuse ids that are neither a class nor ignored, which cross entropy would read past its end for."""
     if torch.compiler.is_compiling() or labels.device.type not in ("cpu", "cuda"):
         return
@@ -85,4 +98,4 @@ def nearest_labels(labels: torch.Tensor, size: list[int], align_corners: bool) -
     return labels[:, indices[0][:, None], indices[1]]
 
 
-__all__ = ["Targets", "check_labels", "check_range", "class_ids", "nearest_labels", "resized"]
+__all__ = ["Targets", "check_labels", "checked_class_ids", "class_ids", "nearest_labels", "resized"]

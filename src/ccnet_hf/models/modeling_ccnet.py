@@ -205,6 +205,30 @@ class CCNetPreTrainedModel(PresentModulesMixin, PreTrainedModel):
         """`None`: images come without a table of embeddings. Accelerate asks every model that FSDP2 shards."""
         return None
 
+    def asked_for(self, output_attentions: bool | None, output_hidden_states: bool | None) -> tuple[bool, bool]:
+        """Two arguments of `forward`; what is `None` is as the configuration says."""
+        return (
+            self.config.output_attentions if output_attentions is None else output_attentions,
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        )
+
+    def loss_of(
+        self, logits: torch.Tensor, labels: torch.Tensor | None, outputs: dict[str, torch.Tensor | None], **kwargs
+    ) -> torch.Tensor | None:
+        """What `loss_function` makes of the logits and of the further `outputs` by name; `None` without labels."""
+        if labels is None:
+            return None
+        # With a device map the parts may lie on several devices.
+        outputs = {name: None if output is None else output.to(logits.device) for name, output in outputs.items()}
+        return self.loss_function(
+            logits=logits,
+            labels=labels.to(logits.device),
+            config=self.config,
+            ignore_index=self.config.semantic_loss_ignore_index,
+            **outputs,
+            **kwargs,
+        )
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Classifiers keep what the base class gives them: normal with `initializer_range`, bias 0.
@@ -252,12 +276,15 @@ class CCNetModel(CCNetPreTrainedModel):
         Returns:
             [`CCNetModelOutput`], or a tuple with `return_dict=False`.
         """
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        return self.encode(pixel_values, output_attentions, output_hidden_states)
+
+    def encode(
+        self, pixel_values: torch.Tensor, output_attentions: bool | None, output_hidden_states: bool | None, *of_head
+    ) -> CCNetModelOutput:
+        """Backbone and head on images (B, num_channels, H, W); `of_head` are further arguments of the head."""
+        output_attentions, output_hidden_states = self.asked_for(output_attentions, output_hidden_states)
         feature_maps, hidden_states = run_backbone(self.backbone, pixel_values, output_hidden_states)
-        last_hidden_state, attended, attentions = self.head(feature_maps[-1], output_attentions)
+        last_hidden_state, attended, attentions = self.head(feature_maps[-1], output_attentions, *of_head)
         return CCNetModelOutput(
             last_hidden_state=last_hidden_state,
             hidden_states=hidden_states,
@@ -361,33 +388,19 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
         """Scores, and with labels the loss, of what the model without a classifier gives."""
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
 
-        # With a device map the parts may lie on several devices.
-        auxiliary_logits = category_embeddings = None
+        of_loss = {"auxiliary_logits": None, "category_embeddings": None}
         if self.training or labels is not None:
             if self.auxiliary_head is not None:
-                auxiliary_logits = self.auxiliary_head(outputs.feature_maps[-2]).to(logits.device)
+                of_loss["auxiliary_logits"] = self.auxiliary_head(outputs.feature_maps[-2])
             if self.category_projection is not None and outputs.attended_hidden_state is not None:
-                category_embeddings = self.category_projection(outputs.attended_hidden_state).to(logits.device)
-
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels.to(logits.device),
-                config=self.config,
-                ignore_index=self.config.semantic_loss_ignore_index,
-                auxiliary_logits=auxiliary_logits,
-                auxiliary_loss_weight=self.config.auxiliary_loss_weight,
-                category_embeddings=category_embeddings,
-                **kwargs,
-            )
+                of_loss["category_embeddings"] = self.category_projection(outputs.attended_hidden_state)
+        kwargs = {"auxiliary_loss_weight": self.config.auxiliary_loss_weight} | kwargs
         return CCNetSemanticSegmenterOutput(
-            loss=loss,
+            loss=self.loss_of(logits, labels, of_loss, **kwargs),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            auxiliary_logits=auxiliary_logits,
-            category_embeddings=category_embeddings,
+            **of_loss,
         )
 
 

@@ -25,8 +25,15 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet_parsing import CCNetParsingConfig
-from .loss_ccnet_parsing import ccnet_parsing_losses
-from .modeling_ccnet import CCNetConvLayer, CCNetHead, CCNetPreTrainedModel, build_backbone, run_backbone
+from .loss_ccnet_parsing import ccnet_parsing_loss
+from .modeling_ccnet import (
+    CCNetCategoryHead,
+    CCNetConvLayer,
+    CCNetHead,
+    CCNetPreTrainedModel,
+    build_backbone,
+    run_backbone,
+)
 
 
 _PYRAMID_SIZES = (1, 2, 3, 6)  # pixels of the pooled maps along each side, as in PSPNet
@@ -178,7 +185,9 @@ class CCNetForHumanParsing(CCNetPreTrainedModel):
         self.category_projection = None
         # CODEPATH: the TPAMI paper's training; no published checkpoint has the projection.
         if config.category_consistent_loss_weight > 0:
-            self.category_projection = nn.Conv2d(config.hidden_size, config.category_consistent_channels, 1)
+            self.category_projection = CCNetCategoryHead(config)
+        # As in [`CCNetForSemanticSegmentation`].
+        self.loss_function = ccnet_parsing_loss
         self.post_init()
 
     @can_return_tuple
@@ -194,9 +203,9 @@ class CCNetForHumanParsing(CCNetPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images, as the image processor gives them.
-            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-                Class of every pixel, or `config.semantic_loss_ignore_index`; what the edge branch is trained on is
-                made of them. With them the output has `loss`, in train and eval mode alike.
+            labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+                Class of every pixel, or `config.semantic_loss_ignore_index`, of any integer dtype; what the edge
+                branch is trained on is made of them. With them the output has `loss`, in train and eval mode alike.
             output_attentions (`bool`, *optional*):
                 Whether to return the weights of every round of attention.
             output_hidden_states (`bool`, *optional*):
@@ -205,10 +214,7 @@ class CCNetForHumanParsing(CCNetPreTrainedModel):
         Returns:
             [`CCNetHumanParsingOutput`], or a tuple with `return_dict=False`.
         """
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        output_attentions, output_hidden_states = self.asked_for(output_attentions, output_hidden_states)
         feature_maps, hidden_states = run_backbone(self.backbone, pixel_values, output_hidden_states)
         first, second, third, last = feature_maps[-_NUM_FEATURE_MAPS:]
         context, attended, attentions = self.context(last, output_attentions)
@@ -224,22 +230,17 @@ class CCNetForHumanParsing(CCNetPreTrainedModel):
             if self.category_projection is not None and self.config.category_consistent_loss_weight > 0:
                 category_embeddings = self.category_projection(attended)
 
-        loss = None
-        if labels is not None:
-            # With a device map the parts may lie on several devices.
-            others = (
-                None if tensor is None else tensor.to(logits.device)
-                for tensor in (parsing_logits, edge_logits, category_embeddings)
-            )
-            loss = sum(ccnet_parsing_losses(self.config, labels.to(logits.device), logits, *others).values())
+        of_loss = {
+            "parsing_logits": parsing_logits,
+            "edge_logits": edge_logits,
+            "category_embeddings": category_embeddings,
+        }
         return CCNetHumanParsingOutput(
-            loss=loss,
+            loss=self.loss_of(logits, labels, of_loss, **kwargs),
             logits=logits,
             hidden_states=hidden_states,
             attentions=attentions,
-            parsing_logits=parsing_logits,
-            edge_logits=edge_logits,
-            category_embeddings=category_embeddings,
+            **of_loss,
         )
 
 

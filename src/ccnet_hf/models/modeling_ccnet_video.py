@@ -27,7 +27,6 @@ from .modeling_ccnet import (
     CCNetModel,
     CCNetModelOutput,
     CCNetSemanticSegmenterOutput,
-    run_backbone,
 )
 
 
@@ -99,23 +98,9 @@ class CCNetVideoModel(CCNetModel):
     ) -> tuple | CCNetModelOutput:
         """As [`CCNetModel.forward`], of clips (B, T, C, H, W); every output but the attentions has one entry a frame,
         (B * T, ...)."""
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         check_clips(pixel_values_videos)
-        num_frames = pixel_values_videos.shape[1]
-        feature_maps, hidden_states = run_backbone(
-            self.backbone, pixel_values_videos.flatten(0, 1), output_hidden_states
-        )
-        last_hidden_state, attended, attentions = self.head(feature_maps[-1], output_attentions, num_frames)
-        return CCNetModelOutput(
-            last_hidden_state=last_hidden_state,
-            hidden_states=hidden_states,
-            attentions=attentions,
-            feature_maps=feature_maps,
-            attended_hidden_state=attended if self.config.category_consistent_loss_weight > 0 else None,
-        )
+        frames, num_frames = pixel_values_videos.flatten(0, 1), pixel_values_videos.shape[1]
+        return self.encode(frames, output_attentions, output_hidden_states, num_frames)
 
 
 def check_clips(pixel_values_videos: torch.Tensor) -> None:
