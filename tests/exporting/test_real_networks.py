@@ -11,7 +11,7 @@ from ccnet_hf.cli import main
 from ccnet_hf.inference.loading import load_checkpoint
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.nightly]
+pytestmark = pytest.mark.nightly
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "ccnet-mobilenetv2-camvid"
 

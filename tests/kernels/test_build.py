@@ -1,5 +1,6 @@
 """Building the CUDA library: what is compiled, where it is kept, and what is said when it cannot be."""
 
+import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
@@ -270,8 +271,16 @@ def test_bad_arguments(toolkit, capsys, arguments, status):
     only_message(capsys)
 
 
+def _need_pip() -> None:
+    """Not by importing it, which puts the standard library's distutils in the place of setuptools' in this process."""
+    try:
+        importlib.metadata.distribution("pip")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs pip")
+
+
 def test_wheel(toolkit, tmp_path, capsys):
-    pytest.importorskip("pip")
+    _need_pip()
     assert main(["build", "--arch", "8.0", "--wheel", "--output", str(tmp_path / "dist")]) == 0
     wheel = Path(capsys.readouterr().out.strip())
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -301,7 +310,7 @@ def test_wheel_needs_a_clone(toolkit, monkeypatch, tmp_path):
 
 
 def test_pip_that_fails_is_quoted(toolkit, monkeypatch, tmp_path):
-    pytest.importorskip("pip")
+    _need_pip()
     monkeypatch.setattr(wheel_module, "_isolation", lambda: ["--no-such-option"])
     with pytest.raises(InputError, match=r"pip failed with status 2: .*no such option"):
         build_wheel(build(["8.0"]), tmp_path / "dist")
@@ -342,7 +351,7 @@ def library(tmp_path_factory) -> Path:
     return build(["8.0"], tmp_path_factory.mktemp("library"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_library_uses_the_stable_interface_only(library):
     lines = subprocess.run(["nm", "-D", str(library)], capture_output=True, text=True, check=True).stdout.splitlines()
     symbols = [(line.split()[-2], line.split()[-1].split("@")[0]) for line in lines]
@@ -354,7 +363,7 @@ def test_library_uses_the_stable_interface_only(library):
     assert "ccnet_hf_launches" in defined
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_library_loads_without_a_gpu(library):
     result = subprocess.run([sys.executable, "-c", LOADED, str(library)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

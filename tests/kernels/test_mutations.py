@@ -11,7 +11,7 @@ from simulator.runner import SOURCES, SimulationError, Simulator, find_compiler
 
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(find_compiler() is None, reason="needs g++ to run the CUDA kernels on the host"),
 ]
 

@@ -389,7 +389,7 @@ def test_a_compiled_model_takes_other_dtypes(pixel_values, labels):
     torch.testing.assert_close(found.loss, expected.loss)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compile_with_inductor(pixel_values):
     torch.compiler.reset()
     model = tiny_model()
@@ -412,6 +412,7 @@ def test_export_with_dynamic_height_and_width(multiple, pixel_values):
     torch.testing.assert_close(program.module()(other)["logits"], model(other).logits)
 
 
+@pytest.mark.nightly
 def test_onnx_export_with_dynamic_height_and_width(pixel_values, tmp_path):
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -15,7 +15,7 @@ from ccnet_hf.recipes import RECIPES
 from ccnet_hf.zoo import convert_checkpoint, export_checkpoint
 
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 # By depth and number of classes, so that a checkpoint is written once for all variants that share it.
 NAMES = sorted(
