@@ -15,7 +15,7 @@ test: .venv/.dev  ## run the whole test suite, on all cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" --numprocesses auto --dist loadfile $(PYTEST_ARGUMENTS)
 
 nightly: .venv/.dev  ## run what takes many minutes: real networks, all variants, mutations of the kernels
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly --numprocesses auto --dist load $(PYTEST_ARGUMENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly --numprocesses auto --dist loadfile $(PYTEST_ARGUMENTS)
 
 # Shared tests of the installed transformers, from its source distribution; without a network the suite skips them.
 build/transformers: .venv/.dev
