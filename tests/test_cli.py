@@ -97,7 +97,7 @@ print(json.dumps(results))
 
 def commands_in_words() -> list[list[str]]:
     """Every command there is, the subcommands of subcommands too."""
-    second = {"zoo": ["list", "verify", "export", "cards"], "kernels": ["build", "info", "hub"]}
+    second = {"zoo": ["list", "verify", "to_mmsegmentation", "cards"], "kernels": ["build", "info", "hub"]}
     second["benchmark"] = ["op", "model", "memory", "data"]
     return [[name, *words] for name in ALL for words in ([[word] for word in second.get(name, [])] or [[]])]
 

@@ -137,7 +137,7 @@ WRONG = [
     (["kernels", "build"], ["--arch", "9" * 400], "an architecture is written like 8.0"),
     (["kernels", "hub"], ["--output", "none", "--repo_id", "a b/c"], "Repo id must"),
     (["zoo", "verify"], ["model", "--variant", "none"], "unknown variant 'none'"),
-    (["zoo", "export"], ["data", "--output", "none.pth"], "data holds no config.json"),
+    (["zoo", "to_mmsegmentation"], ["data", "--output", "none.pth"], "data holds no config.json"),
 ]
 
 

@@ -95,5 +95,5 @@ def export(arguments: ExportArguments) -> None:
     print(f"{arguments.folder} written to {arguments.output}")
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m ccnet_hf.zoo export") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m ccnet_hf.zoo to_mmsegmentation") -> int:
     return run_command(ExportArguments, export, argv, prog)
