@@ -98,7 +98,7 @@ print(json.dumps(results))
 def commands_in_words() -> list[list[str]]:
     """Every command there is, the subcommands of subcommands too."""
     second = {"zoo": ["list", "verify", "to_mmsegmentation", "cards"], "kernels": ["build", "info", "hub"]}
-    second["benchmark"] = ["op", "model", "memory", "data"]
+    second["benchmark"] = ["op", "model", "growth", "end_to_end", "memory", "data"]
     return [[name, *words] for name in ALL for words in ([[word] for word in second.get(name, [])] or [[]])]
 
 

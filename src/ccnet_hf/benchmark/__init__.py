@@ -1,10 +1,13 @@
-"""Measuring: the operator, whole models and the paper's efficiency table beside the plain way, and the data loader."""
+"""Measuring: the operator, whole models and what users would pick instead, growth with the image, the paper's
+efficiency table, a picture's way from file to file, and the data loader."""
 
 from collections.abc import Sequence
 from functools import partial
 
 from ccnet_hf.benchmark.data import DataArguments, benchmark_data
 from ccnet_hf.benchmark.efficiency import MemoryArguments, benchmark_memory
+from ccnet_hf.benchmark.end_to_end import EndToEndArguments, benchmark_end_to_end
+from ccnet_hf.benchmark.growth import GrowthArguments, benchmark_growth
 from ccnet_hf.benchmark.model import ModelArguments, benchmark_model
 from ccnet_hf.benchmark.op import OpArguments, benchmark_op
 from ccnet_hf.command import run_command, run_subcommand
@@ -13,6 +16,8 @@ from ccnet_hf.command import run_command, run_subcommand
 _COMMANDS = {
     "op": (OpArguments, benchmark_op),
     "model": (ModelArguments, benchmark_model),
+    "growth": (GrowthArguments, benchmark_growth),
+    "end_to_end": (EndToEndArguments, benchmark_end_to_end),
     "memory": (MemoryArguments, benchmark_memory),
     "data": (DataArguments, benchmark_data),
 }

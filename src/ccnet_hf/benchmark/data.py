@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from ccnet_hf.benchmark import measuring
+from ccnet_hf.benchmark.images import SMALLEST_SIZE
 from ccnet_hf.limits import MAX_PIXELS, check_range
 from ccnet_hf.recipes import get_recipe
 
@@ -22,7 +23,7 @@ class DataArguments:
 def benchmark_data(arguments: DataArguments) -> None:
     """Measure the data loader alone, on synthetic images, and name its slowest stage."""
     # Here, for the other measurements need no `datasets`.
-    from ccnet_hf.benchmark.throughput import SMALLEST_SIZE, measure_loading
+    from ccnet_hf.benchmark.throughput import measure_loading
 
     measuring.check_results(arguments.json)
     measuring.check_counts(num_examples=arguments.num_examples)

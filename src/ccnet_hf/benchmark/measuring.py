@@ -1,5 +1,7 @@
 """Time and memory of a call, the machine it ran on, and tables of both."""
 
+import ctypes
+import gc
 import json
 import math
 import os
@@ -9,6 +11,7 @@ import reprlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -117,12 +120,14 @@ def warm_up(calls: Iterable[Callable[[], object]], device: torch.device) -> None
         synchronize(device)
 
 
-def call_seconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
+def call_seconds(call: Callable[[], object], device: torch.device, calls: int | None = None) -> tuple[float, float]:
     """Wall clock and processor time of one call; the latter, summed over threads, hardly sees other processes.
 
-    On CUDA the mean of calls in a row, as in a network: the device works while the next call is prepared.
+    On CUDA, unless `calls` is given, the mean of calls in a row, as in a network: the device works while the next call
+    is prepared.
     """
-    calls = _CUDA_CALLS if device.type == "cuda" else 1
+    if calls is None:
+        calls = _CUDA_CALLS if device.type == "cuda" else 1
     synchronize(device)
     start, cpu_start = time.perf_counter(), time.process_time()
     for _ in range(calls):
@@ -183,6 +188,48 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+@dataclass
+class Growth:
+    """What the process's resident memory grew by at most, in bytes; `None` where the system does not tell."""
+
+    bytes: int | None = None
+
+
+@contextmanager
+def resident_growth() -> Iterator[Growth]:
+    """Measure the memory of libraries that allocate by themselves, on Linux: what the body adds at most to the
+    process's resident memory. What they keep for a next call is seen in the first one alone."""
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # memory that was freed but not given back would be taken unseen
+    growth = Growth()
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    try:
+        clear.write_text("5")  # sets the peak back to what is resident now
+        before = _resident_bytes(status, "VmRSS")
+    except OSError:
+        yield growth
+        return
+    yield growth
+    growth.bytes = max(0, _resident_bytes(status, "VmHWM") - before)
+
+
+def _resident_bytes(status: Path, name: str) -> int:
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith(f"{name}:")]
+    return 1024 * int(line.split()[1])
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device, `None` where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    for line in meminfo.read_text().splitlines() if meminfo.is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return None
 
 
 def saved_memory(call: Callable[[], torch.Tensor], known: Sequence[torch.Tensor]) -> int:

@@ -14,6 +14,7 @@ import PIL.Image
 import torch
 from torchvision import tv_tensors
 
+from ccnet_hf.benchmark.images import draw_example
 from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.recipes import Recipe
@@ -26,14 +27,10 @@ def _png(array: np.ndarray) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-SMALLEST_SIZE = (36, 72)  # (height, width) that has room for the regions below
-
-
 def synthetic_split(num_examples: int, size: tuple[int, int], num_labels: int, seed: int = 0) -> datasets.Dataset:
     """Draw PNG images that are as hard to decode as photographs, with label maps of a few hundred regions.
 
-    Regions of one colour under a slope of brightness and a little noise: at Cityscapes' 1024x2048 the files have about
-    2.3 MB, as the benchmark's have.
+    At Cityscapes' 1024x2048 the files have about 2.3 MB, as the benchmark's have.
 
     Args:
         num_examples: rows.
@@ -42,22 +39,10 @@ def synthetic_split(num_examples: int, size: tuple[int, int], num_labels: int, s
         seed: of every draw.
     """
     generator = np.random.default_rng(seed)
-    height, width = size
     rows: dict[str, list] = {"image": [], "label": []}
     for _ in range(num_examples):
-        label = np.zeros(size, dtype=np.uint8)
-        image = np.empty((*size, 3), dtype=np.float32)
-        image[:] = np.linspace(60, 160, height, dtype=np.float32)[:, None, None]
-        for _ in range(300):
-            top, left = int(generator.integers(height)), int(generator.integers(width))
-            bottom, right = (
-                top + int(generator.integers(8, height // 4)),
-                left + int(generator.integers(8, width // 8)),
-            )
-            label[top:bottom, left:right] = generator.integers(num_labels)
-            image[top:bottom, left:right] += generator.normal(0, 25, 3)
-        image += generator.normal(0, 1.0, image.shape)
-        rows["image"].append(_png(image.clip(0, 255).astype(np.uint8)))
+        image, label = draw_example(size, num_labels, generator)
+        rows["image"].append(_png(image))
         rows["label"].append(_png(label))
     return datasets.Dataset.from_dict(
         rows,

@@ -60,7 +60,7 @@ def optimize(
     if backend != "auto":
         return RUNTIMES[backend](model, chosen_dtype)
     if example is None:
-        runtime = RUNTIMES[_by_machine(model.device, chosen_dtype)](model, chosen_dtype)
+        runtime = RUNTIMES[backend_by_machine(model, chosen_dtype)](model, chosen_dtype)
         reason = "for this kind of processor" if model.device.type == "cpu" else "for this device"
     else:
         runtime, reason = _by_measuring(model, chosen_dtype, example)
@@ -83,7 +83,9 @@ def _dtype(dtype: torch.dtype | Literal["auto"] | None, device: torch.device) ->
     return dtype
 
 
-def _by_machine(device: torch.device, dtype: torch.dtype) -> str:
+def backend_by_machine(model: CCNetForSemanticSegmentation, dtype: torch.dtype) -> str:
+    """What "auto" takes without an example to measure."""
+    device = model.device
     if device.type == "cuda":
         return "cuda_graphs"
     if device.type == "cpu" and dtype == torch.bfloat16 and has_amx() and not missing_packages("openvino"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ class Pictures:
             yield {"pixel_values": inputs["pixel_values"]}
 
 
-def make_quantizer(program_format: Format, pictures: Pictures) -> Any:
-    """transformers' quantizer for a format, calibrated on pictures. Only convolutions are quantized: they are nearly
-    all of the work, and the attention's scores need their digits.
+def make_quantizer(program_format: Format, pictures: Collection[dict[str, torch.Tensor]]) -> Any:
+    """transformers' quantizer for a format, calibrated on network inputs as [`Pictures`] makes them. Only convolutions
+    are quantized: they are nearly all of the work, and the attention's scores need their digits.
 
     Raises:
         InputError: its package is not installed.

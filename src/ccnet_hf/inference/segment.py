@@ -30,7 +30,7 @@ from ccnet_hf.visualization import class_shares, colorize, complete_palette, for
 
 # By file: how much is compressed. At the lowest level an overlay takes a quarter of the usual time, for files a fifth
 # to a third larger.
-_COMPRESSION = {"overlay": 1, "labels": 6}
+COMPRESSION = {"overlay": 1, "labels": 6}
 
 
 @dataclass(kw_only=True)
@@ -111,7 +111,7 @@ def segment(arguments: SegmentArguments) -> None:
         results = {"overlay": overlay(image, label_map, palette, class_names), "labels": colorize(label_map, palette)}
         for name, result in results.items():
             with atomic_file(output_dir / f"{stem}_{name}.png") as unfinished:
-                result.save(unfinished, compress_level=_COMPRESSION[name])
+                result.save(unfinished, compress_level=COMPRESSION[name])
 
     bar = tqdm(total=len(images), desc="segmenting", unit="image", disable=None if images else True)
     with bar, WriteBehind() as writer, closing(read_ahead(read, images)) as readings:
