@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from tiny_models import tiny_backbone_config, tiny_model
+from tiny_models import tiny_backbone_config, tiny_instance_model, tiny_model
 from torch import nn
 from transformers import ConvNextConfig, TimmBackboneConfig
 
@@ -205,8 +205,12 @@ def test_measuring_takes_all_in_turn():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": nn.Linear(2, 2)}, "takes a CCNetForSemanticSegmentation, of images, not a Linear"),
+        (
+            {"model": nn.Linear(2, 2)},
+            "takes a CCNetForSemanticSegmentation or .*, of images, not a Linear",
+        ),
         ({"model": CCNetForVideoSegmentation(VIDEO)}, "of images, not a CCNetForVideoSegmentation"),
+        ({"model": tiny_instance_model()}, "of images, not a CCNetForInstanceSegmentation"),
         ({"backend": "tensorrt"}, "backend must be one of auto, eager"),
         ({"dtype": torch.int8}, "dtype must be None"),
         ({"dtype": torch.float16}, "take torch.bfloat16"),

@@ -7,12 +7,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_model
+from tiny_models import (
+    tiny_backbone_config,
+    tiny_instance_model,
+    tiny_model,
+    tiny_parsing_config,
+    tiny_parsing_model,
+)
 from transformers import AutoConfig, AutoImageProcessor
 
-from ccnet_hf import CCNetForSemanticSegmentation, CCNetImageProcessor
+from ccnet_hf import (
+    CCNetForSemanticSegmentation,
+    CCNetForVideoSegmentation,
+    CCNetImageProcessor,
+    CCNetInstanceImageProcessor,
+    CCNetVideoConfig,
+    CCNetVideoProcessor,
+    InputError,
+)
 from ccnet_hf.cli import main
 from ccnet_hf.exporting import export as export_module
+from ccnet_hf.exporting import javascript
 from ccnet_hf.exporting.calibration import Pictures
 
 
@@ -142,6 +157,51 @@ def test_what_cannot_be_done_is_one_line_and_no_folder(checkpoint, here, options
     error = capsys.readouterr().err
     assert (found, error.count("\n")) == (status, 1) and message in error
     assert not Path("exported").exists()
+
+
+def video_folder(folder: Path) -> None:
+    config = CCNetVideoConfig(backbone_config=tiny_backbone_config(), hidden_size=32, auxiliary_channels=16)
+    CCNetForVideoSegmentation(config).save_pretrained(folder)
+    CCNetVideoProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)
+
+
+def instance_folder(folder: Path) -> None:
+    tiny_instance_model().save_pretrained(folder)
+    CCNetInstanceImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(video_folder, "CCNetForVideoSegmentation"), (instance_folder, "CCNetForInstanceSegmentation")],
+    ids=["video", "instances"],
+)
+def test_models_of_video_and_instances_are_refused_in_one_line(make, kind, here, capsys):
+    needs("onnxruntime", "onnxscript")
+    make(Path("other"))
+    assert main(["export", "other", "--output", "exported"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith(f"of images, not a {kind}\n")
+    assert not Path("exported").exists()
+
+
+@pytest.mark.parametrize(
+    ("program_format", "package", "context_module"),
+    [("onnx", "onnxruntime", "pyramid"), ("openvino", "openvino", "rcca")],
+)
+def test_a_human_parser_segments_as_its_checkpoint(here, program_format, package, context_module):
+    needs(package, "onnxscript")
+    tiny_parsing_model(context_module=context_module).save_pretrained("parser")
+    CCNetImageProcessor(size={"height": 65, "width": 65}, do_letterbox=True).save_pretrained("parser")
+    assert main(["export", "parser", "--format", program_format, "--output", "exported"]) == 0
+    found = labels("exported", "pictures/0.png", "a")
+    assert (found == labels("parser", "pictures/0.png", "b", "--device", "cpu")).mean() > 0.999
+
+
+def test_transformers_js_has_no_letterbox(here, capsys):
+    needs("onnxruntime", "onnxscript")
+    processor = CCNetImageProcessor(size={"height": 65, "width": 65}, do_letterbox=True)
+    with pytest.raises(InputError, match="no letterbox"):
+        javascript.write(None, tiny_parsing_config(), processor, Path("folder"), int8=False)
 
 
 def test_a_missing_runtime_names_the_extra(checkpoint, here, monkeypatch, capsys):

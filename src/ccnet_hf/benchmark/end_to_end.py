@@ -22,7 +22,7 @@ from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.predictor_arguments import PredictorArguments
 from ccnet_hf.inference.segment import COMPRESSION
 from ccnet_hf.limits import MAX_PIXELS, check_range
-from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits
+from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 from ccnet_hf.visualization import colorize, complete_palette, overlay
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.runtimes import RUNTIME_FORMS
 from ccnet_hf.deployment.optimize import backend_by_machine
-from ccnet_hf.models.image_processing_common_ccnet import argmax_of_resized_logits
+from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
 
 @dataclass

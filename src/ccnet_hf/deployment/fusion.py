@@ -7,11 +7,20 @@ import copy
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ccnet_hf.models.criss_cross_attention import criss_cross_attention
-from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation, CCNetHead, RecurrentCrissCrossAttention
+from ccnet_hf.models.modeling_ccnet import (
+    CCNetConvLayer,
+    CCNetForSemanticSegmentation,
+    CCNetHead,
+    RecurrentCrissCrossAttention,
+)
+from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing, CCNetPyramidPooling
 
+
+Rewritable = CCNetForSemanticSegmentation | CCNetForHumanParsing
 
 _EXAMPLE_SIZE = 64  # pixels; of the image that finds out which layers follow each other
 _TOLERANCE = 1e-8  # of the largest value, in float64
@@ -211,11 +220,40 @@ class FusedHead(nn.Module):
         return hidden_state, attended, None
 
 
-def fuse(model: CCNetForSemanticSegmentation) -> CCNetForSemanticSegmentation:
+class FusedPyramidPooling(nn.Module):
+    """[`CCNetPyramidPooling`] whose batch norms are folded, with the means over regions as matrix products: exporters
+    know the pooling of PyTorch for maps of one fixed size only."""
+
+    def __init__(self, pooling: CCNetPyramidPooling):
+        super().__init__()
+        self.projections, self.fusion = pooling.projections, pooling.fusion
+        self.sizes, self.align_corners = pooling.sizes, pooling.align_corners
+
+    def forward(self, feature_map: torch.Tensor, output_attentions: bool = False) -> tuple[torch.Tensor, None, None]:
+        """As [`CCNetPyramidPooling.forward`]."""
+        height, width = feature_map.shape[-2:]
+        maps = []
+        for size, projection in zip(self.sizes, self.projections, strict=True):
+            rows, columns = (_mean_weights(side, size, feature_map) for side in (height, width))
+            means = projection(rows @ feature_map @ columns.T)
+            maps.append(F.interpolate(means, (height, width), mode="bilinear", align_corners=self.align_corners))
+        return self.fusion(torch.cat([*maps, feature_map], dim=1)), None, None
+
+
+def _mean_weights(length: int, number: int, like: torch.Tensor) -> torch.Tensor:
+    """The (number, length) matrix that takes `length` positions to the means over `number` parts of them, as
+    `adaptive_avg_pool2d` divides them."""
+    positions, parts = (torch.arange(end, device=like.device) for end in (length, number))
+    first, last = parts * length // number, ((parts + 1) * length + number - 1) // number
+    inside = (positions >= first[:, None]) & (positions < last[:, None])
+    return inside.to(like.dtype) / (last - first)[:, None].to(like.dtype)
+
+
+def fuse(model: Rewritable) -> Rewritable:
     """A copy of a model in float64 that computes the same logits in fewer operations, for inference.
 
-    Batch norms are folded, wherever the backbone comes from; the head becomes a [`FusedHead`]; what only training
-    needs is left out. The copy gives no attention weights.
+    Batch norms are folded, wherever the backbone comes from; the head becomes a [`FusedHead`], or of human parsing the
+    context module; what only training needs is left out. The copy gives no attention weights.
 
     Args:
         model: is left as it is.
@@ -224,14 +262,28 @@ def fuse(model: CCNetForSemanticSegmentation) -> CCNetForSemanticSegmentation:
         The copy, to be rounded with `.to(dtype)`.
     """
     fused = copy.deepcopy(model).eval().requires_grad_(False).double()
-    fused.auxiliary_head = fused.category_projection = None
-    head = fused.model.head
+    _leave_out_training(fused)
     example = torch.zeros(1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE, dtype=torch.float64, device=fused.device)
     example.normal_(generator=torch.Generator(fused.device).manual_seed(0))
-    fold_batch_norms(fused.model.backbone, example)
-    for layer in (head.input_projection, head.output_projection, head.fusion):
-        if layer is not None:
+    fold_batch_norms(fused.base_model.backbone, example)
+    for layer in fused.modules():
+        if isinstance(layer, CCNetConvLayer):
             _assign(layer.convolution, *fold_batch_norm(layer.convolution, layer.normalization))
             layer.normalization = nn.Identity()
-    fused.model.head = FusedHead(head)
+    if not isinstance(fused, CCNetForHumanParsing):
+        fused.model.head = FusedHead(fused.model.head)
+    elif isinstance(fused.context, CCNetHead):
+        fused.context = FusedHead(fused.context)
+    else:
+        fused.context = FusedPyramidPooling(fused.context)
     return fused
+
+
+def _leave_out_training(model: Rewritable) -> None:
+    """Remove the layers that only the losses look at."""
+    model.category_projection = None
+    if isinstance(model, CCNetForHumanParsing):
+        model.parsing_classifier = None
+        model.edge_branch.classifier = model.edge_branch.fusion_classifier = None
+    else:
+        model.auxiliary_head = None

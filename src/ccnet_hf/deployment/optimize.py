@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import torch
 from transformers.utils import logging
 
+from ccnet_hf.deployment.fusion import Rewritable
 from ccnet_hf.deployment.machine import has_amx, has_bfloat16, missing_packages
 from ccnet_hf.deployment.runtimes import RUNTIMES, OptimizedRuntime, check_model
 from ccnet_hf.errors import InputError
-from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 
 
 logger = logging.get_logger(__name__)
@@ -24,7 +24,7 @@ _ROUNDS = 3  # of measuring; the fastest counts
 
 
 def optimize(
-    model: CCNetForSemanticSegmentation,
+    model: Rewritable,
     backend: Backend = "auto",
     dtype: torch.dtype | Literal["auto"] | None = None,
     example: torch.Tensor | None = None,
@@ -36,7 +36,7 @@ def optimize(
     activations in float32. `Predictor` and `predict_logits` take the result as they take a model.
 
     Args:
-        model: a `CCNetForSemanticSegmentation`, with any backbone; is left as it is.
+        model: a `CCNetForSemanticSegmentation` or `CCNetForHumanParsing`, with any backbone; is left as it is.
         backend: "eager" is PyTorch, "compile" `torch.compile` (minutes at the first call), "onnx" ONNX Runtime and
             "openvino" OpenVINO (on the CPU; a minute to make), "cuda_graphs" PyTorch on CUDA without Python between
             the kernels. "auto" measures what is installed if there is an `example`, and otherwise goes by what the
@@ -83,7 +83,7 @@ def _dtype(dtype: torch.dtype | Literal["auto"] | None, device: torch.device) ->
     return dtype
 
 
-def backend_by_machine(model: CCNetForSemanticSegmentation, dtype: torch.dtype) -> str:
+def backend_by_machine(model: Rewritable, dtype: torch.dtype) -> str:
     """What "auto" takes without an example to measure."""
     device = model.device
     if device.type == "cuda":
@@ -93,9 +93,7 @@ def backend_by_machine(model: CCNetForSemanticSegmentation, dtype: torch.dtype) 
     return "eager"
 
 
-def _by_measuring(
-    model: CCNetForSemanticSegmentation, dtype: torch.dtype, example: torch.Tensor
-) -> tuple[OptimizedRuntime, str]:
+def _by_measuring(model: Rewritable, dtype: torch.dtype, example: torch.Tensor) -> tuple[OptimizedRuntime, str]:
     """The fastest of the forms that can be made in about a minute, and what was found."""
     names = ["eager"]
     if model.device.type == "cuda":

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from ccnet_hf.deployment import onednn
-from ccnet_hf.deployment.fusion import fuse
+from ccnet_hf.deployment.fusion import Rewritable, fuse
 from ccnet_hf.deployment.machine import has_amx, has_bfloat16, require_packages
 from ccnet_hf.deployment.programs import make_program, run_program
 from ccnet_hf.deployment.winograd import use_winograd
 from ccnet_hf.errors import InputError
-from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
+from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing
 from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone
 from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
 from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
@@ -41,7 +41,7 @@ class OptimizedRuntime(ABC):
 
     backend: str
 
-    def __init__(self, model: CCNetForSemanticSegmentation, dtype: torch.dtype):
+    def __init__(self, model: Rewritable, dtype: torch.dtype):
         self.config, self.dtype, self.device = model.config, dtype, model.device
         self._model = model
 
@@ -92,27 +92,31 @@ class OptimizedRuntime(ABC):
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise InputError unless a model is one that `rewrite` knows: a `CCNetForSemanticSegmentation` of images."""
-    if not isinstance(model, CCNetForSemanticSegmentation) or isinstance(model, CCNetForVideoSegmentation):
-        raise InputError(f"this takes a CCNetForSemanticSegmentation, of images, not a {type(model).__name__}")
+    """Raise InputError unless a model is one that `rewrite` knows: for semantic segmentation of images, or for human
+    parsing."""
+    if not isinstance(model, Rewritable) or isinstance(model, CCNetForVideoSegmentation):
+        raise InputError(
+            "this takes a CCNetForSemanticSegmentation or CCNetForHumanParsing, of images, "
+            f"not a {type(model).__name__}"
+        )
 
 
-def rewrite(
-    model: CCNetForSemanticSegmentation, dtype: torch.dtype, winograd: bool = False, use_onednn: bool = False
-) -> nn.Module:
+def rewrite(model: Rewritable, dtype: torch.dtype, winograd: bool = False, use_onednn: bool = False) -> nn.Module:
     """The network in fewer operations, see `fuse`, its numbers rounded to `dtype` once.
 
     Args:
         model: is left as it is.
         dtype: of the computation. A backbone of depthwise convolutions, which bfloat16 makes neither better nor
-            faster, stays in float32.
+            faster, stays in float32, but for human parsing, where more than the head reads its feature maps.
         winograd: whether to save multiplications in the wide 3x3 convolutions.
         use_onednn: whether convolution, sum and ReLU of a residual network become one call.
     """
     fused = fuse(model)
-    backbone = fused.model.backbone
-    backbone_dtype = torch.float32 if dtype == torch.bfloat16 and _is_mobile(model.model.backbone) else dtype
-    for part, part_dtype in ((backbone, backbone_dtype), (fused.model.head, dtype), (fused.classifier, dtype)):
+    backbone = fused.base_model.backbone
+    stays = dtype == torch.bfloat16 and is_mobile(model) and not isinstance(model, CCNetForHumanParsing)
+    others = [part for owner in {fused, fused.base_model} for part in owner.children()]
+    others = [part for part in others if part not in (fused.base_model, backbone)]
+    for part, part_dtype in ((backbone, torch.float32 if stays else dtype), *((part, dtype) for part in others)):
         if winograd:
             # The filters are transformed in float64, before anything is rounded.
             use_winograd(part, 4 if part_dtype == torch.float32 else 2, part_dtype)
@@ -122,9 +126,10 @@ def rewrite(
     return fused
 
 
-def _is_mobile(backbone: nn.Module) -> bool:
-    """Whether a backbone is one of depthwise convolutions with batch norm, as MobileNets and EfficientNets are."""
-    layers = list(backbone.modules())
+def is_mobile(model: Rewritable) -> bool:
+    """Whether a model's backbone is one of depthwise convolutions with batch norm, as MobileNets and EfficientNets
+    are."""
+    layers = list(model.base_model.backbone.modules())
     is_depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 for layer in layers)
     return is_depthwise and any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
 
@@ -151,7 +156,7 @@ class EagerRuntime(OptimizedRuntime):
 
     backend = "eager"
 
-    def __init__(self, model: CCNetForSemanticSegmentation, dtype: torch.dtype):
+    def __init__(self, model: Rewritable, dtype: torch.dtype):
         super().__init__(model, dtype)
         self.network = rewrite(model, dtype, winograd_wins(self.device, dtype), use_onednn=True)
 
@@ -165,7 +170,7 @@ class CompiledRuntime(OptimizedRuntime):
 
     backend = "compile"
 
-    def __init__(self, model: CCNetForSemanticSegmentation, dtype: torch.dtype):
+    def __init__(self, model: Rewritable, dtype: torch.dtype):
         super().__init__(model, dtype)
         self.network = rewrite(model, dtype, winograd_wins(self.device, dtype))
         self.network.compile()
@@ -182,7 +187,7 @@ class CudaGraphRuntime(OptimizedRuntime):
 
     backend = "cuda_graphs"
 
-    def __init__(self, model: CCNetForSemanticSegmentation, dtype: torch.dtype):
+    def __init__(self, model: Rewritable, dtype: torch.dtype):
         super().__init__(model, dtype)
         if self.device.type != "cuda":
             raise InputError(f"the backend cuda_graphs needs a model on CUDA; this one is on {self.device}")
@@ -220,7 +225,7 @@ class CudaGraphRuntime(OptimizedRuntime):
 class ProgramRuntime(OptimizedRuntime):
     """The rewritten network as a program of another runtime, on the CPU. It takes a minute to make."""
 
-    def __init__(self, model: CCNetForSemanticSegmentation, dtype: torch.dtype):
+    def __init__(self, model: Rewritable, dtype: torch.dtype):
         super().__init__(model, dtype)
         if self.device.type != "cpu":
             raise InputError(f"the backend {self.backend} runs on the CPU; the model is on {self.device}")

@@ -11,6 +11,7 @@ import torch
 import transformers.utils.logging
 
 from ccnet_hf.command import run_command
+from ccnet_hf.deployment.fusion import Rewritable
 from ccnet_hf.deployment.machine import require_packages
 from ccnet_hf.deployment.programs import Format, make_program, quiet
 from ccnet_hf.deployment.runtimes import check_model, rewrite
@@ -23,7 +24,6 @@ from ccnet_hf.files import atomic_folder, check_new, write_text
 from ccnet_hf.inference.images import find_images
 from ccnet_hf.inference.loading import load_checkpoint
 from ccnet_hf.limits import check_range
-from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 
 
 _MAX_PICTURES = 4096
@@ -104,9 +104,7 @@ def export(arguments: ExportArguments) -> None:
     print(f"{arguments.output} holds the program; {found}")
 
 
-def _verify(
-    arguments: ExportArguments, folder: Path, model: CCNetForSemanticSegmentation, pictures: Pictures | None
-) -> str:
+def _verify(arguments: ExportArguments, folder: Path, model: Rewritable, pictures: Pictures | None) -> str:
     """Run what was written, and say how it compares with the checkpoint."""
     network = javascript.run(folder) if arguments.javascript else run_folder(folder)
     if pictures is None:

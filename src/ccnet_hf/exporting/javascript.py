@@ -39,10 +39,13 @@ def write(
     """Write the program as one file, and configuration and processor as a Segformer's.
 
     Raises:
-        InputError: the processor resizes by a rule that transformers.js does not have, or the program is too large.
+        InputError: the processor letterboxes or resizes by a rule that transformers.js does not have, or the program
+            is too large.
     """
     import onnx_ir
 
+    if image_processor.active_letterbox_inverse is not None:
+        raise InputError("transformers.js has no letterbox, which the checkpoint's image processor uses")
     size = {side: pixels for side, pixels in dict(image_processor.size).items() if pixels is not None}
     if image_processor.do_resize and set(size) not in _SIZES:
         raise InputError(f"transformers.js cannot resize by the processor's size, {size}")

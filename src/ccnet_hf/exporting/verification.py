@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ccnet_hf.deployment.fusion import Rewritable
 from ccnet_hf.deployment.programs import quiet
 from ccnet_hf.exporting.calibration import Pictures
-from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
 
@@ -31,7 +31,7 @@ def run_folder(folder: Path) -> Network:
 
 
 @torch.no_grad()
-def verify_logits(network: Network, model: CCNetForSemanticSegmentation) -> float:
+def verify_logits(network: Network, model: Rewritable) -> float:
     """The largest error of logits, as a fraction of the largest logit, over two sizes and two numbers of images.
 
     Raises:
@@ -52,7 +52,7 @@ def verify_logits(network: Network, model: CCNetForSemanticSegmentation) -> floa
 
 
 @torch.no_grad()
-def equal_labels(network: Network, model: CCNetForSemanticSegmentation, pictures: Pictures) -> float:
+def equal_labels(network: Network, model: Rewritable, pictures: Pictures) -> float:
     """The fraction of pixels that get the checkpoint's label, over the first pictures."""
     equal = pixels = 0
     for inputs in itertools.islice(pictures, _PICTURES):

@@ -77,17 +77,18 @@ class CCNetPyramidPooling(GradientCheckpointingLayer):
         super().__init__()
         size, activation = config.hidden_size, config.head_activation
         self.align_corners = config.align_corners
+        self.sizes = _PYRAMID_SIZES
         self.projections = nn.ModuleList(
-            CCNetConvLayer(in_channels, size, activation, kernel_size=1) for _ in _PYRAMID_SIZES
+            CCNetConvLayer(in_channels, size, activation, kernel_size=1) for _ in self.sizes
         )
-        self.fusion = CCNetConvLayer(in_channels + size * len(_PYRAMID_SIZES), size, activation)
+        self.fusion = CCNetConvLayer(in_channels + size * len(self.sizes), size, activation)
 
     def forward(
         self, feature_map: torch.Tensor, output_attentions: bool = False
     ) -> tuple[torch.Tensor, None, tuple[()] | None]:
         """Returns the joined map, and nothing in the places of what [`CCNetHead`] returns of its attention."""
         pooled = []
-        for size, projection in zip(_PYRAMID_SIZES, self.projections, strict=True):
+        for size, projection in zip(self.sizes, self.projections, strict=True):
             means = projection(nn.functional.adaptive_avg_pool2d(feature_map, size))
             pooled.append(_resize_like(means, feature_map, self.align_corners))
         return self.fusion(torch.cat([*pooled, feature_map], dim=1)), None, () if output_attentions else None
