@@ -1,6 +1,7 @@
 """train.py and eval.py by their own `main`, on images made here."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ccnet_hf.evaluation.tasks import TASKS
 from ccnet_hf.recipes import TrainingRecipe, get_recipe
 from ccnet_hf.training import building, publishing
 from ccnet_hf.training import train as train_module
+from ccnet_hf.training.distributed import precision_hint
 from ccnet_hf.training.train import main as train
 from ccnet_hf.training.training_arguments import ARGUMENTS, ModelArguments, run_training
 
@@ -442,6 +444,26 @@ def test_without_tensorboard_there_is_a_hint(coloured_folder, tmp_path, monkeypa
     start = arguments.index("--report_to")
     assert train(arguments[:start] + arguments[start + 2 :]) == 0
     assert "TensorBoard is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_bfloat16_is_suggested_where_the_processor_has_it_and_it_is_off(monkeypatch, has_instructions, precision):
+    monkeypatch.setattr("ccnet_hf.deployment.machine._has_instructions", lambda *names: has_instructions)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision=precision)
+    hint = precision_hint(accelerator)
+    if has_instructions and precision == "no":
+        assert "accelerate launch --mixed_precision bf16" in hint and "\n" not in hint
+    else:
+        assert hint is None
+    assert precision_hint(SimpleNamespace(device=torch.device("meta"), mixed_precision="no")) is None
+
+
+def test_the_command_says_the_suggestion_once(coloured_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ccnet_hf.deployment.machine._has_instructions", lambda *names: True)
+    arguments = train_arguments(coloured_folder, tmp_path / "model", "--max_train_steps", "1", "--eval_steps", "0")
+    assert train(arguments) == 0
+    assert capsys.readouterr().err.count("--mixed_precision bf16") == 1
 
 
 def test_classes_of_the_datasets_own(coloured_folder):

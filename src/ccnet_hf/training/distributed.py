@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_li
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ccnet_hf.deployment.machine import has_bfloat16
 from ccnet_hf.errors import InputError
 from ccnet_hf.training.depthwise import speed_up_dilated_depthwise
 
@@ -43,6 +44,16 @@ def check_distribution(accelerator: Accelerator, needs_whole_model: bool) -> Non
         raise InputError("FSDP is supported in its version 2 (fsdp_version in the configuration of accelerate)")
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise InputError("torch dynamo is chosen here by --compile, not in the configuration of accelerate")
+
+
+def precision_hint(accelerator: Accelerator) -> str | None:
+    """A line that suggests bfloat16 where a training on a CPU leaves the processor's instructions for it unused."""
+    is_off = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
+    if not (is_off and has_bfloat16(accelerator.device)):
+        return None
+    return (
+        "this processor has instructions for bfloat16: steps are faster with accelerate launch --mixed_precision bf16"
+    )
 
 
 def _is_sharded(accelerator: Accelerator) -> bool:

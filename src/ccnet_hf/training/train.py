@@ -27,6 +27,7 @@ from ccnet_hf.training.building import build_datasets, build_image_processor, bu
 from ccnet_hf.training.card import write_card
 from ccnet_hf.training.checkpoints import sole_training
 from ccnet_hf.training.checks import check_settings
+from ccnet_hf.training.distributed import precision_hint
 from ccnet_hf.training.initialization import freeze
 from ccnet_hf.training.loop import TrainingLoop
 from ccnet_hf.training.publishing import create_repository, upload
@@ -119,6 +120,8 @@ def _train(
     evaluator = None if validation is None else task.load("evaluator")(config, validation, image_processor)
 
     parts = (arguments, data, training, settings, publishing)
+    if accelerator.is_main_process and (hint := precision_hint(accelerator)):
+        print(hint, file=sys.stderr)
     _start_trackers(accelerator, settings.output_dir, parts)
     loop = TrainingLoop(accelerator, model, image_processor, dataset, objective, training, settings, evaluator)
     scores = loop.run()
