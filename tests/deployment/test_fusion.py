@@ -11,10 +11,12 @@ from transformers import ConvNextConfig, TimmBackboneConfig
 
 from ccnet_hf import RecurrentCrissCrossAttention
 from ccnet_hf.deployment.fusion import (
+    ActivatedConv2d,
     FusedAttention,
     fold_batch_norm,
     fold_batch_norms,
     fuse,
+    join_activations,
     merge_convolutions,
     scale_convolution,
     split_convolution,
@@ -170,3 +172,34 @@ def test_fuse_equals(fields, size):
         equal(fused(images).logits, copy.deepcopy(model).double()(images).logits)
     assert fused.config is not model.config and fused.config.to_dict() == model.config.to_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def chain():
+    torch.manual_seed(0)
+    return nn.Sequential(convolution(), nn.ReLU6(), convolution(6), nn.Identity(), nn.ReLU(inplace=True)).eval()
+
+
+def test_join_activations_equals_and_joins_what_follows(images):
+    network = chain()
+    with torch.no_grad():
+        expected = network(images)
+        assert join_activations(network, images, (nn.ReLU6, nn.ReLU)) == 2
+        assert isinstance(network[0], ActivatedConv2d) and isinstance(network[2], ActivatedConv2d)
+        assert not any(isinstance(network[place], nn.ReLU6 | nn.ReLU) for place in (1, 4))
+        equal(network(images), expected)
+
+
+class ReadTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.activation = convolution(out_channels=4), nn.ReLU()
+
+    def forward(self, images):
+        output = self.convolution(images)
+        return self.activation(output) + output
+
+
+def test_an_activation_is_not_joined_where_something_else_reads_the_convolution(images):
+    network = ReadTwice()
+    assert join_activations(network, images, (nn.ReLU,)) == 0
+    assert type(network.convolution) is nn.Conv2d and type(network.activation) is nn.ReLU

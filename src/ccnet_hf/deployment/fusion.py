@@ -4,7 +4,7 @@ Every rewrite is a function of its own. Numbers are computed in float64, whateve
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,7 @@ def fold_batch_norms(module: nn.Module, example: torch.Tensor) -> int:
         The number of batch norms folded; 0 where the result would not be the same.
     """
     with torch.no_grad():
-        pairs, expected = _find_pairs(module, example)
+        pairs, expected = _find_pairs(module, example, _can_be_folded)
         saved = [(convolution, convolution.weight, convolution.bias) for convolution, _ in pairs]
         names = {child: name for name, child in module.named_modules()}
         for convolution, normalization in pairs:
@@ -116,10 +116,41 @@ def fold_batch_norms(module: nn.Module, example: torch.Tensor) -> int:
     return 0
 
 
+class ActivatedConv2d(nn.Sequential):
+    """A convolution and the activation that follows it."""
+
+    def __init__(self, convolution: nn.Conv2d, activation: nn.Module):
+        super().__init__(convolution, activation)
+
+
+def join_activations(module: nn.Module, example: torch.Tensor, kinds: tuple[type[nn.Module], ...]) -> int:
+    """Put an [`ActivatedConv2d`] in the place of every convolution that an activation directly follows, in place.
+
+    Args:
+        module, example: as for `fold_batch_norms`, after that.
+        kinds: of the activations.
+
+    Returns:
+        The number of activations joined; 0 where the result would not be the same.
+    """
+    with torch.no_grad():
+        pairs, expected = _find_pairs(module, example, lambda layer: type(layer) in kinds)
+        names = {child: name for name, child in module.named_modules()}
+        for convolution, activation in pairs:
+            module.set_submodule(names[activation], nn.Identity())
+            module.set_submodule(names[convolution], ActivatedConv2d(convolution, activation))
+        if _are_close(_tensors(module(example)), expected):
+            return len(pairs)
+        for convolution, activation in pairs:
+            module.set_submodule(names[activation], activation)
+            module.set_submodule(names[convolution], convolution)
+    return 0
+
+
 def _find_pairs(
-    module: nn.Module, example: torch.Tensor
+    module: nn.Module, example: torch.Tensor, follows: Callable[[nn.Module], bool]
 ) -> tuple[list[tuple[nn.Conv2d, nn.Module]], list[torch.Tensor]]:
-    """Convolutions and the batch norms that read their very output, each used once, and what the module returns."""
+    """Convolutions and layers of a kind that read their very output, each used once, and what the module returns."""
     produced: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}
     pairs, calls = [], []
 
@@ -127,24 +158,28 @@ def _find_pairs(
         produced[id(output)] = convolution, output  # kept alive, so that no other tensor takes the number
         calls.append(convolution)
 
-    def before_normalization(normalization, arguments):
-        calls.append(normalization)
+    def before_follower(layer, arguments):
+        calls.append(layer)
         convolution, output = produced.get(id(arguments[0]), (None, None))
         if output is arguments[0] and convolution is not None:
-            pairs.append((convolution, normalization))
+            pairs.append((convolution, layer))
 
     handles = []
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             handles.append(child.register_forward_hook(after_convolution))
-        elif _rest_of(child) is not None and child.running_mean is not None:
-            handles.append(child.register_forward_pre_hook(before_normalization))
+        elif follows(child):
+            handles.append(child.register_forward_pre_hook(before_follower))
     try:
         outputs = _tensors(module(example))
     finally:
         for handle in handles:
             handle.remove()
     return [pair for pair in pairs if all(calls.count(child) == 1 for child in pair)], outputs
+
+
+def _can_be_folded(layer: nn.Module) -> bool:
+    return _rest_of(layer) is not None and layer.running_mean is not None
 
 
 def _rest_of(normalization: nn.Module) -> nn.Module | None:
@@ -263,9 +298,7 @@ def fuse(model: Rewritable) -> Rewritable:
     """
     fused = copy.deepcopy(model).eval().requires_grad_(False).double()
     _leave_out_training(fused)
-    example = torch.zeros(1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE, dtype=torch.float64, device=fused.device)
-    example.normal_(generator=torch.Generator(fused.device).manual_seed(0))
-    fold_batch_norms(fused.base_model.backbone, example)
+    fold_batch_norms(fused.base_model.backbone, example_image(fused.device))
     for layer in fused.modules():
         if isinstance(layer, CCNetConvLayer):
             _assign(layer.convolution, *fold_batch_norm(layer.convolution, layer.normalization))
@@ -277,6 +310,12 @@ def fuse(model: Rewritable) -> Rewritable:
     else:
         fused.context = FusedPyramidPooling(fused.context)
     return fused
+
+
+def example_image(device: torch.device) -> torch.Tensor:
+    """An image of noise, (1, 3, 64, 64) float64, that shows which layers follow each other."""
+    example = torch.zeros(1, 3, _EXAMPLE_SIZE, _EXAMPLE_SIZE, dtype=torch.float64, device=device)
+    return example.normal_(generator=torch.Generator(device).manual_seed(0))
 
 
 def _leave_out_training(model: Rewritable) -> None:

@@ -1,9 +1,23 @@
-"""Convolution, sum and ReLU of a residual network as one call of oneDNN, on processors."""
+"""Convolution and what follows it, activation or sum and ReLU, as one call of oneDNN, on processors."""
 
 import torch
 from torch import nn
 
+from ccnet_hf.deployment.fusion import ActivatedConv2d
 from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone, CCNetResNetBottleneck, CCNetResNetConvLayer
+
+
+# Activations that a call can end with -> what they are called there, and their numbers.
+ACTIVATIONS = {
+    nn.Identity: lambda layer: ("none", []),
+    nn.ReLU: lambda layer: ("relu", []),
+    nn.ReLU6: lambda layer: ("hardtanh", [0.0, 6.0]),
+    nn.Hardtanh: lambda layer: ("hardtanh", [layer.min_val, layer.max_val]),
+    nn.LeakyReLU: lambda layer: ("leaky_relu", [layer.negative_slope]),
+    nn.Hardswish: lambda layer: ("hardswish", []),
+    nn.SiLU: lambda layer: ("swish", []),
+}
+JOINED = tuple(kind for kind in ACTIVATIONS if kind is not nn.Identity)
 
 
 def is_available() -> bool:
@@ -12,12 +26,17 @@ def is_available() -> bool:
 
 
 class FusedConv2d(nn.Module):
-    """A convolution with bias, and what follows it: a sum with a residual, a ReLU."""
+    """A convolution with bias, and what follows it: a sum with a residual, an activation of `ACTIVATIONS`.
 
-    def __init__(self, convolution: nn.Conv2d, activation: bool):
+    Args:
+        convolution: with zeros beyond the border.
+        activation: with a residual it can be a ReLU or nothing.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, activation: nn.Module):
         super().__init__()
         self.convolution = convolution
-        self.activation = "relu" if activation else None
+        self.activation, self.numbers = ACTIVATIONS[type(activation)](activation)
         self.geometry = (
             list(convolution.padding),
             list(convolution.stride),
@@ -30,10 +49,11 @@ class FusedConv2d(nn.Module):
         weight, bias = self.convolution.weight, self.convolution.bias
         if residual is None:
             return torch.ops.mkldnn._convolution_pointwise(
-                hidden_state, weight, bias, *self.geometry, self.activation or "none", [], ""
+                hidden_state, weight, bias, *self.geometry, self.activation, self.numbers, ""
             )
+        after = None if self.activation == "none" else self.activation
         return torch.ops.mkldnn._convolution_pointwise_.binary(
-            residual, hidden_state, weight, bias, *self.geometry, "add", 1.0, self.activation, [], None
+            residual, hidden_state, weight, bias, *self.geometry, "add", 1.0, after, [], None
         )
 
 
@@ -48,7 +68,7 @@ class FusedBottleneck(nn.Module):
     def __init__(self, block: CCNetResNetBottleneck, overwrites: bool):
         super().__init__()
         self.conv1, self.conv2 = _fused(block.conv1), _fused(block.conv2)
-        self.conv3 = FusedConv2d(block.conv3.convolution, activation=True)
+        self.conv3 = FusedConv2d(block.conv3.convolution, nn.ReLU())
         self.shortcut = None if isinstance(block.shortcut, nn.Identity) else _fused(block.shortcut)
         self.overwrites = overwrites
 
@@ -73,4 +93,22 @@ def use_onednn(backbone: CCNetResNetBackbone) -> None:
 def _fused(layer: CCNetResNetConvLayer) -> nn.Module:
     if not isinstance(layer.convolution, nn.Conv2d):  # Winograd's
         return layer
-    return FusedConv2d(layer.convolution, isinstance(layer.activation, nn.ReLU))
+    return FusedConv2d(layer.convolution, layer.activation)
+
+
+def use_onednn_convolutions(backbone: nn.Module) -> None:
+    """Make one call of every convolution of a backbone of any kind and the activation that `join_activations` has put
+    behind it, in place. Without an activation the call is still faster than PyTorch's, which adds the bias of a 1x1
+    convolution for itself."""
+    for name, layer in list(backbone.named_modules()):
+        if isinstance(layer, ActivatedConv2d) and _is_plain(layer[0]):
+            backbone.set_submodule(name, FusedConv2d(*layer))
+    inside = {layer.convolution for layer in backbone.modules() if isinstance(layer, FusedConv2d)}
+    for name, layer in list(backbone.named_modules()):
+        if _is_plain(layer) and layer not in inside:
+            backbone.set_submodule(name, FusedConv2d(layer, nn.Identity()))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    is_convolution = type(layer) is nn.Conv2d  # neither Winograd's nor one of a library with more to it
+    return is_convolution and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)

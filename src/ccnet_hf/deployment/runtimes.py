@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ccnet_hf.deployment import onednn
-from ccnet_hf.deployment.fusion import Rewritable, fuse
+from ccnet_hf.deployment.fusion import Rewritable, example_image, fuse, join_activations
 from ccnet_hf.deployment.machine import has_amx, has_bfloat16, require_packages
 from ccnet_hf.deployment.programs import make_program, run_program
 from ccnet_hf.deployment.winograd import use_winograd
@@ -109,10 +109,13 @@ def rewrite(model: Rewritable, dtype: torch.dtype, winograd: bool = False, use_o
         dtype: of the computation. A backbone of depthwise convolutions, which bfloat16 makes neither better nor
             faster, stays in float32, but for human parsing, where more than the head reads its feature maps.
         winograd: whether to save multiplications in the wide 3x3 convolutions.
-        use_onednn: whether convolution, sum and ReLU of a residual network become one call.
+        use_onednn: whether convolutions and what follows them, sum and activation, become one call.
     """
     fused = fuse(model)
     backbone = fused.base_model.backbone
+    if use_onednn and not isinstance(backbone, CCNetResNetBackbone):
+        # In float64 still, where equal is equal.
+        join_activations(backbone, example_image(backbone.device), onednn.JOINED)
     stays = dtype == torch.bfloat16 and is_mobile(model) and not isinstance(model, CCNetForHumanParsing)
     others = [part for owner in {fused, fused.base_model} for part in owner.children()]
     others = [part for part in others if part not in (fused.base_model, backbone)]
@@ -122,7 +125,10 @@ def rewrite(model: Rewritable, dtype: torch.dtype, winograd: bool = False, use_o
             use_winograd(part, 4 if part_dtype == torch.float32 else 2, part_dtype)
         part.to(dtype=part_dtype, memory_format=torch.channels_last)
     if use_onednn and _takes_onednn(backbone):
-        onednn.use_onednn(backbone)
+        if isinstance(backbone, CCNetResNetBackbone):
+            onednn.use_onednn(backbone)
+        else:
+            onednn.use_onednn_convolutions(backbone)
     return fused
 
 
@@ -135,12 +141,14 @@ def is_mobile(model: Rewritable) -> bool:
 
 
 def _takes_onednn(backbone: nn.Module) -> bool:
+    attends = isinstance(backbone, CCNetResNetBackbone) and any(
+        stage.attention is not None for stage in backbone.stages
+    )
     return (
-        isinstance(backbone, CCNetResNetBackbone)
-        and backbone.device.type == "cpu"
+        backbone.device.type == "cpu"
         and onednn.is_available()
         and (backbone.dtype == torch.float32 or (backbone.dtype == torch.bfloat16 and has_bfloat16(backbone.device)))
-        and all(stage.attention is None for stage in backbone.stages)
+        and not attends
         and not any(isinstance(layer, nn.BatchNorm2d) for layer in backbone.modules())
     )
 
