@@ -10,7 +10,7 @@ from tiny_models import tiny_config
 
 from ccnet_hf import benchmark
 from ccnet_hf.benchmark import measuring, networks
-from ccnet_hf.benchmark.growth import Point, exponent, memory
+from ccnet_hf.benchmark.growth_points import Point, exponent, memory
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,6 @@ def test_int8_is_calibrated_on_what_is_measured():
 def test_what_is_not_there_is_one_line(name, monkeypatch):
     monkeypatch.setattr("ccnet_hf.deployment.machine.find_spec", lambda name: None)
     monkeypatch.setattr("ccnet_hf.deployment.machine._has_instructions", lambda *names: False)
-    monkeypatch.setattr("ccnet_hf.benchmark.runtimes.make_quantizer", lambda *arguments: None)
     with pytest.raises(InputError, match=r"not installed|no instructions"):
         make_runtime(name, tiny_model(), torch.float32, [])
 

@@ -84,6 +84,26 @@ def test_blend_tints_known_labels_only(label_map):
     assert pixels[30, 29].min() > 150 and pixels[30, 28].max() == 125, "a border one pixel wide"
 
 
+@pytest.mark.parametrize("size", [(1, 1), (70, 33), (41, 800)])
+@pytest.mark.parametrize("alpha", [0, 0.37, 1])
+@pytest.mark.parametrize("num_colors", [0, 1, 9])
+def test_blend_is_the_weighted_sum_pixel_by_pixel(size, alpha, num_colors):
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+    labels = np.kron(generator.choice([*range(9), -1, 255], (size[0], -(-size[1] // 5))), np.ones((1, 5), int))
+    labels = labels[:, : size[1]]
+    palette = [tuple(map(int, color)) for color in generator.integers(0, 256, (num_colors, 3))]
+    expected = pixels.astype(np.float64)
+    for label, color in enumerate(palette):
+        expected[labels == label] = expected[labels == label] * (1 - alpha) + np.array(color) * alpha
+    line = np.zeros(size, dtype=bool)
+    line[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    line[:-1] |= labels[:-1] != labels[1:]
+    expected[line] = expected[line] * 0.25 + 255 * 0.75
+    found = np.asarray(blend(Image.fromarray(pixels), labels, palette, alpha))
+    np.testing.assert_array_equal(found, (expected + 0.5).astype(np.uint8))
+
+
 def test_blend_refuses_unequal_sizes(label_map):
     with pytest.raises(ValueError, match="image is 60x40, label map 40x60"):
         blend(Image.new("RGB", (40, 60)), label_map, PALETTE)

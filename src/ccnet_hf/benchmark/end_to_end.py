@@ -26,6 +26,9 @@ from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 from ccnet_hf.visualization import colorize, complete_palette, overlay
 
 
+_NOISE = 6.0  # deviation; a JPEG file of 1024x2048 then has 0.5 MB
+
+
 @dataclass
 class EndToEndArguments:
     model_name_or_path: str = field(
@@ -92,7 +95,7 @@ def _picture(file: str | None, size: tuple[int, int]) -> Iterator[Path]:
     if file is not None:
         yield Path(file)
         return
-    image, _ = draw_example(size, 2, np.random.default_rng(0))
+    image, _ = draw_example(size, 2, np.random.default_rng(0), _NOISE)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "drawn.jpg")
         Image.fromarray(image).save(path, quality=90)

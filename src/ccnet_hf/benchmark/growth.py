@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ccnet_hf import RecurrentCrissCrossAttention
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.forms import NonLocalBlock
+from ccnet_hf.benchmark.growth_points import Point, exponent, median_seconds, memory
 from ccnet_hf.benchmark.networks import build_network, noise
 from ccnet_hf.errors import InputError, is_out_of_memory
 from ccnet_hf.files import atomic_file, check_file
@@ -40,21 +41,6 @@ class GrowthArguments:
     repeats: int = field(default=3, metadata={"help": "measurements of each size; medians count"})
     output: str = field(default="growth.png", metadata={"metavar": "FILE", "help": "picture of the measurements"})
     json: str | None = field(default=None, metadata={"metavar": "FILE", "help": "write all figures there as well"})
-
-
-@dataclass
-class Point:
-    """One measurement: a block at a size of the image."""
-
-    block: str
-    height: int
-    width: int
-    seconds: list[float]  # one entry per repeat: processor time on a CPU, by the clock on CUDA
-    bytes: int  # peak of what is allocated during the call
-
-    @property
-    def pixels(self) -> int:
-        return self.height * self.width
 
 
 def benchmark_growth(arguments: GrowthArguments) -> None:
@@ -158,23 +144,6 @@ def _measure(
 
 def _of(points: Sequence[Point], name: str) -> list[Point]:
     return [point for point in points if point.block == name]
-
-
-def exponent(points: Sequence[Point], value: Callable[[Point], float]) -> float | None:
-    """The power of the number of pixels that a value grows with: the slope of the straight line that fits the
-    logarithms best; `None` of fewer than two sizes."""
-    known = [(math.log(point.pixels), math.log(value(point))) for point in points if value(point) > 0]
-    if len({pixels for pixels, _ in known}) < 2:
-        return None
-    return statistics.linear_regression(*zip(*known, strict=True)).slope
-
-
-def median_seconds(point: Point) -> float:
-    return statistics.median(point.seconds)
-
-
-def memory(point: Point) -> float:
-    return point.bytes
 
 
 def table(points: Sequence[Point]) -> str:

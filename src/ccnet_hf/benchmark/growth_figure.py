@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ccnet_hf.benchmark.growth import Point, exponent, median_seconds, memory
+from ccnet_hf.benchmark.growth_points import Point, exponent, median_seconds, memory
 
 
 _INCHES, _PIXELS_PER_INCH = (12.0, 4.8), 100

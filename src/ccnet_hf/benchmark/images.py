@@ -7,7 +7,7 @@ SMALLEST_SIZE = (36, 72)  # (height, width) that has room for the regions below
 
 
 def draw_example(
-    size: tuple[int, int], num_labels: int, generator: np.random.Generator
+    size: tuple[int, int], num_labels: int, generator: np.random.Generator, deviation: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw an image and its label map: a few hundred regions of one colour under a slope of brightness and a little
     noise.
@@ -16,6 +16,7 @@ def draw_example(
         size: (height, width), at least `SMALLEST_SIZE`.
         num_labels: ids of the regions are 0..num_labels-1.
         generator: of every draw.
+        deviation: of the noise.
 
     Returns:
         (H, W, 3) and (H, W) uint8.
@@ -32,5 +33,5 @@ def draw_example(
         )
         label[top:bottom, left:right] = generator.integers(num_labels)
         image[top:bottom, left:right] += generator.normal(0, 25, 3)
-    image += generator.normal(0, 1.0, image.shape)
+    image += generator.normal(0, deviation, image.shape)
     return image.clip(0, 255).astype(np.uint8), label

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ccnet_hf.deployment.machine import has_bfloat16
+from ccnet_hf.deployment.machine import has_bfloat16, require_packages
 from ccnet_hf.deployment.programs import Format, make_program, run_program
 from ccnet_hf.deployment.runtimes import RUNTIMES, check_model, rewrite
 from ccnet_hf.errors import InputError
@@ -58,6 +58,7 @@ class Int8Runtime:
         check_model(model)
         if model.device.type != "cpu":
             raise InputError(f"int8 runs on the CPU; the model is on {model.device}")
+        require_packages(program_format)
         self.config = model.config
         inputs = [{"pixel_values": batch} for batch in batches]
         self.program = make_program(

@@ -56,6 +56,16 @@ def make_quantizer(program_format: Format, pictures: Collection[dict[str, torch.
             subset_size=len(pictures), ignored_scope=nncf.IgnoredScope(types=["MatMul"])
         )
         return exporters.NNCFOpenVINOQuantizer(config, pictures)
-    # Seven bits of weights: processors without VNNI add pairs of products in 16 bits, which eight would overflow.
-    config = exporters.OnnxRuntimeStaticConfig(op_types_to_quantize=["Conv"], per_channel=True, reduce_range=True)
+    from onnxruntime.quantization import QuantType
+
+    config = exporters.OnnxRuntimeStaticConfig(
+        # With its activation a convolution is one step, whose range is that of the activation: without it eight bits
+        # would have to hold what the activation cuts off.
+        op_types_to_quantize=["Conv", "Clip", "Relu"],
+        per_channel=True,
+        # Seven bits of weights: processors without VNNI add pairs of products in 16 bits, which eight would overflow.
+        reduce_range=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
     return exporters.OnnxRuntimeQuantizer(config, pictures)
