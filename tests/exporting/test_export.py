@@ -118,6 +118,15 @@ def test_int8_is_smaller_and_nearly_the_same(checkpoint, here, program_format, p
     assert (found == labels(checkpoint, "pictures/0.png", "b", "--device", "cpu")).mean() > 0.8
 
 
+@pytest.mark.parametrize(("equal", "hints"), [(0.97, False), (0.85, True)])
+def test_an_int8_program_that_loses_much_names_the_other_format(equal, hints, checkpoint, here, monkeypatch, capsys):
+    needs("onnxruntime", "onnxscript")
+    monkeypatch.setattr(export_module, "equal_labels", lambda network, model, pictures: equal)
+    words = ["export", checkpoint, "--int8", "--calibration", "pictures", "--calibration_images", "1"]
+    assert main([*words, "--output", "exported"]) == 0
+    assert ("--format openvino may keep more" in capsys.readouterr().out) == hints
+
+
 def test_javascript_is_laid_out_as_a_segformer(checkpoint, here):
     needs("onnxruntime", "onnxscript")
     assert main(["export", checkpoint, "--javascript", "--output", "exported"]) == 0
