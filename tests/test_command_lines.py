@@ -129,6 +129,8 @@ WRONG = [
     (["benchmark", "op"], ["--device", "meta"], "cannot measure on meta"),
     (["benchmark", "model"], ["--size", "90000x90000"], "the stem's feature map would have"),
     (["benchmark", "model"], ["--batch_size", BILLION], "--batch_size must be at most 65,536"),
+    (["benchmark", "growth"], ["--sizes", "90000x90000"], "the stem's feature map would have"),
+    (["benchmark", "growth"], ["--sizes", "3by4"], "--sizes takes heights and widths like 97x97"),
     (["benchmark", "memory"], ["--hidden_size", BILLION], "--hidden_size must be at most 65,536"),
     (["benchmark", "memory"], ["--size", "90000x90000"], "the feature map would have"),
     (["benchmark", "data"], ["--num_workers", BILLION], "--num_workers must be at most 256"),
