@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -103,7 +104,7 @@ class Predictor:
         image = _upright(image)
         if self._averages_probabilities:
             return self._mean_probabilities([image])[0]
-        ((logits, input_size),) = self._logits([image])
+        ((logits, input_size),) = self._logits(self._inputs([image]))
         return resize_logits(logits, **self._way_back(input_size, image))
 
     def label_map(self, image: InputImage) -> torch.Tensor:
@@ -120,8 +121,22 @@ class Predictor:
             return [probabilities.argmax(dim=0) for probabilities in self._mean_probabilities(images)]
         return [
             argmax_of_resized_logits(logits, **self._way_back(input_size, image))
-            for image, (logits, input_size) in zip(images, self._logits(images), strict=True)
+            for image, (logits, input_size) in zip(images, self._logits(self._inputs(images)), strict=True)
         ]
+
+    def steps(self, image: InputImage) -> Callable[[], Callable[[], torch.Tensor]]:
+        """`label_map` in three steps for those who overlap them, each in any thread: the image processor now, the
+        network when the result is called, and when the result of that is called, the label map."""
+        image = _upright(image)
+        inputs = None if self._averages_probabilities else self._inputs([image])
+
+        def compute() -> Callable[[], torch.Tensor]:
+            if inputs is None:
+                return partial(self._mean_probabilities([image])[0].argmax, dim=0)
+            ((logits, input_size),) = self._logits(inputs)
+            return partial(argmax_of_resized_logits, logits, **self._way_back(input_size, image))
+
+        return compute
 
     def attention(self, image: InputImage, point: tuple[float, float]) -> PixelAttention:
         """What one pixel attends to, the whole image being seen at once as the processor resizes it.
@@ -142,13 +157,12 @@ class Predictor:
         letterbox = self.image_processor.active_letterbox_inverse is not None
         return attend(self.model, pixel_values, point, image_size(image), letterbox)
 
-    def _logits(self, images: Sequence[InputImage]) -> list[tuple[torch.Tensor, tuple[int, int]]]:
+    def _logits(self, inputs: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, tuple[int, int]]]:
         """Logits per image, averaged over the views of what the processor made of it, and its size."""
-        inputs = self._inputs(images)
         if not self.is_augmented:
             return self._predict(inputs)
         sizes = [tuple(pixel_values.shape[-2:]) for pixel_values in inputs]
-        totals: list[torch.Tensor | float] = [0.0] * len(images)
+        totals: list[torch.Tensor | float] = [0.0] * len(inputs)
         for scale in self.scales:
             for flipped in (False, True) if self.flip else (False,):
                 views = [self._view(pixel_values, scale, flipped) for pixel_values in inputs]

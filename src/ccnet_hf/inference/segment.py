@@ -1,14 +1,16 @@
 """The command that segments images and videos: overlays and label maps, and a table of the fractions of classes."""
 
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import huggingface_hub.utils.logging
 import numpy as np
+import torch
 import transformers.utils.logging
 from PIL import Image
 from tqdm import tqdm
@@ -20,11 +22,10 @@ from ccnet_hf.files import atomic_file, check_writable
 from ccnet_hf.inference.images import find_images, unique_stems
 from ccnet_hf.inference.instances import InstancePredictor
 from ccnet_hf.inference.overlap import WriteBehind, read_ahead
-from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.predictor_arguments import PredictorArguments
 from ccnet_hf.inference.segment_instances import segment_instances
 from ccnet_hf.inference.segment_video import rounds_note, segment_video
-from ccnet_hf.inference.video import VIDEO_SUFFIXES, CCNetVideoSession
+from ccnet_hf.inference.video import VIDEO_SUFFIXES
 from ccnet_hf.visualization import class_shares, colorize, complete_palette, format_share, overlay
 
 
@@ -92,7 +93,7 @@ def segment(arguments: SegmentArguments) -> None:
         )
     palette = complete_palette(predictor.image_processor.palette, len(class_names))
 
-    seconds, skipped, num_frames = [], [], 0
+    finished, skipped, num_frames = [], [], 0
     weights = np.zeros(len(class_names))  # of every class: its pixels, at most so many as there are
 
     def count(label_map: np.ndarray) -> None:
@@ -103,10 +104,15 @@ def segment(arguments: SegmentArguments) -> None:
     videos = [(path, stem) for path, stem in named if path.suffix.lower() in VIDEO_SUFFIXES]
     images = [pair for pair in named if pair not in videos]
 
-    def read(named: tuple[Path, str]) -> Image.Image:
-        return read_image(named[0], arguments.max_image_pixels)
+    def read(named: tuple[Path, str]) -> tuple[Image.Image, Callable[[], Callable[[], torch.Tensor]]]:
+        path, _ = named
+        image = read_image(path, arguments.max_image_pixels)
+        with _enough_memory(path, image):
+            return image, predictor.steps(image)
 
-    def write(image: Image.Image, label_map: np.ndarray, stem: str) -> None:
+    def write(image: Image.Image, make_label_map: Callable[[], torch.Tensor], path: Path, stem: str) -> None:
+        with _enough_memory(path, image):
+            label_map = make_label_map().cpu().numpy()
         count(label_map)
         results = {"overlay": overlay(image, label_map, palette, class_names), "labels": colorize(label_map, palette)}
         for name, result in results.items():
@@ -117,16 +123,16 @@ def segment(arguments: SegmentArguments) -> None:
     with bar, WriteBehind() as writer, closing(read_ahead(read, images)) as readings:
         for (path, stem), reading in readings:
             try:
-                image = reading.result()
+                image, compute = reading.result()
             except InputError as error:
                 if not arguments.skip_corrupt:
                     raise
                 skipped.append(str(error))
             else:
-                start = time.perf_counter()
-                label_map = _label_map(predictor, image, path)
-                seconds.append(time.perf_counter() - start)
-                writer.submit(write, image, label_map, stem)
+                with _enough_memory(path, image):
+                    make_label_map = compute()
+                writer.submit(write, image, make_label_map, path, stem)
+                finished.append(time.perf_counter())
             bar.update()
 
     for path, stem in videos:
@@ -141,16 +147,17 @@ def segment(arguments: SegmentArguments) -> None:
         print(share_table(class_names, weights / weights.sum()))
     if num_frames:
         print(f"\n{num_frames} frames segmented, results in {output_dir}")
-    if seconds:
+    if finished:
         # The first image also waits for what libraries prepare once; it says nothing of the others.
-        speed = f"{median(seconds[1:]):.2f} s each after the first, " if len(seconds) > 1 else ""
-        print(f"\n{_counted(len(seconds))} segmented, {speed}results in {output_dir}")
+        passed = [later - earlier for earlier, later in pairwise(finished)]
+        speed = f"{median(passed):.2f} s each after the first, " if passed else ""
+        print(f"\n{_counted(len(finished))} segmented, {speed}results in {output_dir}")
     for path, stem in named:
         if stem != path.stem:
             print(f"{path} is called {stem} there, because another file has its name")
     if skipped:
         print(f"{_counted(len(skipped), 'file' if videos else 'image')} skipped:", *skipped, sep="\n  ")
-    if not seconds and not num_frames:
+    if not finished and not num_frames:
         raise InputError("no image could be read" if images else "no video could be read")
 
 
@@ -163,9 +170,10 @@ def share_table(class_names: Sequence[str], shares: Sequence[float]) -> str:
     return "\n".join(lines)
 
 
-def _label_map(predictor: Predictor | CCNetVideoSession, image: Image.Image, path: Path) -> np.ndarray:
+@contextmanager
+def _enough_memory(path: Path, image: Image.Image) -> Iterator[None]:
     try:
-        return predictor.label_map(image).cpu().numpy()
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

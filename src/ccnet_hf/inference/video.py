@@ -1,7 +1,7 @@
 """Video frame by frame: a session that remembers what it needs of the frames before, and files in and out."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -59,6 +59,15 @@ class CCNetVideoSession:
         """The label map (H, W) of one image, as a clip of its own; the frames before are forgotten."""
         self.reset()
         return self.step(image)
+
+    def steps(self, image: InputImage) -> Callable[[], Callable[[], torch.Tensor]]:
+        """As `Predictor.steps`, but all of it is the second step."""
+
+        def compute() -> Callable[[], torch.Tensor]:
+            label_map = self.label_map(image)
+            return lambda: label_map
+
+        return compute
 
     @torch.no_grad()
     def step(self, frame: InputImage) -> torch.Tensor:
