@@ -288,21 +288,34 @@ def _product_dtype(tensor: torch.Tensor) -> torch.dtype:
 def _operand(lines: torch.Tensor, products: torch.dtype) -> torch.Tensor:
     """One operand of a batched product: converted, and packed where the half precision product needs dense lines."""
     lines = lines.to(products)
-    return lines.contiguous() if lines.device.type == "cpu" and products == torch.bfloat16 else lines
+    if lines.device.type != "cpu" or products != torch.bfloat16 or lines.transpose(1, 2).is_contiguous():
+        return lines
+    return lines.contiguous()
 
 
-def _accumulate(result: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool) -> None:
-    """Write the product of two batches of matrices into `result`, or add it where it is not the first."""
-    if result.dtype == left.dtype and not first:
-        result.baddbmm_(left, right)
-    elif result.dtype == left.dtype and (result.device.type != "cpu" or result.stride(1) == result.shape[2]):
-        torch.bmm(left, right, out=result)
+def _accumulate(
+    result: torch.Tensor, left: torch.Tensor, right: torch.Tensor, first: bool, share: torch.Tensor | None = None
+) -> None:
+    """Write the product of two batches of matrices into `result`, or add it to what is there where it is not the
+    first: to all of that, or to the `share` (lines, n, 1) of every position."""
+    products = _product_dtype(result)
+    in_place = result.dtype == products and (result.device.type != "cpu" or products != torch.bfloat16)
+    if in_place and first:
+        torch.bmm(left.to(products), right, out=result)
+    elif in_place:
+        kept = result if share is None else result.mul_(share)
+        kept.baddbmm_(left.to(products), right)
     else:
-        # Through a dense product that stays in the cache: matrix libraries write lines far apart slowly.
+        # Through dense operands and products that stay in the cache.
         lines = max(1, _CPU_PRODUCT_SIZE // (result.shape[1] * result.shape[2]))
-        for part, *operands in zip(result.split(lines), left.split(lines), right.split(lines), strict=True):
-            product = torch.bmm(*operands)
-            part.copy_(product if first else product.add_(part))
+        shares = itertools.repeat(None) if share is None else share.split(lines)
+        for part, *operands, kept in zip(result.split(lines), left.split(lines), right.split(lines), shares):
+            operands = [_operand(operand, products) for operand in operands]
+            if first:
+                part.copy_(torch.bmm(*operands))
+            else:
+                product = (part if kept is None else part * kept).to(products)
+                part.copy_(product.baddbmm_(*operands))
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor, statistics: torch.dtype, masked: bool) -> torch.Tensor:
@@ -333,34 +346,29 @@ def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tup
     statistics, products = _statistics_dtype(query.dtype), _product_dtype(query)
     spatial = query.shape[2:]
     axes = _attended_axes(spatial)
-    # A converted value and a product to convert back.
-    width = 0 if products == value.dtype else 2 * value.shape[1]
+    # A converted query and key.
+    width = 0 if products == query.dtype else 2 * query.shape[1]
     output = _empty_channels_innermost(value)
-    # Two numbers until both axes are merged: beside a score of 1e10 their sum cannot hold the logarithm.
+    # Two numbers until all axes are merged: beside a score of 1e10 their sum cannot hold the logarithm.
     maximum, log_sum = (query.new_empty((query.shape[0], *spatial, 1), dtype=statistics) for _ in range(2))
     tensors = (*map(_channels_innermost, (query, key, value)), output.movedim(1, -1), maximum, log_sum)
     for one in zip(*tensors, strict=True):
         for axis in axes:
-            for *lines, lines_output, lines_maximum, lines_log_sum in _line_blocks(one, axis, width):
-                lines_query, lines_key, lines_value = (_operand(line, products) for line in lines)
+            for *lines, lines_value, lines_output, lines_maximum, lines_log_sum in _line_blocks(one, axis, width):
+                lines_query, lines_key = (_operand(line, products) for line in lines)
                 weights = _scores(lines_query, lines_key, statistics, masked=axis != axes[-1])
-                found_maximum = weights.amax(-1, keepdim=True)
-                torch.softmax(weights, -1, out=weights)
-                # The largest weight is one over the sum, and at least one over the number of positions.
-                found_log_sum = weights.amax(-1, keepdim=True).log_().neg_()
-                if axis == axes[0]:
-                    lines_maximum.copy_(found_maximum)
-                    lines_log_sum.copy_(found_log_sum)
-                else:
-                    larger = torch.maximum(lines_maximum, found_maximum)
-                    found_log_sum.add_(found_maximum.sub_(larger))
-                    lines_log_sum.add_(lines_maximum.sub_(larger))
-                    total = torch.logaddexp(lines_log_sum, found_log_sum)
-                    weights.mul_(found_log_sum.sub_(total).exp_())
-                    lines_output.mul_(lines_log_sum.sub_(total).exp_())
-                    lines_maximum.copy_(larger)
-                    lines_log_sum.copy_(total)
-                _accumulate(lines_output, _operand(weights, products), lines_value, first=axis == axes[0])
+                largest = weights.amax(-1, keepdim=True)
+                if axis != axes[0]:
+                    largest = torch.maximum(largest, lines_maximum)
+                total = weights.sub_(largest).exp_().sum(-1, keepdim=True)
+                share = None
+                if axis != axes[0]:
+                    earlier = (lines_maximum - largest).add_(lines_log_sum).exp_()
+                    share = earlier.div_(total.add_(earlier))
+                weights.div_(total)
+                lines_maximum.copy_(largest)
+                lines_log_sum.copy_(total.log_())
+                _accumulate(lines_output, weights, lines_value, axis == axes[0], share)
     return output, maximum.add_(log_sum).squeeze(-1)
 
 
