@@ -38,8 +38,8 @@ _BACKWARD = "criss_cross_attention_backward"
 # Scores computed at a time: 1 MiB of them in fp32 on a CPU, measured; elsewhere enough to fill the device.
 _CPU_BLOCK_SCORES = 1 << 18
 _ACCELERATOR_BLOCK_SCORES = 1 << 26
-# Elements of a product on its way to a result of another dtype or with lines far apart: 512 KiB in fp32, measured.
-_CPU_PRODUCT_SIZE = 1 << 17
+# A product on its way to a result of another dtype, and each of its operands, measured.
+_CPU_PRODUCT_BYTES = 3 << 17
 
 
 def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -307,15 +307,17 @@ def _accumulate(
         kept.baddbmm_(left.to(products), right)
     else:
         # Through dense operands and products that stay in the cache.
-        lines = max(1, _CPU_PRODUCT_SIZE // (result.shape[1] * result.shape[2]))
-        shares = itertools.repeat(None) if share is None else share.split(lines)
-        for part, *operands, kept in zip(result.split(lines), left.split(lines), right.split(lines), shares):
+        lines = max(1, _CPU_PRODUCT_BYTES // (result.shape[1] * result.shape[2] * products.itemsize))
+        for start in range(0, len(result), lines):
+            part, *operands = (lines_of[start : start + lines] for lines_of in (result, left, right))
             operands = [_operand(operand, products) for operand in operands]
             if first:
                 part.copy_(torch.bmm(*operands))
-            else:
-                product = (part if kept is None else part * kept).to(products)
-                part.copy_(product.baddbmm_(*operands))
+                continue
+            kept = part.to(products)
+            if share is not None:
+                kept.mul_(share[start : start + lines])
+            part.copy_(kept.baddbmm_(*operands))
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor, statistics: torch.dtype, masked: bool) -> torch.Tensor:
