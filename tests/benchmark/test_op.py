@@ -5,10 +5,11 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet_hf import benchmark, criss_cross_attention
 from ccnet_hf.benchmark import checks, measuring, op
-from ccnet_hf.benchmark.forms import einsum_attention, merged_attention, non_local_attention
+from ccnet_hf.benchmark.forms import dense_products, einsum_attention, merged_attention, non_local_attention
 from ccnet_hf.benchmark.measuring import find_device, peak_memory
 from ccnet_hf.benchmark.op import Case, Comparison, table
 
@@ -38,6 +39,20 @@ def test_non_local_attention():
     )
     actual = non_local_attention(query, key, value).flatten(2).transpose(1, 2)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
+def test_dense_products_are_those_of_the_operator(backward):
+    """By their FLOPs, which the operator states."""
+    inputs = [torch.randn(2, channels, 5, 7) for channels in (3, 3, 4)]
+    multiply = dense_products(*inputs, *(inputs[2:] if backward else []))
+    with FlopCounterMode(display=False) as alone:
+        multiply()
+    with FlopCounterMode(display=False) as whole:
+        output = criss_cross_attention(*(tensor.requires_grad_(backward) for tensor in inputs))
+        if backward:
+            output.sum().backward()
+    assert alone.get_total_flops() == whole.get_total_flops() > 0
 
 
 def test_peak_memory_counts_what_lives_at_one_time():
@@ -113,7 +128,8 @@ def test_op(tmp_path, capsys):
         for backward in (False, True)
     ]
     for row in results["rows"]:
-        assert len(row["seconds"]) == len(row["operator_seconds"]) == 2 and row["form"] == "einsum"
+        assert len(row["seconds"]) == len(row["operator_seconds"]) == len(row["products_cpu_seconds"]) == 2
+        assert row["form"] == "einsum"
         positions = row["case"]["height"] * row["case"]["width"]
         bytes_of_result = 512 * positions * (4 if row["case"]["dtype"] == "float32" else 2)
         assert row["bytes"] >= bytes_of_result and row["operator_bytes"] >= bytes_of_result
@@ -123,10 +139,10 @@ def test_op(tmp_path, capsys):
 
 def test_table_shows_medians_and_the_spread_of_pairs():
     times = ([6.0, 9.0, 6.0], [2.0, 2.0, 4.0], [8.0, 8.0, 8.0], [2.0, 2.0, 2.0])
-    row = Comparison(Case("float32", 1, 2, 3, False), "einsum", *times, 1 << 21, 1 << 20)
+    row = Comparison(Case("float32", 1, 2, 3, False), "einsum", *times, 1 << 21, 1 << 20, [1.0, 1.0])
     cells = table([row]).splitlines()[1].split()
     assert cells[2:5] == ["2x3", "forward", "einsum"]
-    assert cells[5:] == ["6000.0", "2000.0", "3.00x", "1.50..4.50", "4.00x", "2.0", "1.0", "50%"]
+    assert cells[5:] == ["6000.0", "2000.0", "3.00x", "1.50..4.50", "4.00x", "2.00", "2.0", "1.0", "50%"]
 
 
 def test_check_compares_with_float64(monkeypatch, capsys):
@@ -177,7 +193,7 @@ def test_what_does_not_fit_leaves_what_was_measured(tmp_path, monkeypatch, capsy
     def compare(forms, case, *_):
         if case.backward:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return [Comparison(case, "einsum", [1.0], [1.0], [1.0], [1.0], 1, 1)]
+        return [Comparison(case, "einsum", [1.0], [1.0], [1.0], [1.0], 1, 1, [1.0])]
 
     monkeypatch.setattr(op, "compare", compare)
     file = tmp_path / "op.json"
@@ -198,7 +214,7 @@ def test_a_file_that_cannot_be_written_is_found_before_the_work(command, tmp_pat
 
 def test_a_full_disk_keeps_the_measurements_before(tmp_path, monkeypatch, capsys, full_disk):
     def compare(forms, case, *_):
-        return [Comparison(case, "einsum", [1.0] * (1000 if case.backward else 1), [1.0], [1.0], [1.0], 1, 1)]
+        return [Comparison(case, "einsum", [1.0] * (1000 if case.backward else 1), [1.0], [1.0], [1.0], 1, 1, [1.0])]
 
     monkeypatch.setattr(op, "compare", compare)
     monkeypatch.setattr(op, "table", lambda rows: "")

@@ -65,6 +65,42 @@ def merged_attention(
     return (column * next(shares) + row * next(shares)).permute(0, 3, 1, 2)
 
 
+def dense_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grad_output: torch.Tensor | None = None
+) -> Callable[[], None]:
+    """The matrix products that criss-cross attention cannot do without, and nothing else: of rows and of columns.
+
+    Args:
+        query: (B, D, H, W).
+        key: (B, D, H, W).
+        value: (B, C, H, W).
+        grad_output: (B, C, H, W), for the products of the backward pass as well.
+
+    Returns:
+        A function that computes the scores and the weighted sums along both axes, four products, and with
+        `grad_output` the ten of the backward pass, from dense copies made beforehand into results that exist.
+    """
+    products = []
+    for permutation in ((0, 2, 3, 1), (0, 3, 2, 1)):
+        tensors = (query, key, value) if grad_output is None else (query, key, value, grad_output)
+        lines = [tensor.permute(permutation).flatten(0, 1).contiguous() for tensor in tensors]
+        line_query, line_key, line_value = lines[:3]
+        weights = torch.bmm(line_query, line_key.transpose(1, 2)).softmax(-1)
+        operands = [(line_query, line_key.transpose(1, 2)), (weights, line_value)]
+        if grad_output is not None:
+            # The scores again, their gradient, and the gradients of query, key and value.
+            operands += [(line_query, line_key.transpose(1, 2)), (lines[3], line_value.transpose(1, 2))]
+            operands += [(weights, line_key)]
+            operands += [(weights.transpose(1, 2), line) for line in (line_query, lines[3])]
+        products += [(left, right, torch.bmm(left, right)) for left, right in operands]
+
+    def multiply() -> None:
+        for left, right, result in products:
+            torch.bmm(left, right, out=result)
+
+    return multiply
+
+
 def efficient_line_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, masked: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -334,7 +334,7 @@ def _without_autocast(implementation: Callable) -> Callable:
     @functools.wraps(implementation)
     def wrapper(*tensors: torch.Tensor):
         device_type = tensors[0].device.type
-        if not torch.amp.is_autocast_available(device_type):
+        if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
             return implementation(*tensors)
         with torch.autocast(device_type, enabled=False):
             return implementation(*tensors)
@@ -369,7 +369,7 @@ def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tup
                     share = earlier.div_(total.add_(earlier))
                 weights.div_(total)
                 lines_maximum.copy_(largest)
-                lines_log_sum.copy_(total.log_())
+                torch.log(total, out=lines_log_sum)
                 _accumulate(lines_output, weights, lines_value, axis == axes[0], share)
     return output, maximum.add_(log_sum).squeeze(-1)
 
