@@ -15,6 +15,7 @@ from golden_files import load_golden
 from PIL import Image
 
 import ccnet_hf.models.image_processing_common_ccnet as common
+import ccnet_hf.models.image_transforms_ccnet as transforms
 import ccnet_hf.models.post_processing_ccnet as post_processing
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.models.image_processing_pil_ccnet import CCNetImageProcessorPil
@@ -77,6 +78,21 @@ def test_resize_equals_opencv_bit_for_bit(golden, image, longest, shortest):
     assert np.array_equal(resize_bilinear(source, *expected.shape[1:]), expected)
     batch = torch.tensor(source)[None]
     assert np.array_equal(resize_bilinear(batch, *expected.shape[1:])[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [(50, 90), (20, 31), (64, 1), (1, 7), (130, 31)], ids=str)
+def test_an_image_is_the_same_resized_in_strips_and_whole(size, monkeypatch):
+    """In strips where NumPy does it, whole by PyTorch on other devices than the CPU."""
+    image = np.random.default_rng(0).integers(0, 256, (2, 3, 37, 53), dtype=np.uint8)
+    expected = resize_bilinear(image, *size)
+    monkeypatch.setattr(transforms, "_STRIP_PIXELS", 3 * size[1])
+    assert np.array_equal(resize_bilinear(image, *size), expected)
+    monkeypatch.setattr(
+        transforms,
+        "_resize_strips",
+        lambda pixels, *taps: transforms._resize_bytes(torch.tensor(pixels), *taps).numpy(),
+    )
+    assert np.array_equal(resize_bilinear(image, *size), expected)
 
 
 @pytest.mark.parametrize("image", IMAGES)

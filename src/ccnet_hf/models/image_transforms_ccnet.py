@@ -43,6 +43,7 @@ _UPRIGHT = {
 # Where Pillow keeps what states an orientation, and where `upright` keeps the one that it has acted on.
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 _STORED_ORIENTATION = "stored_orientation"
+_STRIP_PIXELS = 2**17  # resized at a time, measured
 _PILLOW_LIMIT = threading.Lock()  # Pillow's limit holds for the whole process, and is lifted by one thread at a time
 
 
@@ -111,13 +112,52 @@ def resize_bilinear(image: Array, height: int, width: int) -> Array:
 
     # OpenCV drops the weight of columns beyond the border, where both taps are the same pixel, but not that of rows.
     x = np.where(left == right, np.float32(0), x)
-    weights = (1 - x, x, 1 - y[:, None], y[:, None])
-    weights = (np.rint(weight * 2048).astype(np.int32) for weight in weights)
-    left, right, top, bottom, *weights = (in_kind_of(taps, image) for taps in (left, right, top, bottom, *weights))
-    left_weight, right_weight, top_weight, bottom_weight = weights
-    lines = cast(image[..., left], "int32") * left_weight + cast(image[..., right], "int32") * right_weight >> 4
-    image = (lines[..., top, :] * top_weight >> 16) + (lines[..., bottom, :] * bottom_weight >> 16)
-    return cast((image + 2) >> 2, "uint8")
+    columns, rows = (left, right, *_bit_weights(x)), (top, bottom, *_bit_weights(y[:, None]))
+    if not isinstance(image, torch.Tensor):
+        return _resize_strips(image, columns, rows)
+    if image.device.type == "cpu":  # by NumPy, whose arithmetic with integers is faster
+        return torch.from_numpy(_resize_strips(image.numpy(), columns, rows))
+    return _resize_bytes(image, columns, rows)
+
+
+def _bit_weights(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of the pixels before and behind, in 11 bits."""
+    return tuple(np.rint(share * 2048).astype(np.int32) for share in (1 - weight, weight))
+
+
+def _resize_strips(image: np.ndarray, columns: tuple[np.ndarray, ...], rows: tuple[np.ndarray, ...]) -> np.ndarray:
+    """As [`_resize_bytes`], some rows of one channel at a time, which stay in the cache."""
+    height, width = len(rows[0]), len(columns[0])
+    resized = np.empty((*image.shape[:-2], height, width), np.uint8)
+    strip = max(1, _STRIP_PIXELS // width)
+    for index in np.ndindex(image.shape[:-2]):
+        for start in range(0, height, strip):
+            top, bottom, *weights = (values[start : start + strip] for values in rows)
+            first = top[0]
+            shown = image[index][first : bottom[-1] + 1]
+            resized[index][start : start + strip] = _resize_bytes(
+                shown, columns, (top - first, bottom - first, *weights)
+            )
+    return resized
+
+
+def _resize_bytes(image: Array, columns: tuple[np.ndarray, ...], rows: tuple[np.ndarray, ...]) -> Array:
+    """A uint8 image resized in 32-bit integers, by its taps and their weights along both axes."""
+    left, right, left_weight, right_weight = (in_kind_of(values, image) for values in columns)
+    top, bottom, top_weight, bottom_weight = (in_kind_of(values, image) for values in rows)
+    lines = cast(image[..., left], "int32")
+    lines *= left_weight
+    lines += cast(image[..., right], "int32") * right_weight
+    lines >>= 4
+    resized, below = lines[..., top, :], lines[..., bottom, :]
+    resized *= top_weight
+    resized >>= 16
+    below *= bottom_weight
+    below >>= 16
+    resized += below
+    resized += 2
+    resized >>= 2
+    return cast(resized, "uint8")
 
 
 def resize_nearest(labels: Array, height: int, width: int) -> Array:
