@@ -328,6 +328,57 @@ def _scores(query: torch.Tensor, key: torch.Tensor, statistics: torch.dtype, mas
     return scores
 
 
+def _attend_lines(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    maximum: torch.Tensor,
+    log_sum: torch.Tensor,
+    first: bool,
+    masked: bool,
+) -> None:
+    """Attend along some lines, and merge the result with that of the axes before, if this is not the first."""
+    products = _product_dtype(query)
+    weights = _scores(_operand(query, products), _operand(key, products), maximum.dtype, masked)
+    largest = weights.amax(-1, keepdim=True)
+    if not first:
+        largest = torch.maximum(largest, maximum)
+    total = weights.sub_(largest).exp_().sum(-1, keepdim=True)
+    share = None
+    if not first:
+        earlier = (maximum - largest).add_(log_sum).exp_()
+        share = earlier.div_(total.add_(earlier))
+    maximum.copy_(largest)
+    weights.div_(total)
+    torch.log(total, out=log_sum)
+    _accumulate(output, weights, value, first, share)
+
+
+def _differentiate_lines(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    grad: torch.Tensor,
+    grad_query: torch.Tensor,
+    grad_key: torch.Tensor,
+    grad_value: torch.Tensor,
+    logsumexp: torch.Tensor,
+    delta: torch.Tensor,
+    first: bool,
+    masked: bool,
+) -> None:
+    """Write the gradients that come by way of some lines, or add them to those of the axes before."""
+    products = _product_dtype(query)
+    query, key, value, grad = (_operand(lines, products) for lines in (query, key, value, grad))
+    weights = _scores(query, key, logsumexp.dtype, masked).sub_(logsumexp).exp_()
+    grad_scores = torch.bmm(grad, value.transpose(1, 2)).to(delta.dtype)
+    grad_scores = grad_scores.sub_(delta).mul_(weights).to(products)
+    _accumulate(grad_query, grad_scores, key, first)
+    _accumulate(grad_key, grad_scores.transpose(1, 2), query, first)
+    _accumulate(grad_value, weights.to(products).transpose(1, 2), grad, first)
+
+
 def _without_autocast(implementation: Callable) -> Callable:
     """Run an implementation in the dtypes it chose: autocast is still on inside an operator."""
 
@@ -345,32 +396,18 @@ def _without_autocast(implementation: Callable) -> Callable:
 @_without_autocast
 def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator's implementation: output (B, C, *spatial) and log-sum-exp (B, *spatial)."""
-    statistics, products = _statistics_dtype(query.dtype), _product_dtype(query)
-    spatial = query.shape[2:]
+    statistics, spatial = _statistics_dtype(query.dtype), query.shape[2:]
     axes = _attended_axes(spatial)
     # A converted query and key.
-    width = 0 if products == query.dtype else 2 * query.shape[1]
+    width = 0 if _product_dtype(query) == query.dtype else 2 * query.shape[1]
     output = _empty_channels_innermost(value)
     # Two numbers until all axes are merged: beside a score of 1e10 their sum cannot hold the logarithm.
     maximum, log_sum = (query.new_empty((query.shape[0], *spatial, 1), dtype=statistics) for _ in range(2))
     tensors = (*map(_channels_innermost, (query, key, value)), output.movedim(1, -1), maximum, log_sum)
     for one in zip(*tensors, strict=True):
         for axis in axes:
-            for *lines, lines_value, lines_output, lines_maximum, lines_log_sum in _line_blocks(one, axis, width):
-                lines_query, lines_key = (_operand(line, products) for line in lines)
-                weights = _scores(lines_query, lines_key, statistics, masked=axis != axes[-1])
-                largest = weights.amax(-1, keepdim=True)
-                if axis != axes[0]:
-                    largest = torch.maximum(largest, lines_maximum)
-                total = weights.sub_(largest).exp_().sum(-1, keepdim=True)
-                share = None
-                if axis != axes[0]:
-                    earlier = (lines_maximum - largest).add_(lines_log_sum).exp_()
-                    share = earlier.div_(total.add_(earlier))
-                weights.div_(total)
-                lines_maximum.copy_(largest)
-                torch.log(total, out=lines_log_sum)
-                _accumulate(lines_output, weights, lines_value, axis == axes[0], share)
+            for block in _line_blocks(one, axis, width):
+                _attend_lines(*block, first=axis == axes[0], masked=axis != axes[-1])
     return output, maximum.add_(log_sum).squeeze(-1)
 
 
@@ -392,9 +429,8 @@ def _backward(
     logsumexp: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value; the weights are computed again, a block of lines at a time."""
-    statistics, products = logsumexp.dtype, _product_dtype(query)
     channels, axes = value.shape[1], _attended_axes(query.shape[2:])
-    width = 0 if products == value.dtype else 2 * channels
+    width = 0 if _product_dtype(value) == value.dtype else 2 * channels
     inputs = tuple(map(_channels_innermost, (query, key, value, grad)))
     results = tuple(map(_empty_channels_innermost, (query, key, value)))
     # What every score's gradient loses: the mean of the weights' gradients under the weights.
@@ -408,22 +444,10 @@ def _backward(
     )
     for *one, one_output in zip(*tensors, strict=True):
         for lines_grad, lines_output, lines_delta in _line_blocks((one[3], one_output, one[-1]), axes[-1], channels):
-            torch.sum(lines_grad.to(statistics) * lines_output, -1, keepdim=True, out=lines_delta)
+            torch.sum(lines_grad.to(delta.dtype) * lines_output, -1, keepdim=True, out=lines_delta)
         for axis in axes:
             for block in _line_blocks(tuple(one), axis, width):
-                lines_query, lines_key, lines_value, lines_grad = (_operand(lines, products) for lines in block[:4])
-                grad_lines, (lines_logsumexp, lines_delta) = block[4:7], block[7:]
-                weights = _scores(lines_query, lines_key, statistics, masked=axis != axes[-1])
-                weights = weights.sub_(lines_logsumexp).exp_()
-                grad_scores = torch.bmm(lines_grad, lines_value.transpose(1, 2)).to(statistics)
-                grad_scores = grad_scores.sub_(lines_delta).mul_(weights).to(products)
-                factors = (
-                    (grad_scores, lines_key),
-                    (grad_scores.transpose(1, 2), lines_query),
-                    (weights.to(products).transpose(1, 2), lines_grad),
-                )
-                for result, operands in zip(grad_lines, factors, strict=True):
-                    _accumulate(result, *operands, first=axis == axes[0])
+                _differentiate_lines(*block, first=axis == axes[0], masked=axis != axes[-1])
     return results
 
 
