@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from processes import CONTEXT
 from safetensors.torch import load_file
 from tiny_training import RECIPE, build_trainer
 
@@ -21,10 +22,6 @@ from ccnet_hf.training.checkpoints import find_checkpoint, list_checkpoints
 from ccnet_hf.training.progress import LOG_FILE, read_log
 from ccnet_hf.training.state_files import StateReader
 
-
-# Children start as copies of a server that has imported everything, not with the imports.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ccnet_hf.training.loop", "ccnet_hf.training.augmentation"])
 
 STEPS = 16
 HANGING = 600  # seconds after which a process is given up

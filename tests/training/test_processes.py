@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import resource
 import signal
@@ -12,43 +11,15 @@ import pytest
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
+from processes import launch
 from safetensors.torch import load_file
 from tiny_training import RECIPE, ScoredBy, build_trainer, coloured_split, tiny_model
 from torch import nn
-from torch.distributed import TCPStore
 from torch.distributed.fsdp import FSDPModule
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.training.checkpoints import list_checkpoints
 from ccnet_hf.training.state_files import write_manifest
-
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ccnet_hf.training.loop", "ccnet_hf.training.augmentation"])
-
-
-def launch(number: int, function, *arguments) -> list[int]:
-    """Run `function(rank, *arguments)` in `number` processes that know of each other; their exit codes."""
-    # They meet at this process, as at torchrun: a port that one of them opens might be taken meanwhile.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = []
-    for rank in range(number):
-        process = CONTEXT.Process(target=_enter, args=(rank, number, store.port, function, arguments))
-        process.start()
-        processes.append(process)
-    for process in processes:
-        process.join(900)
-    return [process.exitcode for process in processes]
-
-
-def _enter(rank, number, port, function, arguments) -> None:
-    torch.set_num_threads(1)
-    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
-    if number > 1:
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
-        os.environ.update({name: str(value) for name, value in (world | address).items()})
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    function(rank, *arguments)
 
 
 def ignore_some(chain):

@@ -5,12 +5,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from tiny_models import tiny_instance_model
 
-from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor
+from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetImageProcessor, CCNetInstanceImageProcessor
+from ccnet_hf.data.dataset_arguments import DatasetArguments
+from ccnet_hf.data.instances import instance_dataset
 from ccnet_hf.data.loading import SegmentationDataset
 from ccnet_hf.evaluation.evaluator import SemanticEvaluator
 from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training.augmentation import training_transforms
+from ccnet_hf.training.instances import InstanceObjective, MirrorInstances
 from ccnet_hf.training.loop import TrainingLoop
 from ccnet_hf.training.objective import SemanticObjective
 from ccnet_hf.training.settings import TrainingSettings
@@ -88,8 +92,6 @@ def build_trainer(
     **settings,
 ) -> TrainingLoop:
     """A `TrainingLoop` in this process; further keyword arguments are fields of the settings."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
     split = coloured_split() if split is None else split
     for column in ("image", "label"):
         split = split.cast_column(column, datasets.Image(decode=False))
@@ -99,6 +101,46 @@ def build_trainer(
     dataset = SegmentationDataset(
         split, num_labels=3, transform=transform(chain) if transform else chain, skip_corrupt=skip_corrupt
     )
+    model = model or tiny_model()
+    return _training_loop(
+        output_dir,
+        recipe,
+        settings,
+        model=model,
+        processor=CCNetImageProcessor(size={"shortest_edge": 36, "longest_edge": 48}),
+        dataset=dataset,
+        objective=SemanticObjective(model.config),
+        evaluator=None if evaluate is None else ScoredBy(evaluate),
+        accelerator=(make_accelerator, mixed_precision),
+    )
+
+
+def build_instance_trainer(
+    output_dir, folder, recipe=RECIPE, mixed_precision="no", change_model=None, instance_fields=(), **settings
+) -> TrainingLoop:
+    """As `build_trainer`, of a tiny Mask R-CNN on the pictures that `write_shapes` wrote into `folder`.
+
+    `change_model` is called with the model; `instance_fields` are further fields of its configuration.
+    """
+    model = tiny_instance_model(num_labels=4, **dict(instance_fields))
+    if change_model is not None:
+        change_model(model)
+    processor = CCNetInstanceImageProcessor(size={"shortest_edge": 64, "longest_edge": 64})
+    arguments = DatasetArguments(dataset_name=str(folder))
+    dataset = instance_dataset(arguments, arguments.load_split("train"), model.config, processor, MirrorInstances())
+    return _training_loop(
+        output_dir,
+        recipe,
+        settings,
+        model=model,
+        processor=processor,
+        dataset=dataset,
+        objective=InstanceObjective(),
+        accelerator=(Accelerator, mixed_precision),
+    )
+
+
+def _training_loop(output_dir, recipe, settings, accelerator, **parts) -> TrainingLoop:
     defaults = {
         "output_dir": output_dir,
         "per_device_train_batch_size": recipe.batch_size,
@@ -108,15 +150,13 @@ def build_trainer(
         "logging_steps": 1,
         "shuffle_buffer_size": 5,
     }
-    model = model or tiny_model()
-    torch.manual_seed(1)  # of dropout
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    torch.manual_seed(1)  # of dropout, and of the regions that are drawn
+    make_accelerator, mixed_precision = accelerator
     return TrainingLoop(
         make_accelerator(cpu=True, mixed_precision=mixed_precision),
-        model,
-        CCNetImageProcessor(size={"shortest_edge": 36, "longest_edge": 48}),
-        dataset,
-        SemanticObjective(model.config),
-        recipe,
-        TrainingSettings(**(defaults | settings)),
-        evaluator=None if evaluate is None else ScoredBy(evaluate),
+        recipe=recipe,
+        settings=TrainingSettings(**(defaults | settings)),
+        **parts,
     )
