@@ -52,13 +52,14 @@ def write_gradients(rank: int, file, folder, per_device_train_batch_size: int) -
         for head in (model.rpn, model.roi_heads):
             head.fg_bg_sampler = FirstOnes(head.fg_bg_sampler)
 
+    # One positive proposal of every picture: as many masks in every pass.
+    fields = {"rpn_batch_size_per_image": 16, "box_batch_size_per_image": 8, "box_positive_fraction": 1 / 8}
     trainer = build_instance_trainer(
         file.parent,
         folder,
         replace(RECIPE, batch_size=4, max_train_steps=1, optimizer="sgd", max_grad_norm=0.0),
         change_model=prepare,
-        # One positive proposal of every picture: as many masks in every pass.
-        instance_fields={"rpn_batch_size_per_image": 16, "box_batch_size_per_image": 8, "box_positive_fraction": 1 / 8},
+        instance_fields=fields,
         per_device_train_batch_size=per_device_train_batch_size,
     )
 
@@ -137,5 +138,6 @@ def test_killed_training_resumes_to_the_same_bits(tmp_path, shapes):
     expected, found = (load_file(folder / "model.safetensors") for folder in (uninterrupted, killed))
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
-    losses = [[(row["step"], row["loss"]) for row in read_log(folder / LOG_FILE)] for folder in (uninterrupted, killed)]
-    assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, STEPS + 1))
+    logs = [read_log(folder / LOG_FILE) for folder in (uninterrupted, killed)]
+    expected, found = ([(row["step"], row["loss"]) for row in log] for log in logs)
+    assert found == expected and [step for step, _ in found] == list(range(1, STEPS + 1))

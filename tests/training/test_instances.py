@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tiny_models import tiny_instance_config
 
 from ccnet_hf import CCNetForInstanceSegmentation, CCNetInstanceImageProcessor
@@ -93,7 +94,11 @@ def test_a_training_its_scores_and_the_command_that_scores(shapes, model_folder,
     assert {"model.safetensors", "predictions.png", "README.md"} <= {path.name for path in output.iterdir()}
     log = [json.loads(line) for line in next(output.glob("*.jsonl")).read_text().splitlines()]
     assert {"mask_loss", "objectness_loss", "eval_mask_ap"} <= set().union(*log)
-    assert "mask AP" in (output / "README.md").read_text()
+    card = ModelCard.load(output / "README.md")
+    assert "mask AP" in card.text and card.data.metrics == ["mean_average_precision"]
+    for result, kind in zip(card.data.eval_results, ("box", "mask"), strict=True):
+        assert (result.metric_type, result.metric_name) == ("mean_average_precision", f"{kind} AP")
+        assert result.metric_value == pytest.approx(100 * log[-1][f"eval_{kind}_ap"], abs=5e-3)
     scored = tmp_path / "scores.json"
     command = ["--model_name_or_path", str(output), "--dataset_name", str(shapes), "--output_json", str(scored)]
     capsys.readouterr()

@@ -37,6 +37,7 @@ model = AutoModelForSemanticSegmentation.from_pretrained("{repo_id}")
 processor = AutoVideoProcessor.from_pretrained("{repo_id}")
 outputs = model(**processor("street.mp4", return_tensors="pt"))
 maps = processor.post_process_semantic_segmentation(outputs)  # one for each frame"""
+_AVERAGE_PRECISIONS = {"box_ap": "box AP", "mask_ap": "mask AP"}
 _PACKAGES = ("ccnet-hf", "torch", "transformers", "accelerate", "datasets", "timm")
 
 _TEMPLATE = Template("""\
@@ -99,7 +100,7 @@ def write_card(
         options: of the training, those that are not as they are by default. Folders are named without the path to
             them.
         split: that was scored.
-        scores: of the saved model, `eval_mean_iou` and so on (0..1); may be empty.
+        scores: of the saved model, `eval_mean_iou`, `eval_mask_ap` and so on (0..1); may be empty.
         num_processes: that trained.
         mixed_precision: as Accelerate calls it, `"no"` for none.
     """
@@ -108,18 +109,23 @@ def write_card(
     for name in ("dataset_name", "model_name_or_path", "backbone_checkpoint"):
         if name in given and Path(given[name]).exists():
             given[name], on_hub[name] = Path(given[name]).resolve().name, None
-    results = []
-    if "eval_mean_iou" in scores:
-        result = EvalResult(
+    short_names = MEANS | _AVERAGE_PRECISIONS
+    # Where nothing could be scored there is NaN, and with average precision -1.
+    percent = {name: 100 * scores[f"eval_{name}"] for name in short_names if scores.get(f"eval_{name}", -1) >= 0}
+    metric_type, metric_names = _metric(config)
+    results = [
+        EvalResult(
             task_type="image-segmentation",
             dataset_type=given["dataset_name"],
             dataset_name=given["dataset_name"],
             dataset_split=split,
-            metric_type="mean_iou",
-            metric_name="mIoU",
-            metric_value=round(100 * scores["eval_mean_iou"], 2),
+            metric_type=metric_type,
+            metric_name=metric_name,
+            metric_value=round(percent[name], 2),
         )
-        results.append(result)
+        for name, metric_name in metric_names.items()
+        if name in percent
+    ]
     name = repo_id.rpartition("/")[2]
     metadata = ModelCardData(
         library_name="transformers",
@@ -127,13 +133,11 @@ def write_card(
         tags=["ccnet", *_tags(config)],
         datasets=on_hub["dataset_name"],
         base_model=on_hub["model_name_or_path"],
-        metrics=["mean_iou"],
+        metrics=[metric_type],
         model_name=name if results else None,
         eval_results=results or None,
     )
-    names = MEANS | {f"{kind}_ap": f"{kind} AP" for kind in ("box", "mask")}
-    percent = {short: 100 * scores[f"eval_{name}"] for name, short in names.items() if f"eval_{name}" in scores}
-    shown = ", ".join(f"{short} {value:.2f}" for short, value in percent.items())
+    shown = ", ".join(f"{short_names[name]} {value:.2f}" for name, value in percent.items())
     card = _TEMPLATE.substitute(
         metadata=metadata.to_yaml().strip(),
         name=name,
@@ -151,6 +155,13 @@ def write_card(
         versions=", ".join(_versions()),
     )
     write_text(output_dir / CARD_FILE, card)
+
+
+def _metric(config: PreTrainedConfig) -> tuple[str, dict[str, str]]:
+    """The metric that the Hub knows, and the names of its scores here and in its tables."""
+    if config.model_type == CCNetInstanceConfig.model_type:
+        return "mean_average_precision", _AVERAGE_PRECISIONS
+    return "mean_iou", {"mean_iou": MEANS["mean_iou"]}
 
 
 def _has_attention(config: PreTrainedConfig) -> bool:
