@@ -86,8 +86,13 @@ def tiny_instance_model(seed: int = 0, **kwargs) -> CCNetForInstanceSegmentation
     attention = model.backbone.stages[2].attention
     if attention is not None:
         wake_attention(attention)
+    wake_instances(model)
+    return model.eval()
+
+
+def wake_instances(model: CCNetForInstanceSegmentation) -> None:
+    """Give a Mask R-CNN scores and boxes that differ widely."""
     predictor, head = model.roi_heads.box_predictor, model.rpn.head
     with torch.no_grad():
         for layer, deviation in ((predictor.cls_score, 0.5), (predictor.bbox_pred, 0.1), (head.cls_logits, 1.0)):
             layer.weight.normal_(std=deviation)
-    return model.eval()

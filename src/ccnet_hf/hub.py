@@ -4,6 +4,7 @@ A repository appears in one commit on top of the newest one, so that no user eve
 not send what is there already; whatever broke, the same call again completes it.
 """
 
+import fnmatch
 import json
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from ccnet_hf.errors import InputError, using
 CARD_FILE = "README.md"
 _LONGEST_WAIT = 300.0  # seconds that the Hub may ask for
 _TRANSIENT_STATUSES = (408, 412, 429, 500, 502, 503, 504)  # 412: somebody else has committed in between
-_MODEL_CODE = "modeling_ccnet.py"  # a model repository without it is not one of ours
+_MODEL_CODE = "modeling_ccnet*.py"  # a model repository without any such file is not one of ours
 _TRAINING_LOG = "training_log.jsonl"  # beside a model that train.py has pushed
 _FILES_OF_AN_EMPTY_REPOSITORY = {".gitattributes", CARD_FILE}
 
@@ -146,7 +147,7 @@ def _publish(api: HfApi, repository: HubRepository, private: bool, overwrite: bo
 def _check_name(repository: HubRepository, present: Set[str]) -> None:
     """Refuse to write over something else. A file that does not belong to a dataset would even become part of it."""
     foreign = present - repository.files.keys()
-    if repository.repo_type == "model" and _MODEL_CODE in present and _TRAINING_LOG not in foreign:
+    if repository.repo_type == "model" and fnmatch.filter(present, _MODEL_CODE) and _TRAINING_LOG not in foreign:
         return
     if foreign or (present and repository.repo_type == "model"):
         raise InputError(

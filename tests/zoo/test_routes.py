@@ -1,11 +1,6 @@
 """All 16 variants pushed, then used from the Hub in fresh processes: by the package, and by remote code without it.
 The same of what transformers itself pushes."""
 
-import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +9,9 @@ import torch
 from fake_hub import FakeHub
 from PIL import Image
 from tiny_models import tiny_model
-from tiny_zoo import REPOSITORY_NAMES, ZOO, connect, quiet, write_checkpoint
+from tiny_zoo import REPOSITORY_NAMES, ZOO, connect, quiet, run, write_checkpoint
 from transformers import Trainer, TrainingArguments
 
-import ccnet_hf
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.zoo.push import main
@@ -75,38 +69,11 @@ def hub(tmp_path_factory):
         yield hub
 
 
-def run(script: str, hub: FakeHub, folder: Path):
-    """What a script prints as JSON in a fresh process without a terminal; it must not warn, nor ask."""
+def run_in(folder: Path, script: str, hub: FakeHub):
+    """As `tiny_zoo.run`, with an image in the folder."""
     image = np.random.default_rng(0).integers(0, 256, (*reversed(IMAGE_SIZE), 3), dtype=np.uint8)
     Image.fromarray(image).save(folder / "street.jpg")
-    source = str(Path(ccnet_hf.__file__).parents[1])
-    environment = os.environ | {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "120",
-        "HF_HUB_ETAG_TIMEOUT": "120",
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "hf_read",
-        "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]),
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", COMMON + script],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    # Where code is trusted, transformers names the files it comes in.
-    notice = r"\[transformers\] A new version of the following files was downloaded.*?pin a revision\."
-    messages = re.sub(notice if "trust_remote_code" in script else "^$", "", result.stderr, flags=re.DOTALL)
-    lines = [line for part in messages.splitlines() for line in part.split("\r") if line.strip()]
-    assert [line for line in lines if not line.startswith("Loading weights")] == []
-    return json.loads(result.stdout)
+    return run(COMMON + script, hub, folder)
 
 
 def assert_equal_outputs(name: str, hub: FakeHub, folder: Path) -> None:
@@ -130,7 +97,7 @@ import ccnet_hf
 card = run_card("ccnet-r50-voc12aug", 0)
 print(json.dumps([card, {{name: load(name) for name in {REPOSITORY_NAMES}}}]))
 """
-    card, loaded = run(script, hub, tmp_path)
+    card, loaded = run_in(tmp_path, script, hub)
     assert card
     for name in REPOSITORY_NAMES:
         recipe = get_recipe(name)
@@ -163,7 +130,7 @@ del sys.modules["ccnet_hf"]
 import ccnet_hf
 print(json.dumps([remote, processors, card, load("{third}"), torch.ops.ccnet_hf.__name__]))
 """
-    remote, processors, card, packaged, _ = run(script, hub, tmp_path)
+    remote, processors, card, packaged, _ = run_in(tmp_path, script, hub)
     for loaded in remote:
         assert loaded["classes"] == ["CCNetForSemanticSegmentation", "CCNetImageProcessor"]
         assert loaded["module"] == "transformers_modules"
@@ -215,7 +182,7 @@ print(json.dumps([
     for name in ("pushed", "trained")
 ]))
 """
-    for name, loaded in zip(("pushed", "trained"), run(script, pushed_by_transformers, tmp_path), strict=True):
+    for name, loaded in zip(("pushed", "trained"), run_in(tmp_path, script, pushed_by_transformers), strict=True):
         assert loaded["classes"] == ["CCNetForSemanticSegmentation", "CCNetImageProcessor"]
         assert loaded["module"] == ("transformers_modules" if arguments else "ccnet_hf")
         assert loaded["pil"] == "CCNetImageProcessorPil"

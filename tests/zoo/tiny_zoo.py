@@ -1,6 +1,12 @@
 """Checkpoints of the zoo's variants, small in width but with the variants' own configs, and a push of them."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from tiny_models import wake_attention
 
+import ccnet_hf
 from ccnet_hf import CCNetForSemanticSegmentation
 from ccnet_hf.recipes import SHORT_NAMES, Recipe, zoo_recipes
 
@@ -48,3 +55,35 @@ class quiet:
 
     def __exit__(self, *exception) -> None:
         enable_progress_bars()
+
+
+def run(script: str, hub: FakeHub, folder: Path) -> Any:
+    """What a script prints as JSON in a fresh process without a terminal; it must not warn, nor ask."""
+    source = str(Path(ccnet_hf.__file__).parents[1])
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "120",
+        "HF_HUB_ETAG_TIMEOUT": "120",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_read",
+        "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    # Where code is trusted, transformers names the files it comes in.
+    notice = r"\[transformers\] A new version of the following files was downloaded.*?pin a revision\."
+    messages = re.sub(notice if "trust_remote_code" in script else "^$", "", result.stderr, flags=re.DOTALL)
+    lines = [line for part in messages.splitlines() for line in part.split("\r") if line.strip()]
+    assert [line for line in lines if not line.startswith("Loading weights")] == []
+    return json.loads(result.stdout)

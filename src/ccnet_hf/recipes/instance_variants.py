@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from typing import Any
-
-from ccnet_hf.data.benchmarks import get_benchmark
-from ccnet_hf.models.configuration_ccnet_instance import CCNetInstanceConfig
 from ccnet_hf.models.image_processing_ccnet_instance import CCNetInstanceImageProcessor
 from ccnet_hf.recipes.recipe import RESNET_DEPTHS, Recipe, TrainingRecipe
 
 
 class InstanceRecipe(Recipe):
-    """As [`Recipe`], of a `CCNetForInstanceSegmentation`; `model` are keyword arguments of its configuration."""
-
-    def config(self, **changes: Any) -> CCNetInstanceConfig:
-        """Build the model's config with the benchmark's names; `changes` are further arguments of it."""
-        id2label = get_benchmark(self.benchmark).id2label
-        names = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
-        return CCNetInstanceConfig(**({} if "num_labels" in changes else names) | deepcopy(self.model) | changes)
+    """As [`Recipe`], of a `CCNetForInstanceSegmentation`."""
 
     def image_processor(self) -> CCNetInstanceImageProcessor:
         """Build the image processor."""

@@ -12,6 +12,7 @@ from ccnet_hf.data.benchmarks import Benchmark, get_benchmark
 from ccnet_hf.errors import InputError
 from ccnet_hf.limits import MAX_BATCH_SIZE, MAX_PIXELS, check_range
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
+from ccnet_hf.models.configuration_ccnet_instance import CCNetInstanceConfig
 from ccnet_hf.models.configuration_ccnet_parsing import CCNetParsingConfig
 from ccnet_hf.models.configuration_ccnet_video import CCNetVideoConfig
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
@@ -167,7 +168,12 @@ _MAX_RATIO_STEPS = 10**6
 RESNET_DEPTHS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
 
 
-_CONFIGS = {"semantic": CCNetConfig, "parsing": CCNetParsingConfig, "video": CCNetVideoConfig}
+_CONFIGS = {
+    "semantic": CCNetConfig,
+    "parsing": CCNetParsingConfig,
+    "video": CCNetVideoConfig,
+    "instance": CCNetInstanceConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,7 @@ class Recipe:
     mmseg_config: str | None = None
 
     @property
-    def config_class(self) -> type[CCNetConfig] | type[CCNetParsingConfig]:
+    def config_class(self) -> type[CCNetConfig | CCNetParsingConfig | CCNetInstanceConfig]:
         """Of the configurations of this recipe's models."""
         return _CONFIGS[self.task]
 
