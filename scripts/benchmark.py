@@ -1,4 +1,4 @@
-"""Measure speed and memory: `op`, `model`, `growth`, `end_to_end`, `memory` or `data`; `op --help` lists the rest."""
+"""Measure speed and memory: `op`, `model`, `growth`, `end_to_end`, `instances`, `memory` or `data`; `op --help` lists the rest."""
 
 from ccnet_hf.benchmark import main
 from ccnet_hf.benchmark.op import FORMS, Form

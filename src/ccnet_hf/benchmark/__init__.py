@@ -8,6 +8,7 @@ from ccnet_hf.benchmark.data import DataArguments, benchmark_data
 from ccnet_hf.benchmark.efficiency import MemoryArguments, benchmark_memory
 from ccnet_hf.benchmark.end_to_end import EndToEndArguments, benchmark_end_to_end
 from ccnet_hf.benchmark.growth import GrowthArguments, benchmark_growth
+from ccnet_hf.benchmark.instances import InstanceArguments, benchmark_instances
 from ccnet_hf.benchmark.model import ModelArguments, benchmark_model
 from ccnet_hf.benchmark.op import OpArguments, benchmark_op
 from ccnet_hf.command import run_command, run_subcommand
@@ -18,6 +19,7 @@ _COMMANDS = {
     "model": (ModelArguments, benchmark_model),
     "growth": (GrowthArguments, benchmark_growth),
     "end_to_end": (EndToEndArguments, benchmark_end_to_end),
+    "instances": (InstanceArguments, benchmark_instances),
     "memory": (MemoryArguments, benchmark_memory),
     "data": (DataArguments, benchmark_data),
 }
