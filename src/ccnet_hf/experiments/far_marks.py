@@ -2,7 +2,7 @@
 
 A CCNet with a shallow backbone, whose reach is about 30 pixels, learns far marks (`far_marks_dataset`) with its
 own loss. By the paper's claim (section 3.3) one round of attention sees the mark only in the rows and columns of
-the pixel in question, two rounds see it anywhere, and a third adds nothing.
+the pixel in question, two rounds see it anywhere, and a third adds nothing. `far_discs` is the same of instances.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from ccnet_hf.command import run_command
+from ccnet_hf.errors import InputError
+from ccnet_hf.experiments import far_discs
 from ccnet_hf.experiments.far_marks_dataset import COLOURS, SIDE, far_marks, far_marks_clips, parts
 from ccnet_hf.files import atomic_file, check_writable, write_text
 from ccnet_hf.inference import predict_logits
@@ -44,6 +46,10 @@ class FarMarksArguments:
     max_train_steps: int = field(default=150, metadata={"help": "steps of every training"})
     num_frames: int = field(
         default=1, metadata={"help": "above 1: clips with the mark in the first frame, scored in the last"}
+    )
+    instances: bool = field(
+        default=False,
+        metadata={"help": "a Mask R-CNN with the attention in its trunk, on discs near the mark and far"},
     )
 
 
@@ -118,36 +124,52 @@ def run_experiment(arguments: FarMarksArguments) -> None:
         check_range("--seeds", seed, 0, MAX_SEED)
     for recurrence in arguments.recurrences:
         check_range("--recurrences", recurrence, 0, MAX_RECURRENCE)
+    if arguments.instances and arguments.num_frames > 1:
+        raise InputError("--instances are those of images; --num_frames is of clips")
     output_dir = Path(arguments.output_dir)
     check_writable(output_dir)
     example = far_marks(1, torch.Generator().manual_seed(_DRAWN_SEED))
     rows: list[dict[str, Image.Image]] = [{"image": _draw(example[0])}]
+    discs: dict[str, list[Image.Image]] = {"truth": far_discs.draw(None)}
     lines: list[str] = []
     for recurrence in arguments.recurrences:
         accuracies, gammas = [], []
         for seed in arguments.seeds:
-            set_seed(seed)
-            num_frames = arguments.num_frames
-            model = build_model(recurrence, for_clips=num_frames > 1)
-            train(model, arguments.max_train_steps, seed, num_frames)
-            accuracies.append(score(model) if num_frames == 1 else score_clips(model, num_frames))
-            gammas += [model.model.head.attention.gamma.item()] if recurrence else []
+            model, scores = _train_and_score(arguments, recurrence, seed)
+            accuracies.append(scores)
+            gammas += [weight.item() for name, weight in model.named_parameters() if name.endswith("attention.gamma")]
         if not lines:
             lines = [f"| recurrence | {' | '.join(accuracies[0])} | gamma |", "|---" * (len(accuracies[0]) + 2) + "|"]
             print(*lines, sep="\n")
         cells = [_spread([100 * accuracy[part] for accuracy in accuracies], digits=1) for part in accuracies[0]]
         lines.append(f"| {recurrence} | {' | '.join(cells)} | {_spread(gammas, digits=2)} |")
         print(lines[-1], flush=True)
-        if arguments.num_frames > 1:
-            continue
-        rows[0][f"recurrence {recurrence}"] = _draw(example[0], predict_logits(model, example[0]).argmax(dim=1))
-        if recurrence == 2:
-            rows.append(_draw_rounds(model, *example))
+        if arguments.instances:
+            discs[f"recurrence {recurrence}"] = far_discs.draw(model)
+        elif arguments.num_frames == 1:
+            rows[0][f"recurrence {recurrence}"] = _draw(example[0], predict_logits(model, example[0]).argmax(dim=1))
+            if recurrence == 2:
+                rows.append(_draw_rounds(model, *example))
     write_text(output_dir / "far_marks.md", "\n".join(lines) + "\n")
     if arguments.num_frames > 1:
         return
+    if arguments.instances:
+        rows = [dict(zip(discs, pictures, strict=True)) for pictures in zip(*discs.values(), strict=True)]
     with atomic_file(output_dir / "far_marks.png") as unfinished:
         captioned_grid(rows).save(unfinished, optimize=True)
+
+
+def _train_and_score(arguments: FarMarksArguments, recurrence: int, seed: int) -> tuple[nn.Module, dict[str, float]]:
+    """A model of one row of the table, and its scores."""
+    set_seed(seed)
+    steps, num_frames = arguments.max_train_steps, arguments.num_frames
+    if arguments.instances:
+        model = far_discs.build_model(recurrence)
+        far_discs.train(model, steps, seed)
+        return model, far_discs.score(model)
+    model = build_model(recurrence, for_clips=num_frames > 1)
+    train(model, steps, seed, num_frames)
+    return model, score(model) if num_frames == 1 else score_clips(model, num_frames)
 
 
 def _draw(images: torch.Tensor, label_maps: torch.Tensor | None = None) -> Image.Image:

@@ -1,10 +1,9 @@
-"""The options of the experiments on generated pictures of instances; `shapes_training` runs them."""
+"""The options of the experiment on generated pictures of instances; `shapes_training` runs them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ccnet_hf.command import run_command
 
@@ -12,7 +11,6 @@ from ccnet_hf.command import run_command
 @dataclass
 class ShapesArguments:
     output_dir: str = field(metadata={"help": "folder for the pictures, the model that is trained on and its result"})
-    task: Literal["shapes", "far-mark"] = field(default="shapes", metadata={"help": "which pictures"})
     attention: bool = field(default=True, metadata={"help": "put criss-cross attention into the trunk"})
     max_train_steps: int = field(default=1500, metadata={"help": "steps of the training"})
     num_train: int = field(default=800, metadata={"help": "pictures that are trained on"})

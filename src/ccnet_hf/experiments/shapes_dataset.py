@@ -83,31 +83,9 @@ def _overlap(box: tuple[float, ...], other: tuple[float, ...]) -> float:
     return max(width, 0) * max(height, 0) / smaller
 
 
-def write_shapes(folder: Path, train: int, validation: int, make: Any = shapes_example) -> None:
+def write_shapes(folder: Path, train: int, validation: int) -> None:
     """Write pictures as a dataset of parquet files with the splits train and validation; no seed is in both."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, seeds in (("train", range(train)), ("validation", range(10**6, 10**6 + validation))):
-        rows = datasets.Dataset.from_list([make(seed) for seed in seeds], features=instance_features())
+        rows = datasets.Dataset.from_list([shapes_example(seed) for seed in seeds], features=instance_features())
         rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
-
-
-MARKED = {1: "with a red mark", 2: "with a blue mark"}
-MARKED_SIZE = 256
-_MARKS = {1: (220, 40, 40), 2: (40, 40, 220)}
-
-
-def far_mark_example(seed: int) -> dict[str, Any]:
-    """One picture of a grey disc at the right, whose class is the colour of a mark at the left, about 150 pixels away:
-    nothing near the disc tells it."""
-    random = np.random.default_rng(seed)
-    pixels = 110 + random.normal(0, 12, (MARKED_SIZE, MARKED_SIZE, 3))
-    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    pen = ImageDraw.Draw(image)
-    category = int(random.integers(1, len(MARKED) + 1))
-    left, top = random.integers(0, 16), random.integers(0, MARKED_SIZE - 32)
-    pen.rectangle((int(left), int(top), int(left) + 31, int(top) + 31), fill=_MARKS[category])
-    radius = random.uniform(16, 22)
-    center = np.array([MARKED_SIZE - radius - random.uniform(0, 12), random.uniform(radius, MARKED_SIZE - radius)])
-    polygon = _outline(1, center, radius)
-    pen.polygon(list(map(tuple, polygon)), fill=(200, 200, 200))
-    return _row(image, [object_row(category, polygon)], seed)

@@ -1,8 +1,5 @@
-"""The experiments that show that instance segmentation learns, and what the attention in its trunk is for.
-
-`shapes`: coloured shapes, which any Mask R-CNN should learn to segment. `far-mark`: discs whose class is the colour
-of a mark far away; a shallow trunk cannot see it, and with criss-cross attention in it it can.
-"""
+"""The experiment that shows that instance segmentation learns: coloured shapes, which any Mask R-CNN should learn to
+segment. What the attention in its trunk is for, `far_discs` shows."""
 
 from __future__ import annotations
 
@@ -12,15 +9,7 @@ from transformers import set_seed
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.experiments.shapes import ShapesArguments
-from ccnet_hf.experiments.shapes_dataset import (
-    MARKED,
-    MARKED_SIZE,
-    SHAPES,
-    SIZE,
-    far_mark_example,
-    shapes_example,
-    write_shapes,
-)
+from ccnet_hf.experiments.shapes_dataset import SHAPES, SIZE, write_shapes
 from ccnet_hf.models.configuration_ccnet_instance import CCNetInstanceConfig
 from ccnet_hf.models.configuration_ccnet_resnet import CCNetResNetConfig
 from ccnet_hf.models.image_processing_ccnet_instance import CCNetInstanceImageProcessor
@@ -28,9 +17,9 @@ from ccnet_hf.models.modeling_ccnet_instance import CCNetForInstanceSegmentation
 from ccnet_hf.training.train import main as train_main
 
 
-def build_model(task: str, attention: bool) -> CCNetForInstanceSegmentation:
+def build_model(attention: bool) -> CCNetForInstanceSegmentation:
     """A small Mask R-CNN: of three stages, so that a pixel's features see about 75 pixels of the image."""
-    names = {0: "N/A", **(SHAPES if task == "shapes" else MARKED)}
+    names = {0: "N/A", **SHAPES}
     backbone = CCNetResNetConfig(
         depths=[1, 1, 2],
         hidden_sizes=[32, 64, 128],
@@ -62,11 +51,10 @@ def build_model(task: str, attention: bool) -> CCNetForInstanceSegmentation:
 def run_experiment(arguments: ShapesArguments) -> None:
     """Train a small Mask R-CNN on generated pictures and score it; minutes on a CPU."""
     output_dir = Path(arguments.output_dir)
-    make, size = (shapes_example, SIZE) if arguments.task == "shapes" else (far_mark_example, MARKED_SIZE)
-    write_shapes(output_dir / "pictures", arguments.num_train, arguments.num_validation, make)
+    write_shapes(output_dir / "pictures", arguments.num_train, arguments.num_validation)
     set_seed(arguments.seed)
-    build_model(arguments.task, arguments.attention).save_pretrained(output_dir / "start")
-    processor = CCNetInstanceImageProcessor(size={"shortest_edge": size, "longest_edge": size})
+    build_model(arguments.attention).save_pretrained(output_dir / "start")
+    processor = CCNetInstanceImageProcessor(size={"shortest_edge": SIZE, "longest_edge": SIZE})
     processor.save_pretrained(output_dir / "start")
     steps = arguments.max_train_steps
     options = {
@@ -87,6 +75,6 @@ def run_experiment(arguments: ShapesArguments) -> None:
         "report_to": "none",
     }
     argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    argv += ["--crop_size", str(size), str(size), "--scale", str(size), str(size)]
+    argv += ["--crop_size", str(SIZE), str(SIZE), "--scale", str(SIZE), str(SIZE)]
     if train_main(argv):
         raise InputError("the training has ended with an error")
