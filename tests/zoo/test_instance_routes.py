@@ -14,6 +14,7 @@ from tiny_zoo import connect, quiet, run
 from ccnet_hf import CCNetForInstanceSegmentation
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.zoo.push import main
+from ccnet_hf.zoo.verify import main as verify
 
 
 VARIANT = "ccnet-r50-coco"
@@ -89,6 +90,11 @@ def test_what_arrives_and_is_pushed_again(hub, checkpoints):
     assert "image_processor_type" not in json.loads(repository.files["preprocessor_config.json"])
 
 
+def test_a_trained_model_has_no_file_to_be_verified_by(checkpoints, capsys):
+    assert verify([str(checkpoints / VARIANT)]) == 1
+    assert f"{VARIANT} has no published file to compare with" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("route", ["with the package", "as remote code"])
 def test_both_pipelines(hub, checkpoints, tmp_path, route):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), dtype=np.uint8))
@@ -105,9 +111,9 @@ def test_both_pipelines(hub, checkpoints, tmp_path, route):
     processor = recipe.image_processor()
     with torch.no_grad():
         outputs = model(**processor(image, return_tensors="pt"))
-    options = (outputs, THRESHOLD)
-    (boxes,) = processor.post_process_object_detection(*options, target_sizes=[IMAGE_SIZE])
-    (segments,) = processor.post_process_instance_segmentation(*options, target_sizes=[IMAGE_SIZE])
+    (boxes,) = processor.post_process_object_detection(outputs, THRESHOLD, [IMAGE_SIZE])
+    thresholds = (THRESHOLD, 0.5, 0.5)  # those of the pipeline
+    (segments,) = processor.post_process_instance_segmentation(outputs, *thresholds, target_sizes=[IMAGE_SIZE])
     names = model.config.id2label
     assert len(boxes["scores"]) > 5 and segments["segments_info"]
     for found in (from_hub, from_folder):

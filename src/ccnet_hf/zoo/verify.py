@@ -49,6 +49,8 @@ def verify(arguments: VerifyArguments) -> None:
     model, image_processor = load_checkpoint(arguments.folder)
     recipe = get_recipe(arguments.variant or folder.resolve().name)
     config = model.config
+    if recipe.task == "instance":
+        raise InputError(f"{recipe.name} has no published file to compare with; `ccnet-hf eval` scores a model")
     if recipe.task == "parsing":
         recipe = converted_parsing_recipe(recipe)
     elif config.head_activation == "leaky_relu":
