@@ -1,4 +1,4 @@
-"""Measure speed and memory: `op`, `model`, `growth`, `end_to_end`, `instances`, `memory`, `data`; `op --help` says more."""
+"""Measure speed and memory: `op`, `model`, `growth`, `end_to_end`, `instances`, `memory` or `data` (`op --help`)."""
 
 from ccnet_hf.benchmark import main
 from ccnet_hf.benchmark.op import FORMS, Form

@@ -201,7 +201,7 @@ def _without_number(error: InputError | OSError) -> str:
     """What an error says, for people: an `OSError` puts its number in front of it."""
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
-    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return error.strerror if error.filename is None else f"{error.strerror}: {str(error.filename)!r}"
 
 
 def _one_line(text: str, longest: int = _LONGEST_COMPLAINT) -> str:
