@@ -214,7 +214,7 @@ def test_no_value_of_another_type_gets_into_a_recipe(field, value):
 
 
 MISTAKES = [
-    (SEGMENT, "ccnet_hf.inference.predictor.Predictor.label_map"),
+    (SEGMENT, "ccnet_hf.inference.predictor.Predictor.steps"),
     (SEGMENT, "ccnet_hf.inference.segment.find_images"),
     (EVAL, "ccnet_hf.evaluation.metric.confusion_matrix"),
     (TRAIN, "ccnet_hf.training.augmentation.training_transforms"),
