@@ -8,7 +8,7 @@ from transformers import set_seed
 
 from ccnet_hf.experiments import far_discs as experiment
 from ccnet_hf.experiments import far_marks
-from ccnet_hf.experiments.far_discs import FAR, NEAR, NUM_DISCS, PARTS, SIDE, SQUARE, far_discs
+from ccnet_hf.experiments.far_discs import FAR, NUM_DISCS, PARTS, SIDE, SQUARE, far_discs
 from ccnet_hf.experiments.far_marks_dataset import COLOURS
 
 
@@ -55,16 +55,15 @@ def test_the_images_are_what_their_labels_say():
         top, left = mark.nonzero().amin(dim=0).tolist()
         assert 1 <= len(its_parts) == len(label["boxes"]) == len(label["masks"]) <= NUM_DISCS
         assert int(label["masks"].sum(dim=0).max()) == 1
+        assert its_parts[0] == "marked" and "marked" not in its_parts[1:]
         for mask, (x, y, *_), part in zip(label["masks"], label["boxes"] * SIDE, its_parts, strict=True):
-            assert (image[:, mask] == 1).all() and mask[int(y), int(x)]
+            assert (image[:, mask & ~mark] == 1).all() and mask[int(y), int(x)]
             rows, columns = (mask.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
             down = max(top - int(rows[-1]) - 1, int(rows[0]) - top - SQUARE, 0)
             across = max(left - int(columns[-1]) - 1, int(columns[0]) - left - SQUARE, 0)
             smaller, larger = sorted((down, across))
             if part is not None:  # the gaps of the discs themselves are no whole pixels
-                assert {"near": larger <= NEAR + 1, "in line": smaller <= 1 and larger >= FAR}.get(
-                    part, smaller >= FAR
-                )
+                assert {"marked": larger == 0, "in line": smaller <= 1 and larger >= FAR}.get(part, smaller >= FAR)
             found.add(part)
     assert found == {*PARTS, None}
 
@@ -122,4 +121,4 @@ def test_two_rounds_learn_what_lies_elsewhere():
         experiment.train(model, steps=300, seed=0)
         scores[recurrence] = experiment.score(model)
     assert scores[2]["found"] > 0.95 and scores[2]["elsewhere"] > 0.95
-    assert scores[0]["found"] > 0.95 and scores[0]["near"] > 0.95 and scores[0]["elsewhere"] < 0.5
+    assert scores[0]["found"] > 0.95 and scores[0]["marked"] > 0.95 and scores[0]["elsewhere"] < 0.5

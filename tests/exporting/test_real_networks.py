@@ -38,9 +38,10 @@ def score(model: str, camvid: str, file: Path, *options: str) -> float:
     return json.loads(file.read_text())["mean_iou"]
 
 
-def test_int8_scores_as_float32(camvid, calibration, tmp_path):
+@pytest.mark.parametrize("program_format", ["onnx", "openvino"])
+def test_int8_scores_as_float32(program_format, camvid, calibration, tmp_path):
     exported = str(tmp_path / "exported")
-    words = ["export", str(CHECKPOINT), "--format", "openvino", "--int8", "--calibration", str(calibration)]
+    words = ["export", str(CHECKPOINT), "--format", program_format, "--int8", "--calibration", str(calibration)]
     assert main([*words, "--output", exported]) == 0
     expected = score(str(CHECKPOINT), camvid, tmp_path / "float32.json")
     assert score(exported, camvid, tmp_path / "int8.json") > expected - 0.003

@@ -1,7 +1,7 @@
-"""Far marks of instances: images with discs that all have the class of one mark, near it and far away from it.
+"""Far marks of instances: images with discs that all have the class of one mark, which lies on one of them.
 
 A small Mask R-CNN with criss-cross attention in its trunk, or without as the control, learns them with its own losses.
-Discs near the mark teach what its colours mean; of those far away, convolutions cannot know the class.
+The disc with the mark teaches what its colours mean; of those far away, convolutions cannot know the class.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ from ccnet_hf.visualization.instances import draw_instances
 SIDE = 96  # of an image, in pixels
 SQUARE = 8  # side of the mark
 NUM_DISCS = 4  # of an image, at most
-NEAR, FAR = 8, 24  # pixels between a disc's box and the mark that count as near at most, as far at least
-PARTS = ("near", "in line", "elsewhere")
+FAR = 24  # least number of pixels between a disc's box and the mark that count as far
+PARTS = ("marked", "in line", "elsewhere")
+
+# Where the attention starts: at 0 the colour would have to mean something before it is carried, and to be carried
+# before it means something.
+_GAMMA = 0.5
 
 _RADII = (7.0, 9.0)
 _WHITE = 1.0
@@ -50,8 +54,8 @@ def far_discs(
     Returns:
         Images (N, 3, SIDE, SIDE), float32, about -1..2; for each the labels as the model takes them, the class being
         1 + the index of the mark's colour in `COLOURS`; and for each disc one of `PARTS` or `None` between them:
-        `"near"` the mark, `"in line"` with it (in its rows or columns and far along them), `"elsewhere"` (far from
-        its rows and from its columns).
+        `"marked"` itself, `"in line"` with the mark (in its rows or columns and far along them), `"elsewhere"` (far
+        from its rows and from its columns).
     """
     images = 0.3 * torch.randn(num_examples, 3, SIDE, SIDE, generator=generator)
     classes = torch.randint(len(COLOURS), (num_examples,), generator=generator)
@@ -60,14 +64,14 @@ def far_discs(
     labels, parts = [], []
     for image, index, (top, left) in zip(images, classes.tolist(), corners.tolist(), strict=True):
         colour = torch.tensor(list(COLOURS.values())[index])
-        image[:, top : top + SQUARE, left : left + SQUARE] = colour[:, None, None]
         discs, its_parts = [], []
         for center, radius, gaps in _places(torch.tensor([top, left]), generator):
+            its_parts.append(_part(gaps) if discs else "marked")
             discs.append((*center, radius))
-            its_parts.append(_part(gaps))
         y, x, radius = torch.tensor(discs).T
         masks = (rows - y[:, None, None]) ** 2 + (columns - x[:, None, None]) ** 2 < radius[:, None, None] ** 2
         image[:, masks.any(dim=0)] = _WHITE
+        image[:, top : top + SQUARE, left : left + SQUARE] = colour[:, None, None]
         boxes = torch.stack([x, y, 2 * radius, 2 * radius], dim=1) / SIDE
         labels.append({"class_labels": torch.full((len(discs),), index + 1), "boxes": boxes, "masks": masks})
         parts.append(its_parts)
@@ -77,15 +81,17 @@ def far_discs(
 def _places(
     corner: torch.Tensor, generator: torch.Generator
 ) -> Iterator[tuple[list[float], float, tuple[float, float]]]:
-    """Centers and radii of discs that touch neither the mark nor each other, and their gaps to the mark's rows and
-    columns."""
+    """Centers and radii of discs that do not touch each other, the one under the mark first, and their gaps to the
+    mark's rows and columns."""
     placed: list[tuple[torch.Tensor, float]] = []
     for _ in range(_TRIES):
         radius = float(torch.empty(()).uniform_(*_RADII, generator=generator))
         center = radius + (SIDE - 2 * radius) * torch.rand(2, generator=generator)
+        if not placed:
+            center = (corner + SQUARE / 2).clamp(radius, SIDE - radius)
         gaps = (corner - center - radius).maximum(center - radius - corner - SQUARE).clamp(min=0)
         is_free = all(float((center - other).abs().max()) > radius + its_radius + 1 for other, its_radius in placed)
-        if is_free and float(gaps.max()) > 1:
+        if is_free:
             placed.append((center, radius))
             yield center.tolist(), radius, tuple(gaps.tolist())
         if len(placed) == NUM_DISCS:
@@ -94,8 +100,6 @@ def _places(
 
 def _part(gaps: tuple[float, float]) -> str | None:
     smaller, larger = sorted(gaps)
-    if larger <= NEAR:
-        return "near"
     if larger < FAR:
         return None
     return "in line" if smaller == 0 else "elsewhere" if smaller >= FAR else None
@@ -135,11 +139,14 @@ def build_model(recurrence: int) -> CCNetForInstanceSegmentation:
         id2label=names,
         label2id={name: label for label, name in names.items()},
     )
-    return CCNetForInstanceSegmentation(config)
+    model = CCNetForInstanceSegmentation(config)
+    if recurrence:
+        nn.init.constant_(model.backbone.stages[0].attention.gamma, _GAMMA)
+    return model
 
 
 def train(
-    model: CCNetForInstanceSegmentation, steps: int, seed: int, batch_size: int = 16, learning_rate: float = 5e-3
+    model: CCNetForInstanceSegmentation, steps: int, seed: int, batch_size: int = 16, learning_rate: float = 2e-3
 ) -> None:
     """Train in place on fresh examples, and leave the model in eval mode."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)

@@ -1,4 +1,4 @@
-"""Static int8: ranges of activations from pictures, by the quantizers of transformers' exporters."""
+"""Static int8 by NNCF: ranges of activations from pictures, for the exporters of transformers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Pictures:
 
 
 def make_quantizer(program_format: Format, pictures: Collection[dict[str, torch.Tensor]]) -> Any:
-    """transformers' quantizer for a format, calibrated on network inputs as [`Pictures`] makes them. Only convolutions
+    """The quantizer for a format, calibrated on network inputs as [`Pictures`] makes them. Only convolutions
     are quantized: they are nearly all of the work, and the attention's scores need their digits.
 
     Raises:
@@ -47,25 +47,15 @@ def make_quantizer(program_format: Format, pictures: Collection[dict[str, torch.
     """
     from transformers import exporters
 
-    if program_format == "openvino":
-        try:
-            import nncf
-        except ModuleNotFoundError as error:
-            raise InputError("nncf, which int8 needs, is not installed: pip install 'ccnet-hf[export]'") from error
-        config = exporters.NNCFQuantizationConfig(
-            subset_size=len(pictures), ignored_scope=nncf.IgnoredScope(types=["MatMul"])
-        )
-        return exporters.NNCFOpenVINOQuantizer(config, pictures)
-    from onnxruntime.quantization import QuantType
+    try:
+        import nncf
+    except ModuleNotFoundError as error:
+        raise InputError("nncf, which int8 needs, is not installed: pip install 'ccnet-hf[export]'") from error
+    if program_format == "onnx":
+        from ccnet_hf.exporting.onnx_quantizer import NNCFOnnxQuantizer
 
-    config = exporters.OnnxRuntimeStaticConfig(
-        # With its activation a convolution is one step, whose range is that of the activation: without it eight bits
-        # would have to hold what the activation cuts off.
-        op_types_to_quantize=["Conv", "Clip", "Relu"],
-        per_channel=True,
-        # Seven bits of weights: processors without VNNI add pairs of products in 16 bits, which eight would overflow.
-        reduce_range=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        return NNCFOnnxQuantizer(pictures)
+    config = exporters.NNCFQuantizationConfig(
+        subset_size=len(pictures), ignored_scope=nncf.IgnoredScope(types=["MatMul"])
     )
-    return exporters.OnnxRuntimeQuantizer(config, pictures)
+    return exporters.NNCFOpenVINOQuantizer(config, pictures)

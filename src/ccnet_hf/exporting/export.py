@@ -28,7 +28,6 @@ from ccnet_hf.limits import check_range
 
 _MAX_PICTURES = 4096
 _FEWEST_EQUAL = 0.8  # fraction of labels; below it the calibration has failed
-_FEW_EQUAL = 0.95  # below it another format is worth trying
 
 
 @dataclass(kw_only=True)
@@ -113,14 +112,11 @@ def _verify(arguments: ExportArguments, folder: Path, model: Rewritable, picture
         return f"its logits are those of the checkpoint within {error:.0e} of the largest one"
     equal = equal_labels(network, model, pictures)
     if equal < _FEWEST_EQUAL:
-        other = ", or take --format openvino" if arguments.format == "onnx" else ""
         raise InputError(
             f"in int8 only {equal:.1%} of the labels of the calibration pictures are as in float32: calibrate on more "
-            f"pictures, of the kind that will be segmented{other}"
+            "pictures, of the kind that will be segmented"
         )
-    found = f"{equal:.2%} of the labels of calibration pictures are as in float32"
-    is_poor = equal < _FEW_EQUAL and arguments.format == "onnx"
-    return f"{found} (--format openvino may keep more)" if is_poor else found
+    return f"{equal:.2%} of the labels of calibration pictures are as in float32"
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "ccnet-hf export") -> int:
