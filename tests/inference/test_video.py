@@ -123,6 +123,23 @@ def test_the_command_writes_an_overlay(kind, folders, frames, tmp_path, capsys):
     assert np.asarray(Image.open(tmp_path / "out" / "still_labels.png")).shape == (30, 42)
 
 
+def test_a_single_frame_of_odd_size(folders, frames, tmp_path, capsys):
+    """Files of other programs may have such a size; H.264 cannot, and gets a row and a column of black."""
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 41, 31, "bgr0"
+        frame = av.VideoFrame.from_image(frames[0].resize((41, 31)))
+        for packet in (*stream.encode(frame), *stream.encode()):
+            container.mux(packet)
+    arguments = ["--model_name_or_path", folders["video"], "--output_dir", str(tmp_path / "out")]
+    assert main([str(tmp_path / "clip.mkv"), *arguments]) == 0
+    assert "1 frame segmented" in capsys.readouterr().out
+    (shown,) = read_frames(tmp_path / "out" / "clip_overlay.mp4")
+    assert shown.size == (42, 32)
+    pixels = np.asarray(shown.convert("L")).astype(float)
+    assert 4 * pixels[:, -1].mean() < pixels[:31, :41].mean()
+
+
 def test_few_rounds_are_said_in_one_line(folders, frames, tmp_path, capsys):
     write(tmp_path / "clip.mp4", frames[:1])
     config = tmp_path / "video" / "config.json"
@@ -132,7 +149,7 @@ def test_few_rounds_are_said_in_one_line(folders, frames, tmp_path, capsys):
     assert "the checkpoint has 2 rounds of attention" in capsys.readouterr().out
     assert main([str(tmp_path / "clip.mp4"), *arguments, "--num_frames", "1"]) == 0
     output = capsys.readouterr().out
-    assert "rounds of attention" not in output and "1 frames segmented" in output
+    assert "rounds of attention" not in output and "1 frame segmented" in output
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no video", "sound"])

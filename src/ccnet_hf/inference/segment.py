@@ -146,7 +146,7 @@ def segment(arguments: SegmentArguments) -> None:
     if weights.any():
         print(share_table(class_names, weights / weights.sum()))
     if num_frames:
-        print(f"\n{num_frames} frames segmented, results in {output_dir}")
+        print(f"\n{_counted(num_frames, 'frame')} segmented, results in {output_dir}")
     if finished:
         # The first image also waits for what libraries prepare once; it says nothing of the others.
         passed = [later - earlier for earlier, later in pairwise(finished)]
