@@ -49,7 +49,7 @@ class FarMarksArguments:
     )
     instances: bool = field(
         default=False,
-        metadata={"help": "a Mask R-CNN with the attention in its trunk, on discs near the mark and far"},
+        metadata={"help": "a Mask R-CNN with the attention in its trunk, on discs one of which has the mark"},
     )
 
 
