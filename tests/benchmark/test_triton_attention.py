@@ -56,6 +56,7 @@ def run(code: str, **environment: str) -> str:
     return finished.stdout
 
 
+@pytest.mark.nightly
 def test_computes_the_same():
     assert run(_CHECK, TRITON_INTERPRET="1").count("\n") == 6
 

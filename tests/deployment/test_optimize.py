@@ -106,7 +106,7 @@ def test_bfloat16_loses_less_than_the_model_in_bfloat16(lively):
     assert error <= 0.5 * (plain - expected).abs().mean()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compile_gives_the_model_s_logits(lively):
     torch.compiler.reset()
     model = lively(tiny_model(**MODELS["wide"]))

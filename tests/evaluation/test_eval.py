@@ -164,7 +164,7 @@ def test_label_ids_for_the_cityscapes_server(run, expected, split, labelled, tmp
         np.testing.assert_array_equal(np.asarray(image), np.array(LABEL_IDS)[label_map])
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])
+@pytest.mark.parametrize("num_processes", [2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_processes_share_the_work_and_agree(checkpoint, folder, expected, tmp_path, num_processes):
     """Five images do not divide by two or three; each must be counted once, as by the one process of `expected`."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), str(SCRIPT)]

@@ -186,7 +186,10 @@ def test_models_of_video_and_instances_are_refused_in_one_line(make, kind, here,
 
 @pytest.mark.parametrize(
     ("program_format", "package", "context_module"),
-    [("onnx", "onnxruntime", "pyramid"), ("openvino", "openvino", "rcca")],
+    [
+        ("onnx", "onnxruntime", "pyramid"),
+        pytest.param("openvino", "openvino", "rcca", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_human_parser_segments_as_its_checkpoint(here, program_format, package, context_module):
     needs(package, "onnxscript")

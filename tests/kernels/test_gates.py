@@ -13,7 +13,7 @@ from ccnet_hf.kernels.libraries import NVCC_FLAGS
 
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc to compile the CUDA kernels"),
 ]
 

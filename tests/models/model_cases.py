@@ -174,14 +174,8 @@ class DenseModelTests(ModelTests):
         model(**inputs)
         assert {name for name, innermost in layouts.items() if not innermost} == set()
 
-    def test_compile_without_graph_breaks(self):
-        self._compile(next(iter(self.forms.values())))
-
     @pytest.mark.nightly
-    def test_every_form_compiles_without_graph_breaks(self, form):
-        self._compile(form)
-
-    def _compile(self, form):
+    def test_compile_without_graph_breaks(self, form):
         torch.compiler.reset()  # other tests compile the same code
         model, inputs = self.build(**form, classifier_dropout_prob=0.0), self.inputs()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -80,7 +80,14 @@ def detections_of(model, processor, picture) -> dict:
     return detections | {"masks": masks["segmentation"]}
 
 
-@pytest.mark.parametrize(("version", "recurrence", "number"), [("v1", 0, 1), ("frozen", 2, 3), ("v2", 0, 1)])
+@pytest.mark.parametrize(
+    ("version", "recurrence", "number"),
+    [
+        ("v1", 0, 1),
+        pytest.param("frozen", 2, 3, marks=pytest.mark.nightly),
+        pytest.param("v2", 0, 1, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_converted_model_sees_what_torchvision_sees(tmp_path, pictures, version, recurrence, number):
     theirs = lively_maskrcnn(version=version, **LIMITS)
     ours, processor = converted(theirs, tmp_path, num_labels=7, recurrence=recurrence)

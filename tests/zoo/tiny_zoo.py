@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.utils.hub
 from fake_hub import FakeHub
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
@@ -45,6 +46,8 @@ def connect(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, no_token_file: Path) 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(no_token_file))
     monkeypatch.setenv("HF_TOKEN", "hf_write")
+    # transformers keeps one client, which remembers where it was made to go.
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
 
 
 class quiet:

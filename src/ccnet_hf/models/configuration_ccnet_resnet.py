@@ -225,7 +225,7 @@ def read_backbone_config(config: dict | PreTrainedConfig, *further: type[PreTrai
         return config
     model_type = config.get("model_type")
     ours = {kind.model_type: kind for kind in (CCNetResNetConfig, *further)}
-    if model_type in ours:
+    if isinstance(model_type, str) and model_type in ours:
         return ours[model_type].from_dict(config)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(
