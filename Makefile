@@ -45,6 +45,7 @@ $(BIN)/uv:
 
 # Many tests start processes of their own, which would compile what they import each time where Python may not keep it.
 .venv/.dev: export UV_COMPILE_BYTECODE = 1
+.venv/.dev: export UV_COMPILE_BYTECODE_TIMEOUT = 600
 
 .venv/.demo .venv/.dev: .venv/.%: pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[$*]'
