@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -261,6 +262,18 @@ SIZE = {"shortest_edge": 40, "longest_edge": 72}
 @pytest.fixture
 def image_processor():
     return CCNetImageProcessor(size=SIZE)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "slide", "crop_size": (16, 16), "stride": (8, 8)}, {"scales": (1.0, 1.5), "flip": True}]
+)
+def test_the_steps_of_a_label_map_give_it(tiny_network, image_processor, make_image, options):
+    """What waits for the last step is no larger than it must be."""
+    network, image = tiny_network(), make_image(40, 56)
+    predictor = Predictor(network, image_processor, **options)
+    last = predictor.steps(image)()
+    assert isinstance(last, partial) == (not options)
+    assert torch.equal(last(), predictor.label_map(image))
 
 
 def test_plain_protocol_goes_by_the_processors_size(tiny_network, image_processor, make_image):

@@ -21,7 +21,7 @@ class NNCFOnnxQuantizer(ExportQuantizer):
     """Quantizes convolutions, weights by channel; the matrix products of the attention keep their digits.
 
     Args:
-        calibration_dataset: network inputs, `{"pixel_values": (1, 3, H, W) float32}` each; is read twice.
+        calibration_dataset: network inputs, `{"pixel_values": (1, 3, H, W) float32}` each; may be read more than once.
     """
 
     supported_formats: ClassVar = (ExportFormat.ONNX,)

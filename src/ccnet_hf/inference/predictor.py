@@ -126,14 +126,17 @@ class Predictor:
 
     def steps(self, image: InputImage) -> Callable[[], Callable[[], torch.Tensor]]:
         """`label_map` in three steps for those who overlap them, each in any thread: the image processor now, the
-        network when the result is called, and when the result of that is called, the label map."""
+        network when the result is called, and when the result of that is called, the label map. Between the steps only
+        what is small is kept: scores as large as the image are made a label map at once."""
         image = _upright(image)
-        inputs = None if self._averages_probabilities else self._inputs([image])
+        at_once = self.is_augmented or self.crop_size is not None
+        inputs = [] if at_once else self._inputs([image])
 
         def compute() -> Callable[[], torch.Tensor]:
-            if inputs is None:
-                return partial(self._mean_probabilities([image])[0].argmax, dim=0)
-            ((logits, input_size),) = self._logits(inputs)
+            if at_once:
+                label_map = self.label_map(image)
+                return lambda: label_map
+            ((logits, input_size),) = self._predict(inputs)
             return partial(argmax_of_resized_logits, logits, **self._way_back(input_size, image))
 
         return compute
