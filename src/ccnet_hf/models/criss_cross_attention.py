@@ -38,8 +38,10 @@ _BACKWARD = "criss_cross_attention_backward"
 # Scores computed at a time: 1 MiB of them in fp32 on a CPU, measured; elsewhere enough to fill the device.
 _CPU_BLOCK_SCORES = 1 << 18
 _ACCELERATOR_BLOCK_SCORES = 1 << 26
-# A product on its way to a result of another dtype, and each of its operands, measured.
+# A product on its way to a result of another dtype, and each of its operands, measured; and of a bfloat16 product on a
+# processor that multiplies it, where the calls cost more than the products.
 _CPU_PRODUCT_BYTES = 3 << 17
+_CPU_BFLOAT16_PRODUCT_BYTES = 3 << 20
 
 
 def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -307,7 +309,10 @@ def _accumulate(
         kept.baddbmm_(left.to(products), right)
     else:
         # Through dense operands and products that stay in the cache.
-        lines = max(1, _CPU_PRODUCT_BYTES // (result.shape[1] * result.shape[2] * products.itemsize))
+        part_bytes = _CPU_BFLOAT16_PRODUCT_BYTES if products == torch.bfloat16 else _CPU_PRODUCT_BYTES
+        lines = max(1, part_bytes // (result.shape[1] * result.shape[2] * products.itemsize))
+        # Multiplied in one dtype: a product of two is promoted through copies of both.
+        share = None if share is None else share.to(products)
         for start in range(0, len(result), lines):
             part, *operands = (lines_of[start : start + lines] for lines_of in (result, left, right))
             operands = [_operand(operand, products) for operand in operands]
