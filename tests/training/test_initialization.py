@@ -14,7 +14,7 @@ import ccnet_hf.training.initialization
 from ccnet_hf import CCNetResNetConfig
 from ccnet_hf.errors import InputError
 from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone
-from ccnet_hf.training.depthwise import speed_up_dilated_depthwise
+from ccnet_hf.training.depthwise import speed_up_depthwise
 from ccnet_hf.training.initialization import freeze, load_backbone_checkpoint
 
 
@@ -252,7 +252,7 @@ def test_depthwise_on_subgrids_is_exact(size, kernel, dilation):
     padding = dilation * (kernel // 2)
     convolution = nn.Conv2d(6, 6, kernel, padding=padding, dilation=dilation, groups=6).double()
     fast = nn.Sequential(copy.deepcopy(convolution))
-    speed_up_dilated_depthwise(fast)
+    speed_up_depthwise(fast)
     assert type(fast[0]) is not nn.Conv2d
     results = []
     for module in (convolution, fast):
@@ -266,14 +266,44 @@ def test_depthwise_on_subgrids_is_exact(size, kernel, dilation):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dilation, stride", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_depthwise_stays_in_float32_under_autocast(dilation, stride):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(6, 6, 3, stride, dilation, dilation, groups=6), nn.Conv2d(6, 4, 1))
+    hidden_state = torch.randn(2, 6, 9, 12)
+    wanted = network[0](hidden_state)
+    names = list(network.state_dict())
+    speed_up_depthwise(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        # As it comes from a convolution before, which autocast computes in bfloat16.
+        from_bfloat16 = network[0](hidden_state.bfloat16())
+        output = network(hidden_state)
+    torch.testing.assert_close(network[0](hidden_state), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(from_bfloat16, network[0](hidden_state.bfloat16().float()), rtol=0, atol=0)
+    assert from_bfloat16.dtype == torch.float32 and output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert network[0].weight.grad.dtype == torch.float32 and network[0].weight.grad.any()
+    assert list(network.state_dict()) == names
+
+
 def test_other_convolutions_are_left_alone():
     others = nn.Sequential(
-        nn.Conv2d(4, 4, 3, padding=1, groups=4),
         nn.Conv2d(4, 4, 3, padding=2, dilation=2),
         nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=4),
-        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4, stride=2),
-        nn.Conv2d(4, 4, 3, padding=1, dilation=2, groups=4),
-        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2),
+        nn.Conv2d(1, 1, 3, padding=1),
     )
-    speed_up_dilated_depthwise(others)
+    speed_up_depthwise(others)
     assert all(type(module) is nn.Conv2d for module in others)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"padding": 1}, {"padding": 2, "stride": 2}, {"padding": 2, "padding_mode": "reflect"}]
+)
+def test_dilated_depthwise_that_is_no_plain_one_on_subgrids_keeps_its_form(settings):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(4, 4, 3, dilation=2, groups=4, **settings)
+    hidden_state = torch.randn(1, 4, 9, 10)
+    wanted = convolution(hidden_state)
+    speed_up_depthwise(nn.Sequential(convolution))
+    torch.testing.assert_close(convolution(hidden_state), wanted, rtol=0, atol=0)

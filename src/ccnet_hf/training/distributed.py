@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ccnet_hf.deployment.machine import has_bfloat16
 from ccnet_hf.errors import InputError
-from ccnet_hf.training.depthwise import speed_up_dilated_depthwise
+from ccnet_hf.training.depthwise import speed_up_depthwise
 
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def place(accelerator: Accelerator, model: nn.Module) -> nn.Module:
         The model; in place where that is possible.
     """
     if accelerator.device.type == "cpu":
-        speed_up_dilated_depthwise(model)
+        speed_up_depthwise(model)
     elif accelerator.distributed_type != DistributedType.NO:
         model = synchronize_batch_norm(model)
     model.to(accelerator.device)
