@@ -11,7 +11,7 @@ from transformers import ConvNextConfig, TimmBackboneConfig
 
 import ccnet_hf
 from ccnet_hf import CCNetForVideoSegmentation, CCNetVideoConfig, InputError
-from ccnet_hf.deployment import machine, optimize, runtimes
+from ccnet_hf.deployment import machine, optimize, programs, runtimes
 from ccnet_hf.deployment.onednn import FusedBottleneck
 from ccnet_hf.deployment.runtimes import RUNTIMES, OptimizedRuntime
 from ccnet_hf.deployment.winograd import WinogradConv2d
@@ -121,6 +121,36 @@ def test_programs_give_the_model_s_logits_of_any_size(backend, lively):
     runtime = ccnet_hf.optimize(model, backend)
     assert runtime.backend == backend
     assert_equal_logits(runtime, model)
+
+
+def test_openvino_in_bfloat16_is_compiled_for_every_size_of_images(lively, monkeypatch):
+    """In float32 here, which every processor computes in: what is proven is the way to the logits."""
+    pytest.importorskip("openvino")
+    compiled = []
+    model = lively(tiny_model())
+    monkeypatch.setattr(runtimes, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(runtimes, "_MAX_PROGRAMS", 1)
+
+    def compile_for_size(program, size, **options):
+        compiled.append((tuple(size), options))
+        return programs.compile_for_size(program, size, INFERENCE_PRECISION_HINT="f32")
+
+    monkeypatch.setattr(runtimes, "compile_for_size", compile_for_size)
+    runtime = ccnet_hf.optimize(model, "openvino", torch.bfloat16)
+    assert_equal_logits(runtime, model)
+    first, second = (batch[:1] for batch in batches())
+    assert torch.equal(runtime.logits(second), runtime.logits(second))
+    runtime.logits(first)
+    sizes = [tuple(size[2:]) for size in BATCHES]
+    assert compiled == [(size, {"INFERENCE_PRECISION_HINT": "bf16"}) for size in (*sizes, sizes[0])]
+
+
+def test_openvino_in_bfloat16_is_right_at_every_size(lively):
+    pytest.importorskip("openvino")
+    if not machine.has_bfloat16(torch.device("cpu")):
+        pytest.skip("needs a processor with instructions for bfloat16")
+    model = lively(tiny_model())
+    assert_equal_logits(ccnet_hf.optimize(model, "openvino", torch.bfloat16), model, 0.1)
 
 
 def test_check_counts_labels_that_differ(lively, capsys):

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -73,6 +73,29 @@ def make_program(model: nn.Module, program_format: Format, quantizer: Any = None
 def run_program(program: ExportedModel, **options: Any) -> None:
     """Load a program on the CPU with as many threads as PyTorch has, in place; `options` are OpenVINO's properties."""
     program.to("cpu", **_runner_options(program.export_format, options))
+
+
+def compile_for_size(
+    program: ExportedModel, size: tuple[int, int], **options: Any
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Compile an OpenVINO program for images of one size, on the CPU with as many threads as PyTorch has.
+
+    Args:
+        program: for images of any size; is left as it is.
+        size: height and width of the images.
+        options: OpenVINO's properties.
+
+    Returns:
+        A function from images (B, 3, height, width), float32 and any number of them, to logits.
+    """
+    import openvino
+
+    sized = program.program.clone()
+    sized.reshape([-1, 3, *size])
+    options = _runner_options("openvino", options)["config"]
+    compiled = openvino.Core().compile_model(sized, "CPU", options)
+    # The result lies in memory that the next call writes over.
+    return lambda pixel_values: torch.from_numpy(compiled([pixel_values.contiguous().numpy()])[0].copy())
 
 
 def _runner_options(export_format: str, options: dict[str, Any]) -> dict[str, Any]:

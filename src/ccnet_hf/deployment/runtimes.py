@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from ccnet_hf.deployment import onednn
 from ccnet_hf.deployment.fusion import Rewritable, example_image, fuse, join_activations
 from ccnet_hf.deployment.machine import has_amx, has_bfloat16, require_packages
-from ccnet_hf.deployment.programs import make_program, run_program
+from ccnet_hf.deployment.programs import compile_for_size, make_program, run_program
 from ccnet_hf.deployment.winograd import use_winograd
 from ccnet_hf.errors import InputError
 from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing
@@ -23,6 +23,7 @@ from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
 
 _MAX_CUDA_GRAPHS = 8  # sizes of input; every graph keeps the memory of its temporaries
+_MAX_PROGRAMS = 4  # sizes of input; every compiled program keeps weights of its own
 
 
 class OptimizedRuntime(ABC):
@@ -241,14 +242,15 @@ class ProgramRuntime(OptimizedRuntime):
         require_packages(self.backend)
         # Half precision is a matter of the runtime, whose program stays in float32.
         self.program = make_program(rewrite(model, torch.float32), self.backend)
-        run_program(self.program, **self._options())
+        self._run()
 
     @abstractmethod
     def _check_dtype(self) -> None:
         """Raise InputError for a dtype that the other runtime does not compute in here."""
 
-    def _options(self) -> dict[str, str]:
-        return {}
+    def _run(self) -> None:
+        """Load the program."""
+        run_program(self.program)
 
     def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.program(pixel_values=pixel_values.contiguous()).logits
@@ -265,9 +267,17 @@ class OnnxRuntime(ProgramRuntime):
 
 
 class OpenVINORuntime(ProgramRuntime):
-    """The rewritten network in OpenVINO."""
+    """The rewritten network in OpenVINO; in bfloat16 compiled once for every size of images.
+
+    A program for images of any size goes wrong in bfloat16 with OpenVINO 2026.4: it returns the logits of an earlier
+    image, none, or ends the process.
+    """
 
     backend = "openvino"
+
+    def __init__(self, model: Rewritable, dtype: torch.dtype):
+        super().__init__(model, dtype)
+        self._sized: OrderedDict[torch.Size, Callable] = OrderedDict()
 
     def _check_dtype(self) -> None:
         if self.dtype == torch.bfloat16 and not has_bfloat16(self.device):
@@ -275,8 +285,20 @@ class OpenVINORuntime(ProgramRuntime):
         if self.dtype not in (torch.float32, torch.bfloat16):
             raise InputError(f"OpenVINO computes in float32 or bfloat16 on processors, not in {_name(self.dtype)}")
 
-    def _options(self) -> dict[str, str]:
-        return {"INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32"}
+    def _run(self) -> None:
+        if self.dtype == torch.float32:
+            run_program(self.program, INFERENCE_PRECISION_HINT="f32")
+
+    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.dtype == torch.float32:
+            return super()._logits(pixel_values)
+        size = pixel_values.shape[2:]
+        if size not in self._sized:
+            if len(self._sized) == _MAX_PROGRAMS:
+                self._sized.popitem(last=False)
+            self._sized[size] = compile_for_size(self.program, size, INFERENCE_PRECISION_HINT="bf16")
+        self._sized.move_to_end(size)
+        return self._sized[size](pixel_values.float())
 
 
 def _name(dtype: torch.dtype) -> str:
