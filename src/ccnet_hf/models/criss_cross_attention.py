@@ -41,7 +41,7 @@ _ACCELERATOR_BLOCK_SCORES = 1 << 26
 # A product on its way to a result of another dtype, and each of its operands, measured; and of a bfloat16 product on a
 # processor that multiplies it, where the calls cost more than the products.
 _CPU_PRODUCT_BYTES = 3 << 17
-_CPU_BFLOAT16_PRODUCT_BYTES = 3 << 20
+_CPU_BFLOAT16_PRODUCT_BYTES = 3 << 19
 
 
 def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
