@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+import transformers
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoBackbone
 
 import ccnet_hf.training.initialization
 from ccnet_hf import CCNetResNetConfig
@@ -181,6 +188,67 @@ def test_resnets_of_another_depth_or_width_are_refused(tmp_path):
     assert_filled(backbone, before)
 
 
+CLASSIFIERS = {
+    "ConvNextForImageClassification": {"hidden_sizes": [4, 8], "depths": [1, 2], "num_stages": 2},
+    "SwinForImageClassification": {"embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2], "window_size": 2},
+    "DINOv3ViTModel": {
+        **{"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 1},
+        "num_register_tokens": 2,
+    },
+}
+
+
+def transformers_network(kind: str, **changes) -> nn.Module:
+    """A tiny classifier of transformers, with other numbers in every tensor than it would begin with."""
+    model_class = getattr(transformers, kind)
+    model = model_class(model_class.config_class(**CLASSIFIERS[kind] | changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    return model
+
+
+def transformers_backbone(kind: str) -> nn.Module:
+    config = getattr(transformers, kind).config_class(**CLASSIFIERS[kind], out_indices=[1, 2])
+    return AutoBackbone.from_config(config).eval()
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_networks_of_transformers(kind, tmp_path, capsys):
+    """From the file that `save_pretrained` writes, whose names are older than the network's."""
+    classifier, backbone = transformers_network(kind), transformers_backbone(kind)
+    classifier.save_pretrained(tmp_path)
+    capsys.readouterr()
+    load_backbone_checkpoint(backbone, tmp_path / "model.safetensors")
+    assert "LOAD REPORT" not in "".join(capsys.readouterr())
+    pixel_values = torch.randn(1, 3, 32, 48)
+    with torch.inference_mode():
+        ours = backbone(pixel_values, output_hidden_states=True).hidden_states[-1]
+        theirs = classifier(pixel_values, output_hidden_states=True)
+        theirs = (theirs.reshaped_hidden_states if kind.startswith("Swin") else theirs.hidden_states)[-1]
+    torch.testing.assert_close(ours, theirs)
+    for name, norm in backbone.named_modules():
+        if "hidden_states_norms." in name:
+            assert norm.weight.eq(1).all() and norm.bias.eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depths": [1, 3]}, r"which is less deep and has no .*stages\.1\.layers\.2"),
+        ({"depths": [1, 1]}, r"it has no encoder\.stages\.1\.layers\.1"),
+        ({"hidden_sizes": [4, 12]}, r"has the shape \(12.*, the backbone's \(8"),
+    ],
+)
+def test_networks_of_transformers_of_another_shape_are_refused(tmp_path, change, message):
+    transformers_network("ConvNextForImageClassification", **change).save_pretrained(tmp_path)
+    backbone = transformers_backbone("ConvNextForImageClassification")
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(InputError, match=message):
+        load_backbone_checkpoint(backbone, tmp_path / "model.safetensors")
+    assert_filled(backbone, before)
+
+
 def test_hub_ids(tmp_path, monkeypatch):
     backbone = resnet(**TINY)
     stem = ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")
@@ -194,6 +262,22 @@ def test_hub_ids(tmp_path, monkeypatch):
     monkeypatch.setattr(ccnet_hf.training.initialization, "hf_hub_download", download)
     load_backbone_checkpoint(backbone, "timm/resnet50c.gluon_in1k")
     assert asked == [("timm/resnet50c.gluon_in1k", "model.safetensors")]
+
+    def older(repo_id, filename):
+        if filename == "model.safetensors":
+            raise EntryNotFoundError.__new__(EntryNotFoundError)  # its arguments differ by version
+        return download(repo_id, filename)
+
+    monkeypatch.setattr(ccnet_hf.training.initialization, "hf_hub_download", older)
+    load_backbone_checkpoint(backbone, "facebook/older")
+    assert asked[1:] == [("facebook/older", "pytorch_model.bin")]
+
+    def gated(repo_id, filename):
+        raise GatedRepoError.__new__(GatedRepoError)
+
+    monkeypatch.setattr(ccnet_hf.training.initialization, "hf_hub_download", gated)
+    with pytest.raises(OSError, match=r"accept its licence: do so at https://huggingface\.co/facebook/gated, and log"):
+        load_backbone_checkpoint(backbone, "facebook/gated")
 
     def out_of_reach(repo_id, filename):
         raise LocalEntryNotFoundError("five lines about caches")

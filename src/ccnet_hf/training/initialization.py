@@ -8,15 +8,25 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.untrusted_checkpoints import read_state_dict
 
 
-_HUB_FILE = "model.safetensors"
+_HUB_FILE, _OLDER_HUB_FILE = "model.safetensors", "pytorch_model.bin"
+
+# Of transformers' backbones: on the feature maps, beside the classifier's network.
+_NEW_NORMS = "hidden_states_norms."
 
 # The three convolutions of a ResNet-V1c's stem, each before its batch norm, as others call them.
 _STEM_NAMES = (
@@ -33,7 +43,8 @@ def load_backbone_checkpoint(backbone: nn.Module, checkpoint: str | Path) -> Non
     timm's wrapper), and for a `CCNetResNetBackbone` also those of timm, mmsegmentation and the authors. Otherwise both
     networks are read layer by layer, the file's in natural order of their names, and the backbone's layers must be one
     unbroken run of the file's, equal in tensor names and shapes. What stands before and after (a classifier) is left
-    out.
+    out. For a network of transformers' own, transformers does this; the norms of its feature maps, which no file of a
+    classifier has, stay as they are.
 
     Args:
         backbone: is changed in place, and left as it is when an error is raised.
@@ -44,20 +55,31 @@ def load_backbone_checkpoint(backbone: nn.Module, checkpoint: str | Path) -> Non
         InputError: the file is not readable, or the two do not fit; the message names the first layer that does not.
         OSError: there is neither such a file nor such a model on the Hub, or no way to the Hub.
     """
-    tensors = _read_tensors(_local_file(checkpoint))
-    # Attention among the blocks is in no file; it starts as the identity.
-    state = {key: tensor for key, tensor in backbone.state_dict().items() if ".attention." not in key}
-    for names in _namings(state):
-        if names.keys() <= tensors.keys():
-            _check_fit(checkpoint, names, state, tensors)
-            break
+    tensors, state = _read_tensors(_local_file(checkpoint)), backbone.state_dict()
+    if _is_of_transformers(backbone):
+        tensors = _in_current_names(checkpoint, backbone, tensors)
+        names = {key: key for key in tensors}
     else:
-        names = _names_by_place(checkpoint, state, tensors)
+        # Attention among the blocks is in no file; it starts as the identity.
+        names = _find_names(
+            checkpoint, {key: tensor for key, tensor in state.items() if ".attention." not in key}, tensors
+        )
     for theirs in names:
         if not tensors[theirs].is_floating_point() or not tensors[theirs].float().isfinite().all():
             raise InputError(f"{checkpoint}: {theirs} does not hold finite floating-point numbers only")
     for theirs, ours in names.items():
         state[ours].copy_(tensors[theirs])
+
+
+def _find_names(
+    checkpoint: str | Path, state: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]
+) -> dict[str, str]:
+    """Our key by the file's, for all tensors of a backbone."""
+    for names in _namings(state):
+        if names.keys() <= tensors.keys():
+            _check_fit(checkpoint, names, state, tensors)
+            return names
+    return _names_by_place(checkpoint, state, tensors)
 
 
 def _local_file(checkpoint: str | Path) -> Path:
@@ -69,7 +91,12 @@ def _local_file(checkpoint: str | Path) -> Path:
     if is_file_name or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(checkpoint)):
         raise FileNotFoundError(f"there is no file {checkpoint}")
     try:
-        return Path(hf_hub_download(str(checkpoint), _HUB_FILE))
+        return _download(str(checkpoint))
+    except GatedRepoError as error:
+        raise OSError(
+            f"{checkpoint} is for those who accept its licence: do so at https://huggingface.co/{checkpoint}, and log "
+            "in with hf auth login"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise OSError(
             f"{checkpoint} cannot be downloaded, for the Hub is out of reach: get {_HUB_FILE} from "
@@ -79,11 +106,61 @@ def _local_file(checkpoint: str | Path) -> Path:
         raise OSError(f"{checkpoint} is neither a file nor a model on the Hub with a {_HUB_FILE}") from error
 
 
+def _download(repo_id: str) -> Path:
+    """The file of a model's weights on the Hub; older ones have no safetensors."""
+    try:
+        return Path(hf_hub_download(repo_id, _HUB_FILE))
+    except LocalEntryNotFoundError:  # which is an `EntryNotFoundError`
+        raise
+    except EntryNotFoundError:
+        return Path(hf_hub_download(repo_id, _OLDER_HUB_FILE))
+
+
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     if file.suffix != ".safetensors":
         return read_state_dict(file)
     with reading(file):
         return load_file(str(file))
+
+
+def _is_of_transformers(backbone: nn.Module) -> bool:
+    """Whether it is one of transformers' own networks, rather than of this package or in its wrapper of timm."""
+    return type(backbone).__module__.startswith("transformers.") and backbone.config.model_type != "timm_backbone"
+
+
+def _in_current_names(
+    checkpoint: str | Path, backbone: PreTrainedModel, tensors: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint for such a network, by the names that the installed transformers has for them."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what is missing or left over is said below
+    try:
+        with reading(checkpoint):
+            filled, found = type(backbone).from_pretrained(
+                None,
+                config=backbone.config,
+                state_dict=tensors,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    finally:
+        logging.set_verbosity(verbosity)
+    for name, theirs, ours in sorted(found["mismatched_keys"]):
+        raise InputError(
+            f"{checkpoint} does not fit the backbone: its {name} has the shape {tuple(theirs)}, the backbone's "
+            f"{tuple(ours)}"
+        )
+    missing = set(found["missing_keys"])
+    if others := sorted(name for name in missing if not name.startswith(_NEW_NORMS)):
+        raise InputError(f"{checkpoint} does not fit the backbone: it has no {others[0]}")
+    state = {name: tensor for name, tensor in filled.state_dict().items() if name not in missing}
+    prefix = f"{backbone.base_model_prefix}."  # which only some of the names have
+    stages = {stage for name in state for stage in _stages(name.removeprefix(prefix))}
+    for name in sorted(found["unexpected_keys"]):
+        if stages.intersection(_stages(name.removeprefix(prefix))):
+            raise InputError(f"{checkpoint} does not fit the backbone, which is less deep and has no {name}")
+    return state
 
 
 def _namings(state: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:
