@@ -202,7 +202,7 @@ def test_no_value_of_another_type_gets_into_a_recipe(field, value):
     allowed = {
         "photometric_distortion": (True,),
         "pad_before_normalization": (True,),
-        **dict.fromkeys(("letterbox", "group_by_shape"), (True,)),
+        **dict.fromkeys(("letterbox", "group_by_shape", "decay_norms_and_biases"), (True,)),
         **dict.fromkeys(("ratio_step", "learning_rate", "min_learning_rate", "power", "weight_decay"), (2.0,)),
         **dict.fromkeys(("max_grad_norm", "backbone_learning_rate_factor"), (2.0,)),
     }

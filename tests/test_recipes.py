@@ -475,6 +475,11 @@ def with_value(recipe: TrainingRecipe, name: str, value) -> TrainingRecipe:
         ("group_by_shape", 1),
         ("max_grad_norm", -1),
         ("backbone_learning_rate_factor", -0.1),
+        ("decay_norms_and_biases", 0),
+        ("layer_decay", 0.0),
+        ("layer_decay", 1.1),
+        ("ema_decay", 1.0),
+        ("ema_decay", -0.1),
     ],
 )
 def test_wrong_training_values_are_refused_by_name(field, value):

@@ -105,10 +105,9 @@ def train(output_dir, folder, resume: bool) -> None:
     build_instance_trainer(
         output_dir,
         folder,
-        replace(RECIPE, max_train_steps=STEPS),
+        replace(RECIPE, max_train_steps=STEPS, ema_decay=0.9),
         mixed_precision="bf16",
         change_model=lambda model: model.gradient_checkpointing_enable(),
-        ema_decay=0.9,
         checkpointing_steps=2,
         checkpoints_total_limit=2,
         resume_from_checkpoint="last" if resume else None,

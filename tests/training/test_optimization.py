@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ccnet_hf import CCNetConfig
+from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation
 from ccnet_hf.models.modeling_ccnet import CCNetSemanticSegmenterOutput
 from ccnet_hf.recipes import RECIPES, TrainingRecipe
 from ccnet_hf.training.objective import SemanticObjective, class_weights_from_counts
@@ -120,6 +120,144 @@ def test_optimizers_and_frozen_parameters(model):
     backbone = {id(p) for p in model.model.backbone.parameters()}
     assert {id(p) for p in adamw.param_groups[1]["params"]} == backbone
     assert not backbone & {id(p) for p in adamw.param_groups[0]["params"]}
+
+
+def groups_of(model: nn.Module, recipe: TrainingRecipe) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of every parameter, each of which is in one group."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [
+        (names[id(parameter)], (group["lr"], group["weight_decay"]))
+        for group in build_optimizer(model, recipe).param_groups
+        for parameter in group["params"]
+    ]
+    assert len(found) == len(dict(found)) == len(names)
+    return dict(found)
+
+
+BACKBONES = {
+    "convnext": {"hidden_sizes": [4, 8], "depths": [1, 2], "num_stages": 2, "out_features": ["stage1", "stage2"]},
+    "dinov3_vit": {
+        **{"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 1},
+        **{"num_register_tokens": 2, "out_features": ["stage2", "stage3"]},
+    },
+    "swin": {"embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2], "out_features": ["stage1", "stage2"]},
+    "timm_backbone": {"backbone": "mobilenetv2_050", "out_indices": [3, 4], "freeze_batch_norm_2d": False},
+    "ccnet_resnet": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 8], "stem_size": 8},
+}
+
+
+def with_backbone(model_type: str) -> CCNetForSemanticSegmentation:
+    backbone = {"model_type": model_type} | BACKBONES[model_type]
+    config = CCNetConfig(backbone_config=backbone, hidden_size=8, auxiliary_channels=8, num_labels=3)
+    return CCNetForSemanticSegmentation(config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        (
+            "convnext",
+            {
+                "embeddings.patch_embeddings.weight": 3,
+                "encoder.stages.0.layers.0.dwconv.weight": 2,
+                "encoder.stages.1.downsampling_layer.1.weight": 1,
+                "encoder.stages.1.layers.1.layer_scale_parameter": 1,
+                "hidden_states_norms.stage1.weight": 0,
+            },
+        ),
+        (
+            "dinov3_vit",
+            {
+                "embeddings.register_tokens": 4,
+                "embeddings.patch_embeddings.weight": 4,
+                "layer.0.attention.q_proj.weight": 3,
+                "layer.1.layer_scale1.lambda1": 2,
+                "layer.2.mlp.down_proj.bias": 1,
+                "backbone.norm.weight": 0,
+            },
+        ),
+        (
+            "swin",
+            {
+                "embeddings.patch_embeddings.projection.weight": 3,
+                "encoder.layers.0.blocks.1.layernorm_before.weight": 2,
+                "encoder.layers.0.downsample.reduction.weight": 2,
+                "encoder.layers.1.blocks.0.layernorm_before.weight": 1,
+                "hidden_states_norms.stage2.bias": 0,
+            },
+        ),
+        (
+            "timm_backbone",
+            {
+                "_backbone.conv_stem.weight": 8,
+                "_backbone.blocks.0.0.conv_dw.weight": 7,
+                "_backbone.blocks.6.0.conv_pw.weight": 1,
+            },
+        ),
+        (
+            "ccnet_resnet",
+            {
+                "stem.convolutions.0.convolution.weight": 5,
+                "stages.0.blocks.0.conv1.convolution.weight": 4,
+                "stages.3.blocks.0.conv3.convolution.weight": 1,
+            },
+        ),
+    ],
+)
+def test_each_layer_learns_at_layer_decay_times_the_rate_of_the_next(model_type, expected):
+    model = with_backbone(model_type)
+    factor, decay = 0.5, 0.7
+    recipe = make_recipe(max_train_steps=1, optimizer="adamw", backbone_learning_rate_factor=factor, layer_decay=decay)
+    groups = groups_of(model, recipe)
+    for ending, below in expected.items():  # what stands before it changes between versions of transformers
+        ((name, group),) = ((name, group) for name, group in groups.items() if name.endswith(f".{ending}"))
+        assert group == pytest.approx((0.01 * factor * decay**below, 5e-4)), name
+    for name, group in groups.items():
+        if ".backbone." not in name:
+            assert group == (0.01, 5e-4), name
+    rates = {rate for name, (rate, _) in groups.items() if ".backbone." in name}
+    highest = max(expected.values())
+    assert len(rates) == highest + (0 in expected.values())
+    assert min(rates) == pytest.approx(0.01 * factor * decay**highest)
+
+
+def test_the_first_group_is_the_heads():
+    recipe = make_recipe(max_train_steps=1, layer_decay=0.5, decay_norms_and_biases=False)
+    optimizer = build_optimizer(with_backbone("swin"), recipe)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert build_scheduler(optimizer, recipe).get_last_lr()[0] == rates[0] == 0.01
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("model_type", ["convnext", "dinov3_vit", "swin"])
+def test_only_weights_of_convolutions_and_linear_layers_decay(model_type):
+    model = with_backbone(model_type)
+    groups = groups_of(model, make_recipe(max_train_steps=1, decay_norms_and_biases=False))
+    decaying = {name for name, (_, decay) in groups.items() if decay == 5e-4}
+    layers = (nn.Linear, nn.Conv2d)
+    modules = model.named_modules()
+    assert decaying == {f"{name}.weight" for name, module in modules if isinstance(module, layers)}
+    assert {decay for _, decay in groups.values()} == {0.0, 5e-4}
+    spared = {
+        "convnext": ("layer_scale_parameter", "layernorm.weight", "dwconv.bias"),
+        "dinov3_vit": ("cls_token", "register_tokens", "lambda1", "norm1.weight", "q_proj.bias"),
+        "swin": ("relative_position_bias_table", "layernorm_before.weight", "projection.bias"),
+    }
+    for ending in (*spared[model_type], "attention.gamma", "normalization.weight", "classifier.bias"):
+        assert any(name.endswith(ending) for name in groups.keys() - decaying), ending
+    assert set(groups_of(model, make_recipe(max_train_steps=1)).values()) == {(0.01, 5e-4)}
+
+
+def test_a_backbone_without_layers_has_no_layer_decay():
+    model = nn.ModuleDict({"backbone": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match="layer_decay must be 1 for a backbone without numbered stages or blocks"):
+        build_optimizer(model, make_recipe(max_train_steps=1, layer_decay=0.9))
+
+
+def test_a_table_of_positions_does_not_decay():
+    model = nn.ModuleDict({"positions": nn.Embedding(3, 4), "head": nn.Linear(4, 2)})
+    groups = groups_of(model, make_recipe(max_train_steps=1, decay_norms_and_biases=False))
+    assert groups == {"positions.weight": (0.01, 0.0), "head.weight": (0.01, 5e-4), "head.bias": (0.01, 0.0)}
 
 
 def test_class_weights():

@@ -330,6 +330,8 @@ def test_another_model_or_other_settings_are_refused(checkpoint):
     assert "average.safetensors" in refusal(checkpoint, ema_decay=0.0)
     sgd = replace(RECIPE, optimizer="sgd")
     assert "optimizer adamw, this run has optimizer sgd" in refusal(checkpoint, recipe=sgd)
+    layers = replace(RECIPE, layer_decay=0.9)
+    assert "layer_decay 1.0, this run has layer_decay 0.9" in refusal(checkpoint, recipe=layers)
 
 
 def test_nothing_is_taken_over_from_a_state_that_is_refused(checkpoint):

@@ -1,5 +1,7 @@
 """A training small enough for a test: a tiny network on eight coloured images."""
 
+from dataclasses import replace
+
 import datasets
 import numpy as np
 import torch
@@ -89,9 +91,13 @@ def build_trainer(
     mixed_precision="no",
     evaluate=None,
     make_accelerator=Accelerator,
+    ema_decay=None,
     **settings,
 ) -> TrainingLoop:
-    """A `TrainingLoop` in this process; further keyword arguments are fields of the settings."""
+    """A `TrainingLoop` in this process; `ema_decay` is the recipe's own, or this one, and further keyword arguments
+    are fields of the settings."""
+    if ema_decay is not None:
+        recipe = replace(recipe, ema_decay=ema_decay)
     split = coloured_split() if split is None else split
     for column in ("image", "label"):
         split = split.cast_column(column, datasets.Image(decode=False))

@@ -61,12 +61,17 @@ class TrainingRecipe:
     pad_before_normalization: bool = _option(
         "pad small crops with black, as for VOC12Aug, instead of the mean colour", False
     )
-    optimizer: Literal["sgd", "adamw"] = _option("weight decay applies to every parameter", "sgd")
+    optimizer: Literal["sgd", "adamw"] = _option("what takes the steps", "sgd")
     learning_rate: float = _option("of the first step, or of the end of the warm-up", 0.01)
     min_learning_rate: float = _option("floor of the polynomial schedule", 1e-4)
     power: float = _option("lr(t) = min + (lr - min) * (1 - t / max_train_steps) ** power", 0.9)
     momentum: float = _option("of SGD", 0.9)
     weight_decay: float = _option("L2 for SGD, decoupled for AdamW", 5e-4)
+    decay_norms_and_biases: bool = _option(
+        "weight decay applies to every parameter; without it, to the weights of convolutions and linear layers alone, "
+        "and so to no norm, bias or position embedding",
+        True,
+    )
     warmup_steps: int = _option("steps of linear warm-up", 0)
     warmup_start: float = _option("fraction of the learning rate the warm-up begins at; 0: its first step", 0.0)
     decay_steps: tuple[int, ...] = _option(
@@ -76,6 +81,12 @@ class TrainingRecipe:
     group_by_shape: bool = _option("make batches of wide images and of high ones, where the dataset has sizes", False)
     max_grad_norm: float = _option("gradients are clipped to this norm; 0 leaves them", 0.0)
     backbone_learning_rate_factor: float = _option("the backbone learns at the learning rate times this", 1.0)
+    layer_decay: float = _option(
+        "each layer of the backbone (a stage, or a block where there are no stages) learns at this times the learning "
+        "rate of the next one; 1: all alike",
+        1.0,
+    )
+    ema_decay: float = _option("evaluate and save a moving average of the weights with this decay; 0: none", 0.0)
 
     def __post_init__(self):
         for name, (is_allowed, description) in _ALLOWED.items():
@@ -139,6 +150,7 @@ _ALLOWED = {
     "power": _NUMBER_OR_0,
     "momentum": (lambda value: _is_number(value) and 0 <= value < 1, "in [0, 1)"),
     "weight_decay": _NUMBER_OR_0,
+    "decay_norms_and_biases": _SWITCH,
     "warmup_steps": _COUNT_OR_0,
     "warmup_start": (lambda value: _is_number(value) and 0 <= value <= 1, "in [0, 1]"),
     "decay_steps": (
@@ -152,6 +164,8 @@ _ALLOWED = {
     "group_by_shape": _SWITCH,
     "max_grad_norm": _NUMBER_OR_0,
     "backbone_learning_rate_factor": _NUMBER_OR_0,
+    "layer_decay": (lambda value: _is_number(value) and 0 < value <= 1, "in (0, 1]"),
+    "ema_decay": (lambda value: _is_number(value) and 0 <= value < 1, "in [0, 1)"),
 }
 
 # Beyond these, memory runs out, or float32 does not hold what is computed of them.

@@ -34,7 +34,7 @@ def check_settings(
     evaluates = evaluates and recipe.eval_steps > 0
     if settings.load_best_model_at_end and not evaluates:
         raise InputError("load_best_model_at_end needs evaluations during the training (--eval_steps)")
-    check_distribution(accelerator, needs_whole_model=settings.ema_decay > 0 or evaluates)
+    check_distribution(accelerator, needs_whole_model=recipe.ema_decay > 0 or evaluates)
     if accelerator.is_main_process:
         remove_leftovers(settings.output_dir)
     accelerator.wait_for_everyone()

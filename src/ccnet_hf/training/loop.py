@@ -82,8 +82,8 @@ class TrainingLoop:
         # Stepped by hand, once per step of the recipe: a prepared scheduler would step once per process.
         self.scheduler = build_scheduler(optimizer, recipe)
         self.average = None
-        if settings.ema_decay > 0:
-            decay = get_ema_multi_avg_fn(settings.ema_decay)
+        if recipe.ema_decay > 0:
+            decay = get_ema_multi_avg_fn(recipe.ema_decay)
             self.average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
         self.model, self.optimizer = share_out(accelerator, model, optimizer, images_per_pass, recipe.max_grad_norm)
         # Beside the model, which stays as it is for evaluation at changing sizes.

@@ -2,29 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training.distributed import shared_out
 
 
 def build_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
-    """Build the recipe's optimiser over the parameters that learn, the backbone with its own learning rate."""
-    backbone, rest = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (backbone if ".backbone." in f".{name}" else rest).append(parameter)
-    groups = [
-        {"params": rest, "lr": recipe.learning_rate},
-        {"params": backbone, "lr": recipe.learning_rate * recipe.backbone_learning_rate_factor},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """Build the recipe's optimiser over the groups of [`parameter_groups`]."""
+    groups = parameter_groups(model, recipe)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def parameter_groups(model: nn.Module, recipe: TrainingRecipe) -> list[dict[str, Any]]:
+    """Group the parameters that learn by learning rate and weight decay, as an optimiser takes them.
+
+    The heads come first, at the recipe's learning rate. The backbone learns at `backbone_learning_rate_factor` times
+    it; its last layer at `layer_decay` times that, the one before at `layer_decay ** 2` times, and so on down to the
+    stem. What comes behind the last layer, such as norms of the feature maps, is spared `layer_decay`.
+
+    Args:
+        model: whose backbone is the module, or the one inside another, that is called `backbone`.
+        recipe: that says how they learn.
+
+    Raises:
+        InputError: `layer_decay` is below 1, and the backbone has no layers.
+    """
+    of_backbone = [name for name, _ in model.named_parameters() if ".backbone." in f".{name}"]
+    below_heads = _layers_below_heads(of_backbone) if recipe.layer_decay < 1 else dict.fromkeys(of_backbone, 0)
+    groups: dict[tuple[bool, int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate, below = recipe.learning_rate, below_heads.get(name, 0)
+        if name in below_heads:
+            rate *= recipe.backbone_learning_rate_factor * recipe.layer_decay**below
+        decays = recipe.decay_norms_and_biases or _is_weight_of_layer(model, name, parameter)
+        group = {"params": [], "lr": rate, "weight_decay": recipe.weight_decay if decays else 0.0}
+        groups.setdefault((name in below_heads, below, not decays), group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _is_weight_of_layer(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is the weight of a convolution or a linear layer: no norm, bias, scale, token or position."""
+    layer, _, tensor = name.rpartition(".")
+    return (
+        parameter.dim() > 1 and tensor.endswith("weight") and not isinstance(model.get_submodule(layer), nn.Embedding)
+    )
+
+
+def _layers_below_heads(backbone: Sequence[str]) -> dict[str, int]:
+    """How many layers below the heads the parameters of a backbone are, by name: 1 for those of its last layer, 0 for
+    those behind it, and one more than the first layer has for the stem.
+
+    The layers are the numbered parts that hold the most tensors: stages in `encoder.stages.2.layers.5.dwconv`, blocks
+    in `model.layer.7.norm1`.
+    """
+    numbered = {name: match for name in backbone if (match := re.match(r"(.*?)(\d+)\.", name))}
+    if not numbered:
+        raise InputError("layer_decay must be 1 for a backbone without numbered stages or blocks")
+    ((layers, _),) = Counter(match[1] for match in numbered.values()).most_common(1)
+    numbers = {name: int(match[2]) for name, match in numbered.items() if match[1] == layers}
+    ordered = sorted(set(numbers.values()), reverse=True)
+    below, is_stem = {}, True
+    for name in backbone:  # in the order in which they are used
+        if name in numbers:
+            below[name], is_stem = 1 + ordered.index(numbers[name]), False
+        else:
+            below[name] = len(ordered) + 1 if is_stem else 0
+    return below
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ccnet_hf.errors import InputError
 from ccnet_hf.limits import MAX_PROCESSES, MAX_SEED, check_range
 from ccnet_hf.recipes import TrainingRecipe
 
@@ -30,9 +29,6 @@ class TrainingSettings:
     )
     freeze: list[str] = field(
         default_factory=list, metadata={"help": "modules that do not learn, e.g. model.backbone.stem"}
-    )
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "evaluate and save a moving average of the weights with this decay; 0: none"}
     )
     compile: bool = field(default=False, metadata={"help": "run the training steps through torch.compile"})
     seed: int = field(default=0, metadata={"help": "of every random draw"})
@@ -68,8 +64,6 @@ class TrainingSettings:
         check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1, _MAX_SHUFFLE_BUFFER)
         check_range("seed", self.seed, 0, MAX_SEED)
         check_range("dataloader_num_workers", self.dataloader_num_workers, 0, MAX_PROCESSES)
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
 
     def images_per_pass(self, recipe: TrainingRecipe, num_processes: int) -> int:
         """How many images one of the processes takes at a time."""

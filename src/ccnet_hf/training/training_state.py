@@ -36,6 +36,9 @@ _AVERAGE_FILE = "average.safetensors"
 # fields of `TrainingProgress` by what they were called in states of earlier versions
 _EARLIER_NAMES = {"best_mean_iou": "best_score", "kept": "fixed"}
 
+# fixed settings that states of earlier versions do not have, and what those were trained with
+_LATER_SETTINGS = {"decay_norms_and_biases": True, "layer_decay": 1.0}
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
@@ -94,7 +97,7 @@ class TrainingProgress:
 def fixed_settings(recipe: TrainingRecipe, settings: TrainingSettings, dataset: Dataset) -> dict[str, Any]:
     """What a resumed training cannot change: the examples of every step, and what the optimizer's state brings."""
     names = ("batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "backbone_learning_rate_factor")
-    values = {name: getattr(recipe, name) for name in names}
+    values = {name: getattr(recipe, name) for name in (*names, *_LATER_SETTINGS)}
     values |= {"seed": settings.seed, "streaming": dataset.streamed}
     if dataset.streamed:
         return values | {"shuffle_buffer_size": settings.shuffle_buffer_size}
@@ -298,6 +301,7 @@ _OTHER = "is of another model or other settings"
 
 def _check_fixed(checkpoint: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Refuse a state of a training that differs in what cannot change."""
+    theirs = {name: value for name, value in _LATER_SETTINGS.items() if name in ours} | dict(theirs)
     changed = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
     if changed:
         raise InputError(
