@@ -56,6 +56,9 @@ def test_names(zoo):
         "ccnet-mobilenetv2-camvid-r0",
         "ccnet-mobilenetv2-camvid-video",
         "ccnet-r101-camvid-video",
+        "ccnet-convnext-tiny-ade20k",
+        "ccnet-dinov3-vits-ade20k",
+        "ccnet-swin-tiny-cityscapes",
         "ccnet-r50-coco",
         "ccnet-r101-coco",
     }
@@ -389,7 +392,8 @@ def test_every_recipe_builds_its_config_processor_and_transforms(name):
     else:
         assert recipe.image_processor().align_corners == recipe.config().align_corners
         training_transforms(recipe.training, recipe.image_mean, recipe.image_std)
-    assert recipe.backbone_checkpoint.startswith(f"timm/resnet{50 if '-r50-' in name else 101}")
+    if recipe.backbone_terms is None:
+        assert recipe.backbone_checkpoint.startswith(f"timm/resnet{50 if '-r50-' in name else 101}")
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "ade20k", "voc12aug"])
@@ -416,6 +420,26 @@ def test_demo_recipes_differ_in_the_recurrence_only():
     assert demo.model | {"recurrence": 0} == control.model
     assert demo.training == control.training
     assert demo.benchmark == control.benchmark == "camvid"
+
+
+def test_modern_recipes():
+    """Against mmsegmentation's configs of UperNet on these backbones (of MAE's ViT for DINOv3's)."""
+    convnext, dinov3, swin = (
+        RECIPES[f"ccnet-{name}"] for name in ("convnext-tiny-ade20k", "dinov3-vits-ade20k", "swin-tiny-cityscapes")
+    )
+    for recipe in (convnext, dinov3, swin):
+        training = recipe.training
+        assert (training.optimizer, training.decay_norms_and_biases) == ("adamw", False)
+        assert (training.power, training.min_learning_rate, training.warmup_steps) == (1.0, 0.0, 1500)
+        assert training.max_train_steps == 160_000
+        assert training.batch_size * training.crop_size[0] * training.crop_size[1] == 16 * 512 * 512
+        assert 0.999 < training.ema_decay < 1 and training.max_grad_norm > 0
+    rates = [
+        (r.training.learning_rate, r.training.weight_decay, r.training.layer_decay) for r in (convnext, dinov3, swin)
+    ]
+    assert rates == [(1e-4, 0.05, 0.9), (1e-4, 0.05, 0.65), (6e-5, 0.01, 1.0)]
+    drop_paths = [recipe.config().backbone_config.drop_path_rate for recipe in (convnext, dinov3, swin)]
+    assert drop_paths == [0.4, 0.1, 0.3]
 
 
 def test_configs_of_one_recipe_are_independent():

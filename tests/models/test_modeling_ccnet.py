@@ -1,5 +1,6 @@
 """The model the way transformers' users meet it; its numbers against mmsegmentation are in tests/zoo."""
 
+import math
 import re
 from pathlib import Path
 from typing import ClassVar
@@ -28,6 +29,7 @@ from ccnet_hf import (
     RecurrentCrissCrossAttention,
 )
 from ccnet_hf.models.loss_ccnet import category_consistent_loss, ohem_loss, semantic_segmentation_loss
+from ccnet_hf.models.modeling_ccnet import in_whole_patches
 
 
 @pytest.fixture
@@ -492,6 +494,26 @@ def test_other_backbones_train_a_step_and_reload(name, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(pixel_values).logits, model.eval()(pixel_values).logits)
+
+
+@pytest.mark.parametrize("name, unit", [("convnext", 32), ("swin", 32), ("dinov3_vit", 16)])
+def test_networks_of_patches_see_the_whole_image_in_whole_patches(name, unit, pixel_values):
+    """So that their maps cover it: an image of another size is enlarged to the next multiple."""
+    config = CCNetConfig(backbone_config=BACKBONES[name](), hidden_size=16, auxiliary_channels=8, num_labels=3)
+    model = CCNetForSemanticSegmentation(config).eval()
+    size = tuple(math.ceil(side / unit) * unit for side in pixel_values.shape[-2:])
+    enlarged = torch.nn.functional.interpolate(pixel_values, size, mode="bilinear")
+    assert torch.equal(in_whole_patches(enlarged, config.backbone_config), enlarged)
+    with torch.no_grad():
+        logits = model(pixel_values).logits
+        assert torch.equal(logits, model(enlarged).logits)
+        assert logits.shape[-2:] == (size[0] // unit, size[1] // unit)
+        assert model(pixel_values[..., :1, :1]).logits.shape == (2, 3, 1, 1)
+
+
+def test_networks_without_patches_see_images_as_they_are(pixel_values):
+    assert in_whole_patches(pixel_values, tiny_backbone_config()) is pixel_values
+    assert in_whole_patches(pixel_values, BACKBONES["resnet"]()) is pixel_values
 
 
 def test_transformers_trainer_learns(tmp_path):

@@ -45,7 +45,7 @@ def test_metadata_is_what_the_hub_understands(recipe):
         assert result.verified is None  # nobody has measured it here
 
 
-WITHOUT_WEIGHTS = [recipe for recipe in RECIPES.values() if recipe.task != "semantic"]
+WITHOUT_WEIGHTS = [recipe for recipe in RECIPES.values() if recipe.task != "semantic" or recipe.backbone_terms]
 
 
 @pytest.mark.parametrize("recipe", WITHOUT_WEIGHTS, ids=lambda recipe: recipe.name)
@@ -57,6 +57,8 @@ def test_cards_of_models_without_weights(recipe):
     has_attention = recipe.model.get("context_module") != "pyramid"
     assert ("criss-cross-attention" in data.tags) == has_attention
     assert f'"me/{recipe.name}"' in card
+    if recipe.backbone_terms:
+        assert f"(https://huggingface.co/{recipe.backbone_checkpoint})" in card and recipe.backbone_terms in card
     is_converted = recipe.name in CONVERTED_PARSERS
     assert ("convert_checkpoint.py" in card) == is_converted and f"--variant {recipe.name}" in card
 

@@ -165,11 +165,12 @@ def run_backbone(
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
     """The feature maps of images (B, num_channels, H, W) of any floating dtype and, if asked for, the hidden states.
 
-    Of transformers' wrapper of timm these are the feature maps: it has hidden states at best like them, and at worst
-    an error.
+    A network of patches sees images in whole patches, see [`in_whole_patches`]. Of transformers' wrapper of timm the
+    hidden states are the feature maps: it has them at best like these, and at worst an error.
     """
+    pixel_values = in_whole_patches(in_dtype_of_weights(pixel_values, backbone), backbone.config)
     # Convolutions hand the layout on, and the attention reads it without a copy.
-    pixel_values = in_dtype_of_weights(pixel_values, backbone).contiguous(memory_format=torch.channels_last)
+    pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
     is_timm = backbone.config.model_type == "timm_backbone"
     features = backbone.forward_with_filtered_kwargs(
         pixel_values, output_hidden_states=output_hidden_states and not is_timm, return_dict=True
@@ -178,6 +179,28 @@ def run_backbone(
     if not output_hidden_states:
         return feature_maps, None
     return feature_maps, feature_maps if is_timm else features.hidden_states
+
+
+def in_whole_patches(pixel_values: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """Enlarge images (B, C, H, W), bilinearly, to the next multiples of what a pixel of the last feature map stands
+    for, so that the map covers the whole image and nothing else.
+
+    Otherwise ConvNeXt and ViTs would leave out what is behind the last whole patch, up to 31 pixels, Swin would add as
+    many, and the map would lie askew on the image. Images of such sizes, and those for networks without patches, stay
+    as they are.
+
+    Args:
+        pixel_values: of a floating dtype.
+        config: of the backbone.
+    """
+    patch = getattr(config, "patch_stride", getattr(config, "patch_size", None))
+    if patch is None:
+        return pixel_values
+    patch = (patch, patch) if isinstance(patch, int) else patch
+    halvings = len(getattr(config, "depths", [1])) - 1  # a ViT has blocks, and no stages
+    units = [side * 2**halvings for side in patch]
+    size = [-(-side // unit) * unit for side, unit in zip(pixel_values.shape[-2:], units, strict=True)]
+    return nn.functional.interpolate(pixel_values, size, mode="bilinear", align_corners=False)
 
 
 class CCNetPreTrainedModel(PresentModulesMixin, PreTrainedModel):

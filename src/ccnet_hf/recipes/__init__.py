@@ -3,12 +3,13 @@
 from ccnet_hf.errors import InputError
 from ccnet_hf.recipes.further_variants import FURTHER_VARIANTS
 from ccnet_hf.recipes.instance_variants import INSTANCE_VARIANTS
+from ccnet_hf.recipes.modern_variants import MODERN_VARIANTS
 from ccnet_hf.recipes.parsing_variants import CONVERTED_PARSERS, PARSING_VARIANTS
 from ccnet_hf.recipes.recipe import Recipe, TrainingRecipe
 from ccnet_hf.recipes.zoo_variants import SHORT_NAMES, ZOO_VARIANTS
 
 
-_VARIANTS = (*ZOO_VARIANTS, *PARSING_VARIANTS, *FURTHER_VARIANTS, *INSTANCE_VARIANTS)
+_VARIANTS = (*ZOO_VARIANTS, *PARSING_VARIANTS, *FURTHER_VARIANTS, *MODERN_VARIANTS, *INSTANCE_VARIANTS)
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _VARIANTS}
 

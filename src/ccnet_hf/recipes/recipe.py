@@ -204,7 +204,8 @@ class Recipe:
         image_std: likewise.
         training: how it is trained.
         task: what the model is for, a row of `ccnet_hf.evaluation.tasks.TASKS`; decides the configuration's class.
-        backbone_checkpoint: Hub id of the ImageNet weights that a new model's backbone starts from, or `None`.
+        backbone_checkpoint: Hub id of the weights that a new model's backbone starts from, or `None`.
+        backbone_terms: what those were trained on and under which licence they are, in words, for the model's card.
         tta_ratios: scales of the multi-scale test, each with and without flip.
         reported: scores and costs as the zoo reports them (never measured here), or `None` for our own checkpoints.
         checkpoint_file: the zoo's file; the end of its name is the start of its sha256.
@@ -219,6 +220,7 @@ class Recipe:
     training: TrainingRecipe
     task: str = "semantic"
     backbone_checkpoint: str | None = None
+    backbone_terms: str | None = None
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     tta_ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

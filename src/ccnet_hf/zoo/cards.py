@@ -134,7 +134,7 @@ def repository_names(recipe: Recipe) -> tuple[str, ...]:
 
 
 def render_card(recipe: Recipe, name: str | None = None, namespace: str = NAMESPACE) -> str:
-    """Write the model card of a zoo variant, of a human parser or of a video model.
+    """Write the model card of a zoo variant, of a human parser, of a video model or of one on a modern backbone.
 
     Args:
         recipe: of it.
@@ -145,7 +145,7 @@ def render_card(recipe: Recipe, name: str | None = None, namespace: str = NAMESP
         The text of its README.md, metadata included.
     """
     name = name or recipe.name
-    if recipe.task != "semantic":
+    if recipe.checkpoint_file is None:
         return render_recipe_card(recipe, name, namespace)
     benchmark, training, reported = get_benchmark(recipe.benchmark), recipe.training, recipe.reported
     depth = sum(recipe.model["backbone_config"]["depths"]) * 3 + 2
@@ -264,9 +264,10 @@ class CardsArguments:
 
 
 def write_cards(arguments: CardsArguments) -> None:
-    """Write the model card of every zoo variant, and of the recipes for human parsing and video."""
+    """Write the model card of every zoo variant, and of the recipes for other tasks and on modern backbones."""
     folder = Path(arguments.output_dir)
-    for recipe in (*zoo_recipes(), *(recipe for recipe in RECIPES.values() if recipe.task != "semantic")):
+    others = (recipe for recipe in RECIPES.values() if recipe.task != "semantic" or recipe.backbone_terms)
+    for recipe in (*zoo_recipes(), *others):
         write_text(folder / f"{recipe.name}.md", render_card(recipe))
 
 

@@ -1,4 +1,4 @@
-"""Model cards of human parsers, video models and models of instances, which this project has no weights of."""
+"""Model cards of what this project has no weights of: human parsers, video, instances, and modern backbones."""
 
 from string import Template
 
@@ -40,7 +40,7 @@ $reported
 
 ## Data and licence
 
-Classes and colours are those of $title ($num_labels classes$terms). The code is under Apache-2.0.
+Classes and colours are those of $title ($num_labels classes$terms). The code is under Apache-2.0.$weights
 
 ## Limits
 
@@ -85,8 +85,14 @@ _MASK_R_CNN_CITATION = """
   year      = {2017}
 }"""
 # Of a task: what else the paper's network comes from, and has to be cited.
-_CITATIONS = {"parsing": _CE2P_CITATION, "video": "", "instance": _MASK_R_CNN_CITATION}
-_TAGS = {"parsing": "human-parsing", "video": "video-segmentation", "instance": "instance-segmentation"}
+_CITATIONS = {"semantic": "", "parsing": _CE2P_CITATION, "video": "", "instance": _MASK_R_CNN_CITATION}
+_BACKBONES = {"convnext": "ConvNeXt-T", "dinov3_vit": "DINOv3's ViT-S/16", "swin": "Swin-T"}
+_TAGS = {
+    "semantic": "semantic-segmentation",
+    "parsing": "human-parsing",
+    "video": "video-segmentation",
+    "instance": "instance-segmentation",
+}
 
 _PIPELINE = """\
 import ccnet_hf
@@ -119,7 +125,7 @@ _REPORTED = {
 
 
 def render_recipe_card(recipe: Recipe, name: str, namespace: str) -> str:
-    """Write the model card of a human parser, a video model or a model of instances.
+    """Write the model card of a human parser, a video model, a model of instances or one on a modern backbone.
 
     Args:
         recipe: of it.
@@ -141,15 +147,25 @@ def render_recipe_card(recipe: Recipe, name: str, namespace: str) -> str:
         network=_network(recipe),
         licence="SCHP's repository is under MIT." if name.startswith("schp") else "ask them for their licence.",
         origin="converted or trained them" if is_converted else "trained them",
-        use=use.format(repo_id=repo_id, picture="street" if finds_instances else "person"),
+        use=use.format(repo_id=repo_id, picture="person" if recipe.task == "parsing" else "street"),
         command="\n".join([convert, train] if is_converted else [train]),
         reported=_REPORTED.get(name, "Nothing."),
         title=benchmark.title,
         num_labels=len(benchmark.categories) if finds_instances else benchmark.num_labels,
         limit="" if finds_instances else " and gives every pixel one of them, also where none fits",
+        weights=_weights(recipe),
         terms=f"; {benchmark.license}" if benchmark.license else "",
         citations=_CITATIONS[recipe.task] + (_SCHP_CITATION if name.startswith("schp") else ""),
     )
+
+
+def _weights(recipe: Recipe) -> str:
+    """The sentence on the weights that the backbone starts from, where the recipe says what they are."""
+    if recipe.backbone_terms is None:
+        return ""
+    checkpoint = recipe.backbone_checkpoint
+    link = f"[{checkpoint}](https://huggingface.co/{checkpoint})"
+    return f"\nThe backbone starts from {link},\n{recipe.backbone_terms}."
 
 
 def _metadata(recipe: Recipe) -> ModelCardData:
@@ -165,6 +181,8 @@ def _metadata(recipe: Recipe) -> ModelCardData:
 
 def _network(recipe: Recipe) -> str:
     ccnet = "CCNet ([Criss-Cross Attention for Semantic Segmentation](https://arxiv.org/abs/1811.11721))"
+    if recipe.task == "semantic":
+        return f"{ccnet}\nwith {_BACKBONES[recipe.model['backbone_config']['model_type']]} as its backbone."
     if recipe.task == "video":
         what = "for clips of video: every pixel gathers context from its row, its column and its place in all frames."
         return f"{ccnet}\n{what}"
