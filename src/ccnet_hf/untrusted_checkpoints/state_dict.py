@@ -1,4 +1,4 @@
-"""Reads the state dict of a foreign `.pth` file without running code from it."""
+"""Reads the state dict of a foreign file, PyTorch's or Paddle's, without running code from it."""
 
 import hashlib
 import io
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ccnet_hf.errors import InputError, describe
+from ccnet_hf.untrusted_checkpoints.paddle import read_paddle_arrays
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
@@ -30,6 +31,8 @@ _IGNORED_CLASSES = (
 _ACCEPTED = "and only tensors and plain containers are accepted"
 _PICKLES_OF_THE_OLD_FORMAT = 5  # magic number, version, sizes of types, content, names of storages
 
+PADDLE_SUFFIX = ".pdparams"
+
 
 class _Ignored:
     """Stands for an object of those classes: takes what it is given and does nothing."""
@@ -45,30 +48,27 @@ class _Ignored:
 
 
 def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Read the state dict of a `.pth` file, wrapped or bare, without the prefix of `DistributedDataParallel`.
+    """Read the state dict of a `.pth` file, wrapped or bare, without the prefix of `DistributedDataParallel`, or that
+    of a `.pdparams` file under Paddle's names.
 
     Raises:
         InputError: the file is damaged, is no checkpoint, claims more numbers than it holds, does not match the hash
             in its name, or its pickle asks for anything but tensors, plain containers and mmengine's log, which is
-            left out. No code of the file is run.
+            left out, and of a `.pdparams` file anything but arrays. No code of the file is run.
         OSError: the file cannot be opened.
     """
     if not checkpoint.is_file():
         raise InputError(f"no such file: {checkpoint}")
     check_hash(checkpoint, checkpoint.name)
+    is_paddle = checkpoint.suffix == PADDLE_SUFFIX
     with checkpoint.open("rb") as file:
         try:
-            _check_claims(file)
-            with (
-                torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_CLASSES]),
-                warnings.catch_warnings(),
-            ):
-                warnings.simplefilter("ignore")  # about what is refused
-                content = torch.load(file, map_location="cpu", weights_only=True)
+            content = _paddle_tensors(file) if is_paddle else _pytorch_content(file)
         except InputError as error:
             raise InputError(f"{checkpoint} was refused: {error}") from error
         except Exception as error:  # a damaged file can raise any
-            raise InputError(f"{checkpoint} was refused: {_reason(error)}") from error
+            reason = _reason(error, "file of Paddle's parameters" if is_paddle else "PyTorch checkpoint")
+            raise InputError(f"{checkpoint} was refused: {reason}") from error
     state_dict = content
     if isinstance(content, dict):  # mmsegmentation wraps it as "state_dict", the authors' loader knows "model" too
         state_dict = next((content[key] for key in ("state_dict", "model") if key in content), content)
@@ -82,6 +82,20 @@ def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
     if len(bare) < len(state_dict):
         raise InputError(f"{checkpoint} holds entries that differ in nothing but a leading 'module.'")
     return bare
+
+
+def _pytorch_content(file: BinaryIO) -> Any:
+    _check_claims(file)
+    with (
+        torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_CLASSES]),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # about what is refused
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _paddle_tensors(file: BinaryIO) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array.copy()) for name, array in read_paddle_arrays(file).items()}
 
 
 def _stated_hash(name: str) -> re.Match[str] | None:
@@ -145,14 +159,15 @@ def _check_storages(checkpoint: Path, state_dict: dict[str, torch.Tensor]) -> No
         raise InputError(f"{checkpoint} was refused: its tensors claim {claimed:,} bytes, more than it has")
 
 
-def _reason(error: Exception) -> str:
-    """Why `torch.load(weights_only=True)` failed, in one clause."""
+def _reason(error: Exception, kind: str) -> str:
+    """Why reading a file of a kind failed, as `torch.load(weights_only=True)` and the unpickler say it, in one
+    clause."""
     if isinstance(error, MemoryError | RecursionError):
         return describe(error)
     forbidden = re.search(r"nsupported (?:global: GLOBAL|GLOBAL|class) (\S+)", str(error))
     if forbidden:
         return f"its pickle asks for {forbidden[1]}, {_ACCEPTED}"
-    return f"it is damaged or no PyTorch checkpoint ({type(error).__name__})"
+    return f"it is damaged or no {kind} ({type(error).__name__})"
 
 
 def _is_plain_tensor(value: Any) -> bool:
