@@ -27,6 +27,10 @@ MODELS = {
         "backbone_config": tiny_backbone_config(hidden_sizes=[16, 32, 64, 256]),
     },
     "leaky": {"head_activation": "leaky_relu", "recurrence": 1},
+    "paddleseg": {
+        "backbone_config": tiny_backbone_config(pooled_shortcut=True),
+        "attention_activation": "leaky_relu",
+    },
     "no concatenation": {"concat_input": False, "recurrence": 0},
     "mobile": {"backbone_config": TimmBackboneConfig(backbone="mobilenetv2_050", out_indices=[3, 4], output_stride=8)},
     "convnext": {

@@ -22,12 +22,16 @@ def test_defaults_are_mmsegmentations_r101():
 
 def test_round_trip_keeps_every_field(tmp_path):
     config = CCNetConfig(
-        backbone_config=CCNetResNetConfig(depths=[1, 1, 1, 1], stem_size=128, contract_dilation=False),
+        backbone_config=CCNetResNetConfig(
+            depths=[1, 1, 1, 1], stem_size=128, contract_dilation=False, pooled_shortcut=True
+        ),
         use_auxiliary_head=False,
         recurrence=3,
         head_activation="leaky_relu",
+        attention_activation="relu",
         ohem_threshold=0.7,
         ohem_min_kept=5000,
+        ohem_rule="paddleseg",
         category_consistent_loss_weight=1.0,
         category_consistent_channels=8,
         category_consistent_per_image=True,
@@ -59,6 +63,7 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("query_key_size", 0),
         ("auxiliary_channels", 0),
         ("head_activation", "gelu"),
+        ("attention_activation", "gelu"),
         ("loss_reduction", "mean"),
         ("classifier_dropout_prob", 1.0),
         ("auxiliary_loss_weight", -0.1),
@@ -67,6 +72,7 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("ohem_threshold", 1.1),
         ("ohem_threshold", float("nan")),
         ("ohem_min_kept", -1),
+        ("ohem_rule", "mmsegmentation"),
         ("category_consistent_loss_weight", -1.0),
         ("category_consistent_loss_weight", float("inf")),
         ("category_consistent_channels", 0),

@@ -10,6 +10,7 @@ import torch
 import transformers
 from model_cases import DenseModelTests, losses_of_a_training
 from tiny_models import tiny_backbone_config, tiny_config, tiny_model, wake_attention
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForSemanticSegmentation,
@@ -28,7 +29,12 @@ from ccnet_hf import (
     CrissCrossAttention,
     RecurrentCrissCrossAttention,
 )
-from ccnet_hf.models.loss_ccnet import category_consistent_loss, ohem_loss, semantic_segmentation_loss
+from ccnet_hf.models.loss_ccnet import (
+    category_consistent_loss,
+    ohem_loss,
+    paddleseg_ohem_loss,
+    semantic_segmentation_loss,
+)
 from ccnet_hf.models.modeling_ccnet import in_whole_patches
 
 
@@ -84,6 +90,12 @@ def test_loss_of_hard_pixels(pixel_values, labels):
     auxiliary = semantic_segmentation_loss(outputs.auxiliary_logits, labels, align_corners=True)
     torch.testing.assert_close(outputs.loss, hard + 0.3 * auxiliary)
     assert hard > 1.001 * semantic_segmentation_loss(outputs.logits, labels, align_corners=True)
+
+
+def test_loss_of_hard_pixels_by_another_rule(pixel_values, labels):
+    model = tiny_model(ohem_threshold=0.21, ohem_min_kept=128, ohem_rule="paddleseg", auxiliary_loss_weight=0.0)
+    outputs = model(pixel_values, labels=labels)
+    torch.testing.assert_close(outputs.loss, paddleseg_ohem_loss(outputs.logits, labels, 0.21, 128))
 
 
 def test_category_consistent_loss_looks_at_the_attended_map(pixel_values, labels):
@@ -229,6 +241,22 @@ def test_options_of_the_head(pixel_values):
     assert model.model.head.fusion is None and model.auxiliary_head is None
     assert model.model.head.attention.query.out_channels == 3
     assert model.model(pixel_values).last_hidden_state.min() < 0
+
+
+@pytest.mark.parametrize(("rest", "around"), [("relu", "leaky_relu"), ("leaky_relu", "relu")])
+def test_activation_around_the_attention(rest, around):
+    model = tiny_model(head_activation=rest, attention_activation=around)
+    head, kinds = model.model.head, {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
+    for layer in (head.input_projection, head.output_projection):
+        assert type(layer.activation) is kinds[around]
+    for layer in (head.fusion, model.auxiliary_head.projection):
+        assert type(layer.activation) is kinds[rest]
+
+
+def test_a_pooled_shortcut_has_the_same_tensors_and_other_numbers(pixel_values):
+    plain, pooled = (tiny_model(backbone_config=tiny_backbone_config(pooled_shortcut=x)) for x in (False, True))
+    pooled.load_state_dict(plain.state_dict())
+    assert not torch.allclose(plain(pixel_values).logits, pooled(pixel_values).logits, atol=1e-3)
 
 
 class TestCCNetForSemanticSegmentation(DenseModelTests):

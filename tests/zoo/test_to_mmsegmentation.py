@@ -174,6 +174,8 @@ class TestRefusal:
         ("fields", "reason"),
         [
             ({"head_activation": "leaky_relu"}, "head_activation='leaky_relu'"),
+            ({"attention_activation": "leaky_relu"}, "attention_activation='leaky_relu'"),
+            ({"backbone_config": tiny_backbone_config(pooled_shortcut=True)}, "pooled_shortcut=True"),
             ({"query_key_size": 3}, "query_key_size=3"),
             ({"recurrence": 0}, "recurrence=0"),
             ({"backbone_config": tiny_backbone_config(stem_type="conv7")}, "backbone_config.stem_type='conv7'"),

@@ -231,11 +231,12 @@ class FusedHead(nn.Module):
         super().__init__()
         first, last = head.input_projection, head.fusion
         self.hidden_size = first.convolution.out_channels
-        self.activation = first.activation
+        self.activation = first.activation  # of the convolutions before and after the attention
         self.attention = None if head.attention is None else FusedAttention(head.attention)
         self.output_projection = head.output_projection.convolution
-        self.first, self.last = first.convolution, None
+        self.first, self.last, self.last_activation = first.convolution, None, None
         if last is not None:
+            self.last_activation = last.activation
             map_size = first.convolution.in_channels
             of_map, self.last = split_convolution(last.convolution, [map_size, self.hidden_size])
             self.first = merge_convolutions([first.convolution, of_map])
@@ -251,7 +252,7 @@ class FusedHead(nn.Module):
             attended = self.attention(attended)
         hidden_state = self.activation(self.output_projection(attended))
         if self.last is not None:
-            hidden_state = self.activation(self.last(hidden_state).add_(waiting[0]))
+            hidden_state = self.last_activation(self.last(hidden_state).add_(waiting[0]))
         return hidden_state, attended, None
 
 

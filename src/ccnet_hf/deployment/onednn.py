@@ -70,11 +70,12 @@ class FusedBottleneck(nn.Module):
         self.conv1, self.conv2 = _fused(block.conv1), _fused(block.conv2)
         self.conv3 = FusedConv2d(block.conv3.convolution, nn.ReLU())
         self.shortcut = None if isinstance(block.shortcut, nn.Identity) else _fused(block.shortcut)
+        self.shortcut_pooling = block.shortcut_pooling
         self.overwrites = overwrites
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         if self.shortcut is not None:
-            residual = self.shortcut(hidden_state)
+            residual = self.shortcut(self.shortcut_pooling(hidden_state))
         else:
             residual = hidden_state if self.overwrites else hidden_state.clone()
         return self.conv3(self.conv2(self.conv1(hidden_state)), residual)

@@ -39,6 +39,14 @@ MAX_NUM_LABELS = 65_536
 # Of the losses that may be added to cross entropy.
 FURTHER_LOSS_FIELDS = ("lovasz_loss_weight", "dice_loss_weight", "focal_loss_weight", "focal_loss_gamma")
 
+# field of `CCNetConfig`: what it may be
+_CHOICES = {
+    "head_activation": ("relu", "leaky_relu"),
+    "attention_activation": ("relu", "leaky_relu", None),
+    "loss_reduction": ("valid", "all"),
+    "ohem_rule": ("authors", "paddleseg"),
+}
+
 _BACKBONE = "backbone_config, the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
 
 
@@ -108,6 +116,9 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
             the plain FCN head, the control of every experiment; 100 is the most.
         head_activation (`str`, defaults to `"relu"`):
             `"relu"`, or `"leaky_relu"` (slope 0.01) as in the authors' checkpoints.
+        attention_activation (`str`, *optional*, defaults to `head_activation`):
+            The same of the convolutions before and after the attention, where they differ from the rest of the heads:
+            in PaddleSeg's checkpoint they are `"leaky_relu"`.
         concat_input (`bool`, defaults to `True`):
             Whether the backbone's feature map is concatenated to the attended one before the last convolution.
         classifier_dropout_prob (`float`, defaults to 0.1):
@@ -130,6 +141,9 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
             this probability, in (0, 1], and more where they are too few. `None` trains on all.
         ohem_min_kept (`int`, defaults to 100000):
             With OHEM, about how many pixels of a forward pass are kept at least.
+        ohem_rule (`str`, defaults to `"authors"`):
+            Which pixels OHEM keeps: `"authors"`, whose bound is found on a map 8 times smaller, or `"paddleseg"`,
+            exactly those strictly below a bound found among all pixels.
         category_consistent_loss_weight (`float`, defaults to 0.0):
             Weight of the category-consistent loss (paper, TPAMI version). 0 leaves it and its projection out.
         category_consistent_channels (`int`, defaults to 16):
@@ -177,6 +191,7 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
     query_key_size: int | None = None
     recurrence: int = 2
     head_activation: str = "relu"
+    attention_activation: str | None = None
     concat_input: bool = True
     classifier_dropout_prob: float | int = 0.1
     use_auxiliary_head: bool = True
@@ -187,6 +202,7 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
     loss_reduction: str = "valid"
     ohem_threshold: float | int | None = None
     ohem_min_kept: int = 100000
+    ohem_rule: str = "authors"
     category_consistent_loss_weight: float | int = 0.0
     category_consistent_channels: int = 16
     category_consistent_per_image: bool = False
@@ -219,10 +235,9 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
             check_range("query_key_size", self.query_key_size, 1, MAX_CHANNELS)
         if self.ohem_min_kept < 0:
             raise ValueError(f"ohem_min_kept must be at least 0, got {self.ohem_min_kept}")
-        choices = {"head_activation": ("relu", "leaky_relu"), "loss_reduction": ("valid", "all")}
-        for name, allowed in choices.items():
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
         if not 0 <= self.classifier_dropout_prob < 1:
             raise ValueError(f"classifier_dropout_prob must be in [0, 1), got {self.classifier_dropout_prob}")
         if self.ohem_threshold is not None and not 0 < self.ohem_threshold <= 1:

@@ -101,6 +101,9 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
             do. The authors' network does not.
         pool_ceil_mode (`bool`, defaults to `False`):
             Whether the max pooling of the stem rounds its output size up, as the authors' network does.
+        pooled_shortcut (`bool`, defaults to `False`):
+            Whether a shortcut that halves the resolution takes the mean of 2x2 pixels before its convolution, instead
+            of every other pixel: ResNet-V1d, as PaddleSeg's network.
         frozen_batch_norm (`bool`, defaults to `False`):
             Whether the batch norms keep their statistics, scales and shifts in training too, as with few images a
             device they must.
@@ -140,6 +143,7 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
     output_stride: int = 8
     contract_dilation: bool = True
     pool_ceil_mode: bool = False
+    pooled_shortcut: bool = False
     frozen_batch_norm: bool = False
     batch_norm_eps: float | int = 1e-5
     attention_stage: str | None = None

@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig
 
 from .loss_categories_ccnet import category_consistent_loss
 from .loss_labels_ccnet import Targets, checked_class_ids, class_ids, resized
-from .loss_ohem_ccnet import ohem_loss
+from .loss_ohem_ccnet import ohem_loss, paddleseg_ohem_loss
 from .loss_regions_ccnet import dice_loss, focal_loss, lovasz_softmax_loss
 
 
@@ -104,11 +104,14 @@ def ccnet_loss(
     return sum(ccnet_losses(config, labels, logits, auxiliary_logits, category_embeddings).values())
 
 
+_OHEM_RULES = {"authors": ohem_loss, "paddleseg": paddleseg_ohem_loss}
+
+
 def _decode_loss(config: PreTrainedConfig, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
     """Cross entropy of all pixels, or of the hard ones."""
     if config.ohem_threshold is None:
         return _cross_entropy(config, logits, targets)
-    return ohem_loss(
+    return _OHEM_RULES[config.ohem_rule](
         logits,
         targets.labels,
         config.ohem_threshold,
@@ -244,5 +247,6 @@ __all__ = [
     "ccnet_loss",
     "ccnet_losses",
     "ohem_loss",
+    "paddleseg_ohem_loss",
     "semantic_segmentation_loss",
 ]

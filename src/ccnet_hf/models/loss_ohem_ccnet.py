@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Cross entropy of the hard pixels only: online hard example mining (OHEM) as the authors' code defines it."""
+"""Cross entropy of the hard pixels only: online hard example mining (OHEM), as the authors' code defines it and as
+PaddleSeg does."""
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from .loss_labels_ccnet import class_ids, nearest_labels, resized
 
 # The authors search the threshold on a map smaller by this factor.
 _OHEM_FACTOR = 8
+
+# PaddleSeg adds this to the fraction of pixels that it divides by.
+_PADDLESEG_EPSILON = 1e-5
 
 
 def ohem_loss(
@@ -32,7 +36,7 @@ def ohem_loss(
     align_corners: bool = False,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean cross entropy of the hard pixels.
+    """Mean cross entropy of the hard pixels, by the authors' rule.
 
     A pixel is kept if its class has at most the probability `threshold`, or another that is higher where this keeps
     too few. That one is found on a map 8 times smaller (probabilities sampled bilinearly, labels nearest, corners
@@ -65,6 +69,49 @@ def ohem_loss(
     if class_weights is not None:
         cross_entropy = cross_entropy * class_weights[labels.where(valid, 0)]
     return cross_entropy.where(kept, 0).sum() / kept.sum().clamp(min=1)
+
+
+def paddleseg_ohem_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    threshold: float,
+    min_kept: int,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean cross entropy of the hard pixels, by PaddleSeg's rule (`OhemCrossEntropyLoss`).
+
+    A pixel is kept if its class has a probability strictly below `threshold`, or below the `min_kept`-th smallest of
+    all labelled pixels where that is higher, so that `min_kept - 1` are kept then. Where there are no more than
+    `min_kept` labelled pixels, or `min_kept` is 0, all are. The bound is searched at the size of the labels, in the
+    whole batch of this process, and 1e-5 is added to the fraction of kept pixels that the loss is divided by.
+
+    Args:
+        logits, labels, ignore_index, align_corners, class_weights: as for [`ohem_loss`].
+        threshold: pixels whose class has a lower probability are always kept.
+        min_kept: pixels to keep at least, but for one.
+
+    Returns:
+        The loss, a scalar; 0 with zero gradients when every pixel is ignored.
+
+    Raises:
+        ValueError: labels of another rank or batch size.
+    """
+    labels = class_ids(labels)
+    log_probabilities = resized(logits, labels, align_corners).log_softmax(1)
+    valid = labels != ignore_index
+    cross_entropy = nn.functional.nll_loss(log_probabilities, labels, ignore_index=ignore_index, reduction="none")
+    with torch.no_grad():
+        probability = (-cross_entropy).exp().where(valid, torch.inf)
+        kept = valid
+        if 0 < min_kept < labels.numel():
+            hardest = probability.flatten().sort().values[min_kept - 1]
+            bound = hardest.clamp(min=threshold).where(valid.sum() > min_kept, torch.inf)
+            kept = probability < bound
+    if class_weights is not None:
+        cross_entropy = cross_entropy * class_weights[labels.where(valid, 0)]
+    return cross_entropy.where(kept, 0).mean() / (kept.to(cross_entropy.dtype).mean() + _PADDLESEG_EPSILON)
 
 
 def _ohem_bound(
@@ -104,4 +151,4 @@ def _sampled_probability(log_probabilities: torch.Tensor, labels: torch.Tensor) 
     return probability
 
 
-__all__ = ["ohem_loss"]
+__all__ = ["ohem_loss", "paddleseg_ohem_loss"]

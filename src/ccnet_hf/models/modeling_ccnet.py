@@ -106,12 +106,14 @@ class CCNetHead(GradientCheckpointingLayer):
     def __init__(self, config: PreTrainedConfig, in_channels: int):
         super().__init__()
         size, activation = config.hidden_size, config.head_activation
-        self.input_projection = CCNetConvLayer(in_channels, size, activation)
+        # CODEPATH: PaddleSeg's checkpoint; all others have one activation. Human parsers have no such field.
+        around = getattr(config, "attention_activation", None) or activation
+        self.input_projection = CCNetConvLayer(in_channels, size, around)
         self.attention = None
         # CODEPATH: every published CCNet attends; 0 is the plain FCN head, the control of every experiment.
         if config.recurrence > 0:
             self.attention = self.attention_class(size, config.query_key_size, config.recurrence)
-        self.output_projection = CCNetConvLayer(size, size, activation)
+        self.output_projection = CCNetConvLayer(size, size, around)
         # CODEPATH: all published checkpoints; False is mmsegmentation's option of that name.
         self.fusion = CCNetConvLayer(in_channels + size, size, activation) if config.concat_input else None
 

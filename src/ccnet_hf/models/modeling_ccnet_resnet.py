@@ -130,15 +130,20 @@ class CCNetResNetBottleneck(GradientCheckpointingLayer):
         self.conv1 = CCNetResNetConvLayer(config, in_channels, reduced, kernel_size=1)
         self.conv2 = CCNetResNetConvLayer(config, reduced, reduced, stride=stride, dilation=dilation)
         self.conv3 = CCNetResNetConvLayer(config, reduced, out_channels, kernel_size=1, activation=False)
+        self.shortcut_pooling, shortcut_stride = nn.Identity(), stride
+        # CODEPATH: PaddleSeg's checkpoint; the shortcuts of all others skip pixels.
+        if config.pooled_shortcut and stride != 1:
+            self.shortcut_pooling = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+            shortcut_stride = 1
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = CCNetResNetConvLayer(
-                config, in_channels, out_channels, kernel_size=1, stride=stride, activation=False
+                config, in_channels, out_channels, kernel_size=1, stride=shortcut_stride, activation=False
             )
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        residual = self.shortcut(hidden_state)
+        residual = self.shortcut(self.shortcut_pooling(hidden_state))
         hidden_state = self.conv3(self.conv2(self.conv1(hidden_state)))
         return self.activation(hidden_state + residual)
 

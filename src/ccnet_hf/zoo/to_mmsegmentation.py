@@ -68,10 +68,12 @@ def _check_config(folder: Path, config: CCNetConfig) -> None:
     required = {
         "backbone_config.stem_type": (backbone.stem_type, "deep"),
         "backbone_config.pool_ceil_mode": (backbone.pool_ceil_mode, False),
+        "backbone_config.pooled_shortcut": (backbone.pooled_shortcut, False),
         "backbone_config.frozen_batch_norm": (backbone.frozen_batch_norm, False),
         "backbone_config.batch_norm_eps": (backbone.batch_norm_eps, 1e-5),
         "backbone_config.attention_stage": (backbone.attention_stage, None),
         "head_activation": (config.head_activation, "relu"),
+        "attention_activation": (config.attention_activation or config.head_activation, "relu"),
         "query_key_size": (config.query_key_size or config.hidden_size // 8, config.hidden_size // 8),
     }
     for name, (found, needed) in required.items():
