@@ -8,12 +8,12 @@ import torch
 
 from ccnet_hf import CCNetConfig, CCNetParsingConfig, CCNetResNetConfig
 from ccnet_hf.data.benchmarks import BENCHMARKS, flip_label_pairs, get_benchmark, prepared_benchmarks
-from ccnet_hf.recipes import RECIPES, SHORT_NAMES, TrainingRecipe, get_recipe
+from ccnet_hf.recipes import RECIPES, SHORT_NAMES, TrainingRecipe, get_recipe, zoo_recipes
 from ccnet_hf.training.augmentation import training_transforms
 from ccnet_hf.training.optimization import build_optimizer
 
 
-ZOO_NAMES = [name for name, recipe in RECIPES.items() if recipe.checkpoint_file]
+ZOO_NAMES = [name for name, recipe in RECIPES.items() if recipe.mmseg_config]
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,7 @@ def test_names(zoo):
     assert {RECIPES[name].mmseg_config for name in ZOO_NAMES} == {entry["mmseg_config"] for entry in zoo["variants"]}
     assert len(ZOO_NAMES) == 16
     assert set(RECIPES) - set(ZOO_NAMES) == {
+        "ccnet-r101-cityscapes-paddleseg",
         "ccnet-r101-cityscapes-authors",
         "ccnet-r101-cityscapes-authors-ohem",
         "ccnet-r101-cityscapes-authors-ccl",
@@ -326,6 +327,29 @@ def test_authors_recipes():
     assert ohem.model == plain.model | {"ohem_threshold": 0.7, "ohem_min_kept": 100000}
     assert ccl.model == plain.model | {"category_consistent_loss_weight": 1.0}
     assert ccl.config().category_consistent_channels == 16
+
+
+def test_paddleseg_recipe():
+    """Against the account of its configuration in reference/paddleseg.md."""
+    recipe = RECIPES["ccnet-r101-cityscapes-paddleseg"]
+    config, training, processor = recipe.config(), recipe.training, recipe.image_processor()
+    backbone = config.backbone_config
+    assert (backbone.stem_size, backbone.depths, backbone.output_stride) == (64, [3, 4, 23, 3], 8)
+    assert backbone.pooled_shortcut and not backbone.contract_dilation and not backbone.pool_ceil_mode
+    assert (config.head_activation, config.attention_activation) == ("relu", "leaky_relu")
+    assert (config.hidden_size, config.auxiliary_channels, config.recurrence) == (512, 512, 2)
+    assert (config.ohem_rule, config.ohem_threshold, config.ohem_min_kept) == ("paddleseg", 0.7, 10_000)
+    assert not config.align_corners and config.loss_reduction == "valid" and config.auxiliary_loss_weight == 0.4
+    assert config.inference == {"mode": "whole", "average": "logits"}
+    assert list(processor.image_mean) == list(processor.image_std) == [0.5, 0.5, 0.5]
+    assert processor.do_pad and dict(processor.pad_size) == {"height": 1025, "width": 2049}
+    assert (training.learning_rate, training.momentum, training.weight_decay) == (0.01, 0.9, 4e-5)
+    assert (training.power, training.min_learning_rate, training.warmup_steps) == (0.9, 1e-4, 0)
+    assert (training.batch_size, training.max_train_steps, training.crop_size) == (8, 60_000, (769, 769))
+    assert (training.scale, training.ratio_range, training.ratio_step) == ((2048, 1024), (0.5, 2.0), 0.25)
+    assert training.cat_max_ratio == 1.0 and training.photometric_distortion and not training.max_grad_norm
+    best = max(zoo_recipes(), key=lambda recipe: recipe.reported["mean_iou"])
+    assert best is recipe and recipe.name not in SHORT_NAMES.values()
 
 
 def test_parsing_recipes():

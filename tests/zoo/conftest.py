@@ -11,7 +11,7 @@ from reference_weights import mmsegmentation_state_dict
 from transformers import AutoModelForSemanticSegmentation
 
 from ccnet_hf import CCNetForSemanticSegmentation
-from ccnet_hf.recipes import RECIPES, Recipe, get_recipe
+from ccnet_hf.recipes import PADDLESEG_VARIANT, RECIPES, Recipe, get_recipe
 from ccnet_hf.zoo import convert_checkpoint, mmsegmentation_key
 
 
@@ -73,6 +73,13 @@ def small_authors_variant(monkeypatch) -> str:
     name = "ccnet-r101-cityscapes-authors"
     monkeypatch.setitem(RECIPES, name, _narrow(name, name))
     return name
+
+
+@pytest.fixture
+def small_paddleseg_variant(monkeypatch) -> str:
+    """Name of PaddleSeg's variant, made narrow."""
+    monkeypatch.setitem(RECIPES, PADDLESEG_VARIANT, _narrow(PADDLESEG_VARIANT, PADDLESEG_VARIANT))
+    return PADDLESEG_VARIANT
 
 
 @pytest.fixture

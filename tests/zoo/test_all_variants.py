@@ -1,4 +1,4 @@
-"""All 16 variants: checkpoint as mmsegmentation writes it -> folder -> Auto classes -> checkpoint."""
+"""All 16 variants of mmsegmentation: checkpoint as it writes it -> folder -> Auto classes -> checkpoint."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.nightly
 
 # By depth and number of classes, so that a checkpoint is written once for all variants that share it.
 NAMES = sorted(
-    (name for name, recipe in RECIPES.items() if recipe.checkpoint_file),
+    (name for name, recipe in RECIPES.items() if recipe.mmseg_config),
     key=lambda name: (name.split("-")[1], name.split("-")[2]),
 )
 FORWARDS = {(50, 19): ("r50_c19_1x3x65x97", 2e-5), (101, 150): ("r101_c150_1x3x65x97", 2e-4)}

@@ -139,6 +139,7 @@ def _views(predictor: Predictor) -> dict[str, Any]:
         "stride": predictor.stride,
         "scales": list(predictor.scales),
         "flip": predictor.flip,
+        "average": predictor.average if predictor.is_augmented else None,
     }
 
 

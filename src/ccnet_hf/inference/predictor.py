@@ -20,6 +20,7 @@ from ccnet_hf.inference.attention import PixelAttention, attend
 from ccnet_hf.inference.logits import Size, positive, resize, slide_logits, sliding_window
 from ccnet_hf.inference.runtime import Runtime, as_runtime
 from ccnet_hf.limits import MAX_PIXELS
+from ccnet_hf.models.configuration_ccnet import AVERAGES
 from ccnet_hf.models.image_transforms_ccnet import image_size, output_size, rescale_output_size, upright
 from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits, resize_logits
 
@@ -35,8 +36,13 @@ class Predictor:
     the image's size, or brought out of the letterbox of human parsing. Any other choice is test-time augmentation: the
     image *as loaded* is resized by each ratio, without regard to the processor's `size`, and seen as it is and, with
     `flip`, mirrored too. The logits of a view are mirrored back and resized to the image's size; their softmax is
-    averaged over the views. Human parsing is tested as SCHP does it: the letterboxed image is resized by each ratio,
-    and the logits themselves are averaged, at its size, before they are brought out of the letterbox.
+    averaged over the views. With `average="logits"` it is PaddleSeg's: what the processor made of the image, padding
+    included, is resized by each ratio, the logits of a view are resized to it and from there to the size of ratio 1,
+    where they are averaged, without a softmax. Human parsing is tested as SCHP does it: the letterboxed image is
+    resized by each ratio, and the logits themselves are averaged, at its size, before they are brought out of the
+    letterbox.
+
+    A processor with `do_pad` and a `pad_size` pads here, too, but for images that are larger than that.
 
     Args:
         model: a `CCNetForSemanticSegmentation` or `CCNetForHumanParsing` in eval mode, or another runtime
@@ -45,12 +51,14 @@ class Predictor:
         mode, crop_size, stride, crop_batch_size: as in `predict_logits`.
         scales: ratios of the views, in order.
         flip: whether every scale is also seen mirrored.
+        average: what is averaged over the views, `"probabilities"` or `"logits"`; `None` takes what the model's
+            configuration says in `inference`, probabilities if nothing. Of human parsing it is always logits.
         flip_label_pairs: pairs of labels that mirroring exchanges, such as left and right arm; `None` takes those of
             the benchmark whose classes the model has, if there is one.
 
     Raises:
-        InputError: no scale, a scale that is no positive number, impossible windows or label pairs; and from a
-            prediction, an image that a scale or the processor would enlarge beyond what `ccnet_hf.limits` allows.
+        InputError: no scale, a scale that is no positive number, impossible windows, average or label pairs; and from
+            a prediction, an image that a scale or the processor would enlarge beyond what `ccnet_hf.limits` allows.
     """
 
     def __init__(
@@ -64,6 +72,7 @@ class Predictor:
         flip: bool = False,
         crop_batch_size: int = 4,
         flip_label_pairs: Sequence[tuple[int, int]] | None = None,
+        average: str | None = None,
     ):
         self.model = model  # as given; only its owner asks more of it than of a runtime
         if getattr(model, "main_input_name", "pixel_values") == "pixel_values_videos":
@@ -77,6 +86,9 @@ class Predictor:
             raise InputError(f"scales must be positive numbers, at least one, got {scales!r}")
         self.scales = tuple(float(scale) for scale in scales)
         self.flip = flip
+        if average not in (None, *AVERAGES):
+            raise InputError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
+        self._average = average or self.config.inference.get("average", "probabilities")
         if flip_label_pairs is None:
             flip_label_pairs = benchmarks.flip_label_pairs(self.config.id2label)
         self._flipped_labels = _exchange(self.config.num_labels, flip_label_pairs)
@@ -87,8 +99,13 @@ class Predictor:
         return self.flip or self.scales != (1.0,)
 
     @property
+    def average(self) -> str:
+        """What augmented views are averaged by: `"probabilities"` or `"logits"`."""
+        return self._average if self.image_processor.active_letterbox_inverse is None else "logits"
+
+    @property
     def _averages_probabilities(self) -> bool:
-        return self.is_augmented and self.image_processor.active_letterbox_inverse is None
+        return self.is_augmented and self.average == "probabilities"
 
     def scores(self, image: InputImage) -> torch.Tensor:
         """Class scores of one image at its own size.
@@ -98,8 +115,8 @@ class Predictor:
                 processor takes it, or an image file.
 
         Returns:
-            (num_labels, H, W) float32: logits by the plain protocol and of human parsing, mean softmax probabilities
-            with augmentation.
+            (num_labels, H, W) float32: logits by the plain protocol and where logits are averaged, mean softmax
+            probabilities with augmentation otherwise.
         """
         image = _upright(image)
         if self._averages_probabilities:
@@ -154,7 +171,7 @@ class Predictor:
         if not isinstance(self.model, nn.Module):
             raise InputError("only a PyTorch model tells what it attends to")
         image = _upright(image)
-        (pixel_values,) = self._inputs([image])
+        (pixel_values,) = self._inputs([image], pads=False)  # what is drawn covers the image
         weight = next(self.model.parameters())
         pixel_values = pixel_values[None].to(weight.device, weight.dtype)
         letterbox = self.image_processor.active_letterbox_inverse is not None
@@ -169,9 +186,11 @@ class Predictor:
         for scale in self.scales:
             for flipped in (False, True) if self.flip else (False,):
                 views = [self._view(pixel_values, scale, flipped) for pixel_values in inputs]
-                for index, (logits, _) in enumerate(self._predict(views)):
+                for index, (logits, view_size) in enumerate(self._predict(views)):
                     logits = logits.flip(-1)[self._flipped_labels] if flipped else logits
-                    totals[index] += resize_logits(logits, self.config.align_corners, sizes[index])
+                    # SCHP's logits come as the network gives them, PaddleSeg's at the size of the view.
+                    first = view_size if self.image_processor.active_letterbox_inverse is None else None
+                    totals[index] += resize_logits(logits, self.config.align_corners, first, sizes[index])
         number = len(self.scales) * (2 if self.flip else 1)
         return [(total / number, size) for total, size in zip(totals, sizes, strict=True)]
 
@@ -180,15 +199,19 @@ class Predictor:
         if scale != 1:
             height, width = pixel_values.shape[-2:]
             _check_enlarged((height, width), scale * height * scale * width, f"scale {scale:g}")
-            size = [max(1, int(side * scale)) for side in (height, width)]
+            # SCHP cuts off, PaddleSeg rounds.
+            half = 0.5 if self.image_processor.active_letterbox_inverse is None else 0
+            size = [max(1, int(side * scale + half)) for side in (height, width)]
             pixel_values = resize(pixel_values[None], size, self.config.align_corners)[0]
         return pixel_values.flip(-1) if flipped else pixel_values
 
     def _way_back(self, input_size: tuple[int, int], image: InputImage) -> dict[str, Any]:
         """How logits get from the network's input to the image that the processor made it of."""
-        return {
+        resized = self._size_before_padding(image)
+        padding = {} if self._pad_size(resized) is None else {"padded_size": input_size}
+        return padding | {
             "align_corners": self.config.align_corners,
-            "input_size": input_size,
+            "input_size": resized if padding else input_size,
             "target_size": image_size(image),
             "letterbox": self.image_processor.active_letterbox_inverse,
         }
@@ -209,8 +232,24 @@ class Predictor:
                     totals[index] += logits.softmax(dim=0)
         return [total / (len(self.scales) * len(flips)) for total in totals]
 
-    def _inputs(self, images: Sequence[InputImage], scale: float | None = None) -> list[torch.Tensor]:
-        """Network input (3, h, w) per image, resized by the processor's rule, or by `scale` from the loaded size."""
+    def _size_before_padding(self, image: InputImage) -> tuple[int, int]:
+        """The size that the processor resizes an image to."""
+        size = image_size(image)
+        return output_size(*size, self.image_processor.size) if self.image_processor.do_resize else size
+
+    def _pad_size(self, resized: tuple[int, int]) -> tuple[int, int] | None:
+        """What the processor pads an image of that size to; `None` if it does not, or the image is larger."""
+        processor = self.image_processor
+        if not (processor.do_pad and processor.pad_size):
+            return None
+        padded = processor.pad_size["height"], processor.pad_size["width"]
+        return padded if resized[0] <= padded[0] and resized[1] <= padded[1] else None
+
+    def _inputs(
+        self, images: Sequence[InputImage], scale: float | None = None, pads: bool = True
+    ) -> list[torch.Tensor]:
+        """Network input (3, h, w) per image, resized and padded by the processor's rule, or resized by `scale` from
+        the loaded size."""
         inputs = []
         for image in images:
             options = {"do_pad": False}
@@ -219,9 +258,10 @@ class Predictor:
                 _check_enlarged(size, scale * size[0] * scale * size[1], f"scale {scale:g}")
                 height, width = rescale_output_size(*size, scale)
                 options |= {"do_resize": True, "size": {"height": height, "width": width}}
-            elif self.image_processor.do_resize:
-                enlarged = output_size(*size, self.image_processor.size)
-                _check_enlarged(size, math.prod(enlarged), "the size of the image processor")
+            else:
+                resized = self._size_before_padding(image)
+                _check_enlarged(size, math.prod(resized), "the size of the image processor")
+                options["do_pad"] = pads and self._pad_size(resized) is not None
             inputs.append(self.image_processor(image, return_tensors="pt", **options)["pixel_values"][0])
         return inputs
 

@@ -48,6 +48,13 @@ class PredictorArguments:
         },
     )
     flip: bool = field(default=False, metadata={"help": "average over mirrored views too; sizes as for --scales"})
+    average: Literal["probabilities", "logits"] | None = field(
+        default=None,
+        metadata={
+            "help": "what --scales and --flip average; logits: over ratios of the network's input, as PaddleSeg "
+            "tests; default: what the checkpoint says"
+        },
+    )
     dtype: Dtype = field(
         default="auto", metadata={"help": "auto: as the checkpoint is stored, but float32 on the CPU"}
     )
@@ -70,13 +77,13 @@ class PredictorArguments:
         of."""
         model, processor = self._load()
         if isinstance(model, CCNetForVideoSegmentation):
-            if self.flip or list(self.scales) != [1.0] or self.mode == "slide" or self.crop_size or self.stride:
+            if self._has_views:
                 raise InputError("a video checkpoint sees whole frames as they are: no --scales, --flip, --mode slide")
             return CCNetVideoSession(model, processor, self.num_frames)
         if self.num_frames is not None:
             raise InputError("--num_frames is for video checkpoints; this one sees every frame for itself")
         if isinstance(model.config, CCNetInstanceConfig):
-            if self.flip or list(self.scales) != [1.0] or self.mode == "slide" or self.crop_size or self.stride:
+            if self._has_views:
                 raise InputError("instances are found in whole images: no --mode slide, --scales, --flip and windows")
             return InstancePredictor(model, processor)
         return Predictor(
@@ -87,7 +94,14 @@ class PredictorArguments:
             stride=self.stride,
             scales=self.scales,
             flip=self.flip,
+            average=self.average,
         )
+
+    @property
+    def _has_views(self) -> bool:
+        """Whether an image is to be seen other than once and as a whole."""
+        is_augmented = self.flip or list(self.scales) != [1.0] or self.average is not None
+        return bool(is_augmented or self.mode == "slide" or self.crop_size or self.stride)
 
     def _load(self) -> tuple[nn.Module | Runtime, BaseImageProcessor]:
         if is_exported(self.model_name_or_path):

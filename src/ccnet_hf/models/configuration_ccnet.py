@@ -39,6 +39,9 @@ MAX_NUM_LABELS = 65_536
 # Of the losses that may be added to cross entropy.
 FURTHER_LOSS_FIELDS = ("lovasz_loss_weight", "dice_loss_weight", "focal_loss_weight", "focal_loss_gamma")
 
+# What test-time augmentation may average over its views.
+AVERAGES = ("probabilities", "logits")
+
 # field of `CCNetConfig`: what it may be
 _CHOICES = {
     "head_activation": ("relu", "leaky_relu"),
@@ -160,7 +163,8 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
             How little the focal loss counts pixels that are learnt already; 0 is cross entropy.
         inference (`dict`, defaults to `{"mode": "whole"}`):
             The protocol the checkpoint is scored with: `{"mode": "whole"}`, or
-            `{"mode": "slide", "crop_size": [height, width], "stride": [height, width]}`.
+            `{"mode": "slide", "crop_size": [height, width], "stride": [height, width]}`. Either may also have
+            `"average": "logits"`, what test-time augmentation averages, where it is not `"probabilities"`.
         initializer_range (`float`, defaults to 0.01):
             Standard deviation of the classifiers' initial weights.
 
@@ -297,8 +301,10 @@ def check_inference(inference: dict[str, Any] | None) -> dict[str, Any]:
     if mode not in ("whole", "slide"):
         raise ValueError(f"inference must have the mode 'whole' or 'slide', got {inference}")
     expected = {"mode"} if mode == "whole" else {"mode", "crop_size", "stride"}
-    if set(inference) != expected:
+    if set(inference) - {"average"} != expected:
         raise ValueError(f"inference of mode {mode!r} must have the keys {sorted(expected)}, got {inference}")
+    if inference.get("average", "probabilities") not in AVERAGES:
+        raise ValueError(f"inference['average'] must be one of {', '.join(AVERAGES)}, got {inference['average']!r}")
     for name in expected - {"mode"}:
         sides = inference[name]
         if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(_is_positive_int(side) for side in sides)):

@@ -206,11 +206,13 @@ class Recipe:
         task: what the model is for, a row of `ccnet_hf.evaluation.tasks.TASKS`; decides the configuration's class.
         backbone_checkpoint: Hub id of the weights that a new model's backbone starts from, or `None`.
         backbone_terms: what those were trained on and under which licence they are, in words, for the model's card.
+        pad_size: `height` and `width` that the processor pads test images to, if it does.
         tta_ratios: scales of the multi-scale test, each with and without flip.
         reported: scores and costs as the zoo reports them (never measured here), or `None` for our own checkpoints.
-        checkpoint_file: the zoo's file; the end of its name is the start of its sha256.
+        checkpoint_file: the zoo's file, in a folder if its name says nothing; mmsegmentation's names end with the
+            start of their sha256.
         checkpoint_url: where the zoo publishes it.
-        mmseg_config: name of the mmsegmentation config.
+        mmseg_config: name of the mmsegmentation config, where that is where it is from.
     """
 
     name: str
@@ -223,6 +225,7 @@ class Recipe:
     backbone_terms: str | None = None
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    pad_size: dict[str, int] | None = None
     tta_ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     reported: dict[str, float | None] | None = None
     checkpoint_file: str | None = None
@@ -251,6 +254,8 @@ class Recipe:
             "align_corners": self.model.get("align_corners", False),
             "palette": [list(colour) for colour in benchmark.palette],
         }
+        if self.pad_size is not None:
+            fields |= {"do_pad": True, "pad_size": dict(self.pad_size)}
         if self.task == "video":
             return CCNetVideoProcessor(**fields)
         return CCNetImageProcessor(**fields, do_letterbox=self.training.letterbox)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -168,19 +169,21 @@ def _namings(state: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:
     keys = [key for key in state if not key.endswith("num_batches_tracked")]
     yield {key.removeprefix("_backbone."): key for key in keys}
     if all(key.startswith(("stem.convolutions.", "stages.")) for key in keys):
-        for stem in _STEM_NAMES:
-            yield {_resnet_name(key, stem): key for key in keys}
+        # A shortcut that pools, or might, counts its pooling as its first layer.
+        for stem, is_pooled in product(_STEM_NAMES, (False, True)):
+            yield {_resnet_name(key, stem, is_pooled): key for key in keys}
 
 
-def _resnet_name(key: str, stem: tuple[str, ...]) -> str:
-    """Name of a `CCNetResNetBackbone` tensor in a network that calls the layers of its stem `stem`."""
+def _resnet_name(key: str, stem: tuple[str, ...], is_pooled: bool) -> str:
+    """Name of a `CCNetResNetBackbone` tensor in a network that calls the layers of its stem `stem`, and whose
+    shortcuts are pooled (ResNet-V1d) or not."""
     part, index, *block, layer, tensor = key.replace(".blocks.", ".").replace("stem.convolutions.", "stem.").split(".")
     is_normalization = layer == "normalization"
     if part == "stem":
         return f"{stem[2 * int(index) + is_normalization]}.{tensor}"
     number, name = block
     if name == "shortcut":
-        layer = f"downsample.{int(is_normalization)}"
+        layer = f"downsample.{is_normalization + is_pooled}"
     else:
         layer = name.replace("conv", "bn") if is_normalization else name
     return f"layer{int(index) + 1}.{number}.{layer}.{tensor}"

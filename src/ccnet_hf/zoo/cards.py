@@ -10,7 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from ccnet_hf.command import run_command
 from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.files import write_text
-from ccnet_hf.recipes import RECIPES, SHORT_NAMES, Recipe, zoo_recipes
+from ccnet_hf.recipes import PADDLESEG_VARIANT, RECIPES, SHORT_NAMES, Recipe, zoo_recipes
+from ccnet_hf.zoo.paddleseg_card import render_paddleseg_card
 from ccnet_hf.zoo.recipe_cards import render_recipe_card
 
 
@@ -147,6 +148,8 @@ def render_card(recipe: Recipe, name: str | None = None, namespace: str = NAMESP
     name = name or recipe.name
     if recipe.checkpoint_file is None:
         return render_recipe_card(recipe, name, namespace)
+    if recipe.name == PADDLESEG_VARIANT:
+        return render_paddleseg_card(recipe, name, namespace)
     benchmark, training, reported = get_benchmark(recipe.benchmark), recipe.training, recipe.reported
     depth = sum(recipe.model["backbone_config"]["depths"]) * 3 + 2
     inference, pipeline_remark = _inference(recipe)

@@ -1,4 +1,4 @@
-"""The command that converts one checkpoint, or all of mmsegmentation's."""
+"""The command that converts one checkpoint, or all of the zoo."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,8 +36,8 @@ class ConvertArguments:
     checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": ".pth file of mmsegmentation, the authors, CE2P, SCHP or torchvision; default: download the "
-            "published one"
+            "help": ".pth file of mmsegmentation, the authors, CE2P, SCHP or torchvision, or .pdparams file of "
+            "PaddleSeg; default: download the published one"
         },
     )
     checkpoints: str | None = field(
@@ -69,7 +69,8 @@ class ConvertArguments:
 
 
 def convert(arguments: ConvertArguments) -> None:
-    """Convert a checkpoint of mmsegmentation, the authors, CE2P or SCHP into a folder that `from_pretrained` reads."""
+    """Convert a checkpoint of mmsegmentation, the authors, PaddleSeg, CE2P or SCHP into a folder that
+    `from_pretrained` reads."""
     transformers.utils.logging.disable_progress_bar()
     checkpoints = Path(arguments.checkpoints or Path(torch.hub.get_dir()) / "checkpoints")
     output = Path(arguments.output)
@@ -112,12 +113,12 @@ def _published(recipe: Recipe, checkpoints: Path) -> Path:
         has_files = is_authors_recipe(recipe) or is_published_parser(recipe)
         other = "give its file with --checkpoint" if has_files else "and there is no other to convert"
         raise InputError(f"no checkpoint of {recipe.name} is published for download: {other}")
-    return _stored_or_downloaded(recipe.checkpoint_url, checkpoints)
+    return _stored_or_downloaded(recipe.checkpoint_url, (checkpoints / recipe.checkpoint_file).parent)
 
 
-def _stored_or_downloaded(url: str, checkpoints: Path) -> Path:
-    file = checkpoints / url.rpartition("/")[2]
-    return file if file.is_file() else download_checkpoint(url, checkpoints)
+def _stored_or_downloaded(url: str, folder: Path) -> Path:
+    file = folder / url.rpartition("/")[2]
+    return file if file.is_file() else download_checkpoint(url, folder)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "convert_checkpoint.py") -> int:

@@ -15,7 +15,7 @@ class ListArguments:
 
 
 def list_variants(arguments: ListArguments) -> None:
-    """List the variants of the zoo with the mIoU that mmsegmentation reports for them (not measured here)."""
+    """List the variants of the zoo with the mIoU that mmsegmentation or PaddleSeg reports (not measured here)."""
     variants = [describe(recipe) for recipe in zoo_recipes()]
     if arguments.json:
         print(json.dumps(variants, indent=2))

@@ -1,4 +1,4 @@
-"""From a checkpoint of mmsegmentation, the authors, CE2P or SCHP to a folder that `from_pretrained` reads.
+"""From a checkpoint of mmsegmentation, the authors, PaddleSeg, CE2P or SCHP to a folder that `from_pretrained` reads.
 
 A checkpoint is foreign input: it is read without running code from it, and every doubt about it ends in an
 `InputError` before anything is written.
@@ -15,7 +15,7 @@ from ccnet_hf.errors import InputError, using
 from ccnet_hf.files import atomic_folder, check_new
 from ccnet_hf.models.modeling_ccnet import CCNetForSemanticSegmentation
 from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing
-from ccnet_hf.recipes import get_recipe
+from ccnet_hf.recipes import PADDLESEG_VARIANT, get_recipe
 from ccnet_hf.untrusted_checkpoints import read_state_dict
 from ccnet_hf.zoo.authors import (
     AUXILIARY_BIAS,
@@ -24,6 +24,13 @@ from ccnet_hf.zoo.authors import (
     fold,
     is_authors_layout,
     is_authors_recipe,
+)
+from ccnet_hf.zoo.paddleseg import (
+    bias_shapes,
+    fold_biases,
+    is_paddleseg_layout,
+    is_paddleseg_recipe,
+    paddleseg_key,
 )
 from ccnet_hf.zoo.parsing import converted_parsing_recipe, schp_key, with_schp_names
 
@@ -81,19 +88,21 @@ def convert_checkpoint(
     num_labels: int | None = None,
     recurrence: int | None = None,
 ) -> None:
-    """Convert a CCNet checkpoint of mmsegmentation or of the authors, or a human parser of CE2P or SCHP, into a folder
-    with model, config and processor.
+    """Convert a CCNet checkpoint of mmsegmentation, of the authors or of PaddleSeg, or a human parser of CE2P or SCHP,
+    into a folder with model, config and processor.
 
-    Which of the first two it is shows in the names of its entries. The folder keeps the checkpoint's numbers in its
+    Which of the first three it is shows in the names of its entries. The folder keeps the checkpoint's numbers in its
     own floating dtype (the smallest one that holds all of them, if there are several).
 
     Args:
         variant: name or short name of a zoo variant of `recipes.py`; decides config and processor. The authors'
             checkpoints are `ccnet-r101-cityscapes-authors`, and may be called as the zoo's R-101 for Cityscapes, too.
+            PaddleSeg's is `ccnet-r101-cityscapes-paddleseg`.
             Human parsers are `schp-lip`, `schp-atr`, `schp-pascal` and `ce2p-lip`, and `ccnet-r101-lip` where SCHP's
             network has criss-cross attention as its context module.
-        checkpoint: `.pth` file, either `{"state_dict": ..., ...}` or the state dict alone. If its name ends with eight
-            hexadecimal digits, as the zoo's do, they must be the start of the file's SHA-256.
+        checkpoint: `.pth` file, either `{"state_dict": ..., ...}` or the state dict alone, or a `.pdparams` file. If
+            the name of the first ends with eight hexadecimal digits, as mmsegmentation's do, they must be the start of
+            the file's SHA-256.
         output_dir: folder to write. It appears complete or not at all; an existing one that holds files is refused.
         num_labels: number of classes of the checkpoint, for one that was trained on other classes than the variant's.
             Its classes then have no names and no colours.
@@ -112,12 +121,17 @@ def convert_checkpoint(
         if recurrence is not None and recipe.model["context_module"] != "rcca":
             raise InputError(f"{recipe.name} has no attention, and so no recurrence")
     elif recipe.checkpoint_file is None and not is_authors_recipe(recipe):
-        raise InputError(f"{recipe.name} is a variant of neither mmsegmentation's zoo nor the authors")
+        raise InputError(f"{recipe.name} is no variant of mmsegmentation's zoo, the authors or PaddleSeg")
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     check_new(output_dir)
 
     state_dict = read_state_dict(checkpoint)
-    by_authors = not is_parser and is_authors_layout(state_dict)
+    by_paddleseg = not is_parser and is_paddleseg_layout(state_dict)
+    by_authors = not is_parser and not by_paddleseg and is_authors_layout(state_dict)
+    if by_paddleseg and not is_paddleseg_recipe(recipe):
+        raise InputError(f"{checkpoint} is laid out as PaddleSeg's: its variant is {PADDLESEG_VARIANT}")
+    if is_paddleseg_recipe(recipe) and not by_paddleseg:
+        raise InputError(f"{checkpoint} is not laid out as PaddleSeg's checkpoint, which {recipe.name} is for")
     if is_parser:
         state_dict = with_schp_names(state_dict)
     elif by_authors:
@@ -130,16 +144,19 @@ def convert_checkpoint(
     with torch.device("meta"):  # shapes only; every number comes from the checkpoint
         model = (CCNetForHumanParsing if is_parser else CCNetForSemanticSegmentation)(config)
     expected = model.state_dict()
-    sources = {key: schp_key(key) if is_parser else mmsegmentation_key(key) for key in expected}
+    name_of = schp_key if is_parser else paddleseg_key if by_paddleseg else mmsegmentation_key
+    sources = {key: name_of(key) for key in expected}
     if by_authors:
         sources = {key: authors_key(source) for key, source in sources.items()}
     shapes = {source: expected[key].shape for key, source in sources.items()}
     if by_authors:
         shapes[AUXILIARY_BIAS] = shapes["dsn.1.bias"]
+    if by_paddleseg:
+        shapes |= bias_shapes(shapes)
     has_abn = by_authors or is_parser
-    if has_abn:
+    if has_abn or by_paddleseg:
         counters = {name for name in shapes if name.endswith(".num_batches_tracked")}
-        state_dict = dict.fromkeys(counters, torch.tensor(0)) | state_dict  # the first InPlaceABN had none
+        state_dict = dict.fromkeys(counters, torch.tensor(0)) | state_dict  # which some have none of
     if config.recurrence == 0:
         state_dict = {name: tensor for name, tensor in state_dict.items() if ".cca." not in name}
 
@@ -149,6 +166,8 @@ def convert_checkpoint(
     tensors = check_tensors(checkpoint, state_dict, shapes)
     if has_abn:
         fold(tensors)
+    if by_paddleseg:
+        fold_biases(tensors)
     model = model.to(tensors[classifier].dtype).to_empty(device="cpu")
     model.load_state_dict({key: tensors[source] for key, source in sources.items()})
 

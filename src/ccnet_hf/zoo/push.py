@@ -15,7 +15,7 @@ from ccnet_hf.zoo.repository import model_repositories
 
 
 COLLECTION = "CCNet"
-COLLECTION_DESCRIPTION = "mmsegmentation's CCNet checkpoints for transformers, converted by ccnet_hf."
+COLLECTION_DESCRIPTION = "CCNet checkpoints of mmsegmentation and PaddleSeg for transformers, converted by ccnet_hf."
 
 
 @dataclass

@@ -95,6 +95,8 @@ def _check_goldens(model: torch.nn.Module, folder: Path) -> None:
     config = model.config
     depth = 3 * sum(config.backbone_config.depths) + 2
     pattern = f"r{depth}_c{config.num_labels}_*_forward.npz"
+    if config.backbone_config.pooled_shortcut:  # PaddleSeg computed these
+        pattern = f"paddle_r{depth}_c{config.num_labels}_*.npz"
     files = sorted(folder.glob(pattern))
     if not files:
         raise InputError(f"{folder} holds no golden file {pattern}")
