@@ -35,7 +35,7 @@ def test_round_trip_keeps_every_field(tmp_path):
         category_consistent_loss_weight=1.0,
         category_consistent_channels=8,
         category_consistent_per_image=True,
-        inference={"mode": "slide", "crop_size": [769, 769], "stride": [513, 513]},
+        inference={"mode": "slide", "crop_size": [769, 769], "stride": [513, 513], "average": "logits"},
         id2label={0: "road", 1: "sky", 2: "tree"},
     )
     config.save_pretrained(tmp_path)
@@ -97,6 +97,8 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("inference", {"mode": "slide", "crop_size": [64, 64], "stride": [65, 32]}),
         ("inference", {"mode": "slide", "crop_size": [64, 64], "stride": [0, 32]}),
         ("inference", {"mode": "whole", "stride": [32, 32]}),
+        ("inference", {"mode": "whole", "average": "votes"}),
+        ("inference", {"average": "logits"}),
     ],
 )
 def test_wrong_values_are_refused_by_name(field, value):

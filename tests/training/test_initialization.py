@@ -129,6 +129,20 @@ def test_timm_resnet_gives_bit_equal_features(timm_resnet50c, tmp_path, suffix):
             assert torch.equal(ours, theirs)
 
 
+def test_pooled_shortcuts_are_timms_by_name(tmp_path):
+    """ResNet-V1d counts the pooling of a shortcut, or what stands in its place, as its first layer."""
+    timm = pytest.importorskip("timm")
+    tensors = timm.create_model("resnet26d").state_dict()
+    save_file(tensors, tmp_path / "file.safetensors")
+    backbone = resnet(depths=[2, 2, 2, 2], pooled_shortcut=True)
+    load_backbone_checkpoint(backbone, tmp_path / "file.safetensors")
+    for index, stage in enumerate(backbone.stages):
+        shortcut = stage.blocks[0].shortcut
+        theirs = f"layer{index + 1}.0.downsample"
+        assert torch.equal(shortcut.convolution.weight, tensors[f"{theirs}.1.weight"])
+        assert torch.equal(shortcut.normalization.bias, tensors[f"{theirs}.2.bias"])
+
+
 def renamed(backbone: nn.Module, stem: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """The backbone's tensors, randomised, under the names of another ResNet-V1c."""
     renamings = (
