@@ -154,7 +154,7 @@ class NonLocalBlock(nn.Module):
         self.value = nn.Conv2d(hidden_size, hidden_size, kernel_size=1)
         self.gamma = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden_state: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def forward(self, hidden_state: torch.Tensor, output_attentions: bool = False) -> tuple[torch.Tensor, None]:
         """(B, hidden_size, H, W) -> (B, hidden_size, H, W), and `None` in place of the layer's attention weights."""
         context = non_local_attention(self.query(hidden_state), self.key(hidden_state), self.value(hidden_state))
         return self.gamma * context + hidden_state, None
