@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tiny_models import tiny_model
 
 from ccnet_hf import CCNetImageProcessor
+from ccnet_hf.models import label_maps_ccnet as label_maps
 from ccnet_hf.models import post_processing_ccnet as post_processing
 from ccnet_hf.models.image_processing_pil_ccnet import CCNetImageProcessorPil
 from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits, may_come_from, resize_logits
@@ -149,43 +150,104 @@ def test_outputs_of_another_kind_are_named(outputs):
         CCNetImageProcessor().post_process_semantic_segmentation(outputs)
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {"input_size": (136, 200)},
-        {"input_size": (136, 200), "target_size": (91, 173)},
-        {"input_size": (100, 136), "padded_size": (136, 200), "target_size": (211, 80)},
-        {"target_size": (15, 20)},
-        {"input_size": (9, 300)},
-        {},
-    ],
-)
-@pytest.mark.parametrize("kind", ["noise", "smooth", "ties", "few", "far apart", "channels last"])
-def test_labels_are_those_of_all_classes_resized(kind, sizes, align_corners, monkeypatch):
-    monkeypatch.setattr(post_processing, "_BLOCK_PIXELS", 1000)
+SIZES = [
+    {"input_size": (136, 200)},
+    {"input_size": (136, 200), "target_size": (91, 173)},
+    {"input_size": (100, 136), "padded_size": (136, 200), "target_size": (211, 80)},
+    {"input_size": (17, 25), "target_size": (119, 160)},
+    {"target_size": (15, 120)},
+    {"target_size": (15, 20)},
+    {"input_size": (9, 300), "target_size": (40, 100)},
+    {"input_size": (5, 7), "target_size": (90, 100)},
+    {},
+]
+
+
+def logits_of(kind: str, classes: int = 21) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(21, 17, 25, generator=generator)
+    logits = torch.randn(classes, 17, 25, generator=generator)
     if kind == "smooth":
-        logits = F.interpolate(torch.randn(1, 21, 3, 4, generator=generator), size=(17, 25), mode="bicubic")[0]
-    elif kind == "ties":
-        logits = torch.randint(-1, 2, (21, 17, 25), generator=generator).float()
+        return F.interpolate(torch.randn(1, classes, 3, 4, generator=generator), size=(17, 25), mode="bicubic")[0]
+    if kind == "equal":
+        return torch.ones_like(logits)
+    if kind == "ties":
+        return logits.sign()
+    if kind == "two equal classes":
+        logits[7] = logits[11] = logits[7] + 1
+    elif kind == "a class far below":
+        logits[5] = -1e9
     elif kind == "few":
         logits[3:18] -= 20
     elif kind == "far apart":
         logits[5] = 1e8 * logits[4]
+    elif kind == "tiny":
+        logits *= 1e-34
+    elif kind == "huge":
+        logits *= 1e38
+    elif kind == "not finite":
+        logits[4, 3:5] = -torch.inf
+        logits[2, :, 7] = torch.inf
+        logits[9, 11:, 12] = logits[3, 12:, 12:14] = torch.nan
     elif kind == "channels last":
-        logits = logits[None].contiguous(memory_format=torch.channels_last)[0]
+        return logits[None].contiguous(memory_format=torch.channels_last)[0]
+    return logits.to(getattr(torch, kind, torch.float32))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    "sizes", SIZES, ids=lambda sizes: " ".join("x".join(map(str, size)) for size in sizes.values())
+)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("noise", "smooth", "equal", "ties", "two equal classes", "a class far below", "few", "far apart", "tiny"),
+        *("huge", "not finite", "channels last", "bfloat16", "float16", "float64"),
+    ],
+)
+def test_labels_are_those_of_all_classes_resized(kind, sizes, align_corners, monkeypatch):
+    monkeypatch.setattr(label_maps, "_TILE_COLUMNS", 70)
+    monkeypatch.setattr(label_maps, "_BLOCK_ELEMENTS", 3000)
+    logits = logits_of(kind)
     expected = resize_logits(logits, align_corners, **sizes).argmax(dim=0)
     found = argmax_of_resized_logits(logits, align_corners, **sizes)
     assert found.dtype == torch.int64 and torch.equal(found, expected)
-    update = post_processing._update
+
+
+@pytest.mark.parametrize("kind", ["noise", "smooth", "few", "channels last", "bfloat16"])
+def test_pixels_that_rounding_leaves_undecided_are_resized_by_pytorch(kind, monkeypatch):
+    """With every pixel undecided by the tiles, and in float64 those that 1e-3 would change, the labels stay."""
+    monkeypatch.setattr(label_maps, "_TILE_ERRORS", 1e-3 / label_maps._ROUNDING)
+    monkeypatch.setattr(label_maps, "_RESIZE_ERRORS", 1e-3 / label_maps._ROUNDING)
+    monkeypatch.setattr(label_maps, "_UNDECIDED_FRACTION", 1)
+    logits, sizes = logits_of(kind), {"input_size": (136, 200), "target_size": (150, 173)}
+    resized = []
     monkeypatch.setattr(
         post_processing,
-        "_update_on_cpu",
-        lambda best, labels, scores, classes, _: update(best, labels, scores, classes),
+        "resize_logits",
+        lambda part, *args, **kwargs: resized.append(len(part)) or resize_logits(part, *args, **kwargs),
     )
-    assert torch.equal(argmax_of_resized_logits(logits, align_corners, **sizes), expected)
+    expected = resize_logits(logits, False, **sizes).argmax(dim=0)
+    assert torch.equal(argmax_of_resized_logits(logits, False, **sizes), expected)
+    assert 0 < sum(resized) <= len(logits)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 11, 19])
+@pytest.mark.parametrize("kind", ["noise", "ties", "not finite"])
+def test_any_number_of_classes_at_a_time_gives_the_same_labels(kind, classes, monkeypatch):
+    """PyTorch resizes three channels by another kernel than any other number of them."""
+    logits, sizes = logits_of(kind, max(classes, 10))[-classes:], {"input_size": (136, 200), "target_size": (91, 173)}
+    expected = resize_logits(logits, False, **sizes).argmax(dim=0)
+    monkeypatch.setattr(post_processing, "label_map", lambda *args: None)
+    for at_a_time in (1, 3, 4, 8, 1000):
+        monkeypatch.setattr(post_processing, "MAX_CPU_CHUNK_ELEMENTS", at_a_time * 136 * 200)
+        assert torch.equal(argmax_of_resized_logits(logits, False, **sizes), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])
+def test_labels_of_logits_of_a_single_row_or_column(shape):
+    logits = torch.randn(13, *shape, generator=torch.Generator().manual_seed(0))
+    expected = resize_logits(logits, False, (90, 100)).argmax(dim=0)
+    assert torch.equal(argmax_of_resized_logits(logits, False, (90, 100)), expected)
 
 
 def test_more_classes_than_a_byte_holds():
@@ -194,15 +256,8 @@ def test_more_classes_than_a_byte_holds():
     assert labels.max() > 255 and torch.equal(labels, resize_logits(logits, False, (160, 160)).argmax(dim=0))
 
 
-def test_classes_that_win_nowhere_are_not_resized(monkeypatch):
+def test_classes_are_resized_by_pytorch_only_where_rounding_decides(monkeypatch):
     logits = torch.randn(32, 20, 20, generator=torch.Generator().manual_seed(0))
-    logits[[4, 30]] += 20
-    resized = []
-    resize = post_processing.resize_logits
-    monkeypatch.setattr(
-        post_processing,
-        "resize_logits",
-        lambda part, *args, **kwargs: resized.append(len(part)) or resize(part, *args, **kwargs),
-    )
-    labels = argmax_of_resized_logits(logits, False, (160, 160))
-    assert sum(resized) == 2 and set(labels.unique().tolist()) == {4, 30}
+    logits[4] += 20
+    monkeypatch.setattr(post_processing, "resize_logits", None)
+    assert argmax_of_resized_logits(logits, False, (160, 160)).unique().tolist() == [4]

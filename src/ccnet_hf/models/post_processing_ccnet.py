@@ -14,6 +14,7 @@
 """From logits to segmentation maps, by the rules of mmsegmentation: to the size of the network's input, without its
 padding, and from there to the size of the image, or out of the letterbox that it was put into."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral
@@ -23,21 +24,23 @@ import torch
 import torch.nn.functional as F
 
 from .image_letterbox_ccnet import undo_letterbox_of_labels, undo_letterbox_of_logits
+from .label_maps_ccnet import MAX_TAPS, Taps, label_map, possible_classes_of_pixels
 
 
 Size = tuple[int, int]  # (height, width)
 
-# Classes are resized a few at a time: on a CPU about as many float32 values as an allocator hands out again without
-# asking the system for them (8 MiB, measured), on other devices enough to fill them (64 MiB).
+# Where logits are resized class by class, about as many classes at a time as fit in this many float32 values: on a CPU
+# what an allocator hands out again without asking the system for it (8 MiB, measured), on other devices enough to fill
+# them (64 MiB).
 MAX_CPU_CHUNK_ELEMENTS = 2**21
 MAX_CHUNK_ELEMENTS = 2**24
 
 # Up to this sum of height and width, PyTorch resizes with a kernel whose rounding depends on the number of classes
-# unless that is a multiple of 8.
-_SMALL_SIZE, _CHUNK_MULTIPLE = 128, 8
+# unless that is a multiple of 8. Above, it has one for images of 3 channels that rounds otherwise than the others.
+_SMALL_SIZE, _CHUNK_MULTIPLE, _IMAGE_CHANNELS = 128, 8, 3
 
-# Pixels compared at a time: what a running maximum holds of them stays in the cache.
-_BLOCK_PIXELS = 2**15
+# Up to here, sums and products of logits and weights are far from float32's largest number.
+_LARGEST_LOGIT = 1e37
 
 _STRIDES = (1, 2, 4, 7, 8, 14, 16, 28, 32, 64)  # of backbones' last feature maps
 
@@ -125,8 +128,8 @@ def argmax_of_resized_logits(
     padded_size: Size | None = None,
     letterbox: str | None = None,
 ) -> torch.Tensor:
-    """`resize_logits(...).argmax(dim=0)`, int64 of shape `(height, width)`, to the bit, in less time and memory:
-    classes that can be the largest nowhere are left out, and of the others a few at a time are resized.
+    """`resize_logits(...).argmax(dim=0)`, int64 of shape `(height, width)`, to the bit, in less time and memory: on a
+    CPU by [`label_map`] where it can be, otherwise with a few classes resized at a time.
 
     With `letterbox="labels"` the classes are chosen at the size of the network's input, and their map is brought to
     the image by nearest neighbour.
@@ -136,114 +139,121 @@ def argmax_of_resized_logits(
         return undo_letterbox_of_labels(segmentation, target_size)
     logits = logits.detach()
     sizes = {"input_size": input_size, "target_size": target_size, "padded_size": padded_size}
-    given = [size for size in sizes.values() if size is not None]
-    largest = max((height * width for height, width in given), default=1)
-    most = MAX_CPU_CHUNK_ELEMENTS if logits.device.type == "cpu" else MAX_CHUNK_ELEMENTS
-    length = max(most // largest, 1)
-    may_win = None
-    if letterbox is not None or any(sum(size) <= _SMALL_SIZE for size in given):
-        classes = list(range(len(logits)))
-        length = -(-length // _CHUNK_MULTIPLE) * _CHUNK_MULTIPLE
-        starts = range(0, max(len(classes) - _CHUNK_MULTIPLE, 0) + 1, length)  # a short rest belongs to the last chunk
-    else:
-        may_win = _may_win(logits, padded_size or input_size or target_size)
-        classes = may_win.flatten(1).any(dim=1).nonzero().flatten().tolist()
-        starts = range(0, len(classes), length)
+    if all(size is None or size == logits.shape[1:] for size in sizes.values()):
+        return logits.float().argmax(dim=0)
+    is_moderate = all(abs(extreme) <= _LARGEST_LOGIT for extreme in map(float, logits.aminmax()))
+    if is_moderate and letterbox is None and logits.device.type == "cpu":
+        segmentation = _argmax_by_tiles(logits, align_corners, **sizes)
+        if segmentation is not None:
+            return segmentation
     best, segmentation = None, None
-    for start, end in pairwise([*starts, len(classes)]):
-        chunk = classes[start:end]
-        scores = resize_logits(logits[chunk], align_corners, **sizes, letterbox=letterbox)
+    for classes in _chunks(logits, list(range(len(logits))), letterbox=letterbox, **sizes):
+        scores = resize_logits(logits[classes], align_corners, **sizes, letterbox=letterbox)
+        if not is_moderate:  # NaN is the largest, as in `argmax`
+            scores = scores.nan_to_num(nan=torch.inf, posinf=torch.finfo(scores.dtype).max, neginf=-torch.inf)
         if best is None:
             best = torch.full_like(scores[0], -torch.inf)
             segmentation = torch.zeros_like(best, dtype=torch.int64 if len(logits) > 256 else torch.uint8)
-            blocks = _row_blocks(may_win, best.shape, input_size, padded_size)
-        if best.device.type == "cpu":
-            _update_on_cpu(best, segmentation, scores, chunk, blocks)
-        else:
-            _update(best, segmentation, scores, chunk)
+        _update(best, segmentation, scores, classes)
     return segmentation.long()
 
 
-def _may_win(logits: torch.Tensor, size: Size | None) -> torch.Tensor:
-    """Where a class can have the largest logit, once (num_labels, height, width) logits are enlarged to `size`.
-
-    An enlarged value is a mean of the logits around it, and so is a value resized from enlarged ones: all of them in
-    3x3 pixels. A class cannot win where the largest of its 9 is below the smallest 9 of another.
-
-    Returns:
-        (num_labels, height, width) bool, by the pixel in the middle.
-    """
-    if size is None or size[0] < logits.shape[-2] or size[1] < logits.shape[-1]:
-        return torch.ones_like(logits, dtype=torch.bool)
-    floor = None
-    for score in logits:
-        lowest = -_largest_of_neighbours(-score.float())
-        floor = lowest if floor is None else torch.maximum(floor, lowest)
-    floor = floor - 1e-5 * logits.abs().amax()  # far more than rounding moves a value
-    may_win = torch.empty_like(logits, dtype=torch.bool)
-    for score, result in zip(logits, may_win, strict=True):
-        torch.logical_not(_largest_of_neighbours(score.float()) < floor, out=result)
-    return may_win
-
-
-def _row_blocks(
-    may_win: torch.Tensor | None, size: Size, input_size: Size | None, padded_size: Size | None
-) -> list[tuple[slice, list[bool] | None]]:
-    """Rows of a segmentation map to compare at a time, with the classes that can win there."""
-    height, width = size
-    rows = max(1, _BLOCK_PIXELS // width)
-    blocks = [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
-    if may_win is None:
-        return [(block, None) for block in blocks]
-    in_row = may_win.any(dim=2)  # (num_labels, height of the logits)
-    shown = in_row.shape[1]  # of them without padding
-    if padded_size is not None:
-        shown *= input_size[0] / padded_size[0]
-    found = []
-    for block in blocks:
-        first, last = int(block.start * shown / height), int(block.stop * shown / height)
-        # Each resize reaches one row further.
-        found.append((block, in_row[:, max(0, first - 2) : last + 3].any(dim=1).tolist()))
-    return found
+def _argmax_by_tiles(
+    logits: torch.Tensor,
+    align_corners: bool,
+    input_size: Size | None,
+    target_size: Size | None,
+    padded_size: Size | None,
+) -> torch.Tensor | None:
+    """`argmax_of_resized_logits` of moderate logits on a CPU by [`label_map`], and the few pixels that this leaves
+    undecided by resizing the classes that are largest there; `None` where too many are, or the sizes are not fit."""
+    sizes = {"input_size": input_size, "target_size": target_size, "padded_size": padded_size}
+    if len(logits) <= _IMAGE_CHANNELS or min(logits.shape[1:]) < 2 or _has_small_size(**sizes):
+        return None
+    rows, columns = (
+        _taps(logits.shape[axis + 1], align_corners, **{name: size and size[axis] for name, size in sizes.items()})
+        for axis in (0, 1)
+    )
+    if max(rows.weights.shape[1], columns.weights.shape[1]) > MAX_TAPS:
+        return None
+    found = label_map(logits, rows, columns)
+    if found is None:
+        return None
+    labels, undecided = found
+    pixels = np.nonzero(undecided)
+    possible = possible_classes_of_pixels(logits, rows, columns, pixels)
+    labels[pixels] = possible.argmax(axis=0)
+    segmentation = torch.from_numpy(labels)
+    is_open = possible.sum(axis=0) > 1
+    if is_open.any():
+        classes = possible[:, is_open].any(axis=1).nonzero()[0].tolist()
+        row, column = (torch.from_numpy(positions[is_open]) for positions in pixels)
+        scores = [
+            resize_logits(logits[chunk], align_corners, **sizes)[:, row, column]
+            for chunk in _chunks(logits, classes, **sizes)
+        ]
+        segmentation[row, column] = torch.tensor(classes)[torch.cat(scores).argmax(dim=0)]
+    return segmentation
 
 
-def _largest_of_neighbours(score: torch.Tensor) -> torch.Tensor:
-    """The largest value of 3x3 pixels, for every pixel of (height, width)."""
-    for axis in (0, 1):
-        length = score.shape[axis]
-        largest = score.clone()
-        for kept, other in ((slice(1, None), slice(0, length - 1)), (slice(0, length - 1), slice(1, None))):
-            kept, other = (side if axis == 0 else (slice(None), side) for side in (kept, other))
-            largest[kept] = torch.maximum(largest[kept], score[other])
-        score = largest
-    return score
+def _taps(
+    length: int, align_corners: bool, input_size: int | None, target_size: int | None, padded_size: int | None
+) -> Taps:
+    """Where the positions along an axis come from in logits of `length`, by PyTorch's own weights."""
+    taps = Taps.of_the_same(length)
+    for size, shown in ((padded_size or input_size, input_size), (target_size, target_size)):
+        length = len(taps.first)
+        if size is None:
+            continue
+        if size != length:
+            unit_vectors = torch.eye(length, max(length, _SMALL_SIZE))  # not small, whatever the size
+            resized = _interpolate(unit_vectors[None, None], (size, unit_vectors.shape[1]), align_corners)
+            taps = taps.then(Taps.from_matrix(resized[0, 0, :, :length].numpy()))
+        taps = taps.cut(shown)
+    return taps
+
+
+def _has_small_size(**sizes: Size | None) -> bool:
+    return any(size is not None and sum(size) <= _SMALL_SIZE for size in sizes.values())
+
+
+def _chunks(
+    logits: torch.Tensor, classes: list[int], letterbox: str | None = None, **sizes: Size | None
+) -> list[list[int]]:
+    """Cuts a list of classes into those that are resized at a time, so that each is resized as among all of
+    `logits`."""
+    largest = max((math.prod(size) for size in sizes.values() if size is not None), default=1)
+    most = MAX_CPU_CHUNK_ELEMENTS if logits.device.type == "cpu" else MAX_CHUNK_ELEMENTS
+    length = max(most // largest, 1)
+    if len(logits) == _IMAGE_CHANNELS:
+        return [classes]
+    if letterbox is not None or max(logits.shape[1:]) == 1 or _has_small_size(**sizes):
+        length = -(-length // _CHUNK_MULTIPLE) * _CHUNK_MULTIPLE
+        starts = range(0, max(len(classes) - _CHUNK_MULTIPLE, 0) + 1, length)  # a short rest belongs to the last chunk
+        return [classes[start:end] for start, end in pairwise([*starts, len(classes)])]
+    chunks = []
+    while classes:
+        chunk = classes[: length - 1 if length == _IMAGE_CHANNELS else length]
+        if len(chunk) == _IMAGE_CHANNELS:  # a rest
+            chunk = chunk[:-1]
+        chunks.append(chunk)
+        classes = classes[len(chunk) :]
+    return chunks
 
 
 def _update(best: torch.Tensor, segmentation: torch.Tensor, scores: torch.Tensor, classes: Sequence[int]) -> None:
     """Bring the largest logit so far (height, width) and its class up to date with those of some more classes, in
     ascending order. Of equal logits, the first class wins, as in `argmax`."""
+    if best.device.type == "cpu":
+        # As classes ascend, the last that was larger than all before it has the largest number.
+        for number, score in zip(classes, scores, strict=True):
+            torch.maximum(segmentation, (score > best).to(segmentation.dtype).mul_(number), out=segmentation)
+            torch.maximum(best, score, out=best)
+        return
     found, index = scores.max(dim=0)
     numbers = torch.tensor(classes, dtype=segmentation.dtype, device=segmentation.device)
     segmentation.copy_(torch.where(found > best, numbers[index], segmentation))
     torch.maximum(best, found, out=best)
-
-
-def _update_on_cpu(
-    best: torch.Tensor,
-    segmentation: torch.Tensor,
-    scores: torch.Tensor,
-    classes: Sequence[int],
-    blocks: Sequence[tuple[slice, list[bool] | None]],
-) -> None:
-    """As [`_update`], by NumPy, whose comparisons are several times as fast, and a block of rows at a time in the
-    cache. As classes ascend, the last that was larger than all before it has the largest number."""
-    best, segmentation, scores = best.numpy(), segmentation.numpy(), scores.numpy()
-    for rows, can_win in blocks:
-        for number, score in zip(classes, scores[:, rows], strict=True):
-            if can_win is None or can_win[number]:
-                larger = np.greater(score, best[rows]).view(np.uint8)
-                np.maximum(segmentation[rows], larger * segmentation.dtype.type(number), out=segmentation[rows])
-                np.maximum(best[rows], score, out=best[rows])
 
 
 __all__ = ["argmax_of_resized_logits", "check_sizes", "may_come_from", "resize_logits"]
