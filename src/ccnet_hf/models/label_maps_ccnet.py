@@ -27,7 +27,7 @@ import torch
 
 
 # A tile has up to so many columns, and the rows whose first tap is one of so many rows of the logits.
-_TILE_COLUMNS, _TILE_TAPS = 1024, 6
+_TILE_COLUMNS, _TILE_TAPS = 512, 6
 
 # Logits of a tile compared at a time: few enough that they stay in the cache.
 _BLOCK_ELEMENTS = 2**17
