@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ccnet_hf.evaluation.evaluator import evaluate_dataset
     from ccnet_hf.evaluation.metric import MeanIoU
+    from ccnet_hf.evaluation.trainer_metrics import compute_metrics
 
-_MODULES = {"MeanIoU": "metric", "evaluate_dataset": "evaluator"}
+_MODULES = {"MeanIoU": "metric", "compute_metrics": "trainer_metrics", "evaluate_dataset": "evaluator"}
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
-__all__ = ["MeanIoU", "evaluate_dataset"]
+__all__ = ["MeanIoU", "compute_metrics", "evaluate_dataset"]
