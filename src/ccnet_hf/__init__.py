@@ -51,7 +51,7 @@ from .models.video_processing_ccnet import CCNetVideoProcessor
 if TYPE_CHECKING:
     from .deployment.optimize import optimize
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 kernels.attach()
 
