@@ -6,12 +6,21 @@ not send what is there already; whatever broke, the same call again completes it
 
 import fnmatch
 import json
+import re
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard
+import yaml
+from huggingface_hub import (
+    CommitOperationAdd,
+    DatasetCard,
+    EvalResultEntry,
+    HfApi,
+    ModelCard,
+    eval_result_entries_to_yaml,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,  # of the client's own HTTP library, whichever that is
@@ -54,6 +63,36 @@ class HubRepository:
         text = self.files[CARD_FILE]
         text = text.read_text(encoding="utf-8") if isinstance(text, Path) else text.decode()
         return (DatasetCard if self.repo_type == "dataset" else ModelCard)(text)
+
+
+def eval_result_files(card: str) -> dict[str, bytes]:
+    """The scores in a model card's metadata as files of `.eval_results/`, from which the Hub shows them beside the
+    model and on the dataset's leaderboard, once the dataset has one. Scores of data that is not on the Hub have none.
+
+    Args:
+        card: its text.
+
+    Returns:
+        Path in the repository -> content, a file for each score.
+    """
+    metadata = ModelCard(card).data
+    datasets = metadata.get("datasets") or []
+    files = {}
+    for result in metadata.get("eval_results") or []:
+        if result.dataset_type not in ([datasets] if isinstance(datasets, str) else datasets):
+            continue
+        entry = EvalResultEntry(
+            dataset_id=result.dataset_type,
+            task_id="default",
+            value=result.metric_value,
+            source_url=result.source_url,
+            source_name=result.source_name,
+            notes=", ".join(filter(None, [result.metric_name, result.dataset_split])),
+        )
+        name = re.sub("[^a-z0-9]+", "-", f"{result.dataset_type} {result.metric_name or result.metric_type}".lower())
+        content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+        files[f".eval_results/{name.strip('-')}.yaml"] = content.encode()
+    return files
 
 
 def check_license(repository: HubRepository, private: bool) -> None:

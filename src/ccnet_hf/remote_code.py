@@ -1,9 +1,11 @@
 """What makes a checkpoint on the Hub load without this package: its code beside it, and the files that point there."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
 from transformers import CONFIG_MAPPING
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -16,6 +18,8 @@ from ccnet_hf.models.image_processing_common_ccnet import IMAGE_PROCESSORS
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 _VIDEO_PROCESSOR_FILE = "video_preprocessor_config.json"
 
+_HANDLER = "handler.py"  # what Inference Endpoints run
+
 _NAMES_OF_CLASSES = ("auto_map", "image_processor_type")
 
 
@@ -27,7 +31,7 @@ def processor_file(model_type: str) -> str:
 def code_files(model_type: str = CCNetConfig.model_type) -> list[Path]:
     """The modules that a published checkpoint of this type of model needs: those the `auto_map`s name, and all that
     they import of each other."""
-    models = Path(ccnet_hf.__file__).parent / "models"
+    models = _models()
     files = set()
     classes = CONFIG_MAPPING[model_type].remote_classes
     # The processors of most models are the same two, and no part of their configuration's classes.
@@ -36,6 +40,30 @@ def code_files(model_type: str = CCNetConfig.model_type) -> list[Path]:
         module = models / f"{reference.partition('.')[0]}.py"
         files |= {module, *map(Path, get_relative_import_files(str(module)))}
     return sorted(files)
+
+
+def _models() -> Path:
+    return Path(ccnet_hf.__file__).parent / "models"
+
+
+def endpoint_files(config: dict[str, Any]) -> dict[str, bytes | Path]:
+    """What Hugging Face's Inference Endpoints need to serve a checkpoint, by file name: the handler, and what has to
+    be installed. Nothing for video models, which no pipeline runs.
+
+    Args:
+        config: content of the model's config.json.
+    """
+    if config["model_type"] == CCNetVideoConfig.model_type:
+        return {}
+    needed = {"transformers"}
+    if (config.get("backbone_config") or {}).get("model_type") == "timm_backbone":
+        needed.add("timm")
+    found: dict[str, Requirement] = {}
+    for requirement in map(Requirement, importlib.metadata.requires("ccnet-hf") or ()):
+        if requirement.name in needed:
+            found.setdefault(requirement.name, requirement)  # of transformers the package's own, not an extra's
+    lines = [f"{name}{found[name].specifier}\n" for name in sorted(found)]
+    return {_HANDLER: _models() / _HANDLER, "requirements.txt": "".join(lines).encode()}
 
 
 def published_files(config: dict[str, Any], processor: dict[str, Any]) -> dict[str, bytes | Path]:
@@ -61,4 +89,4 @@ def published_files(config: dict[str, Any], processor: dict[str, Any]) -> dict[s
     contents = {CONFIG_FILE: config | {"auto_map": classes}, processor_file(model_type): processor}
     # In the order of the files: sorted as text, label 10 would come before label 2.
     encoded = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}
-    return encoded | {file.name: file for file in code_files(model_type)}
+    return encoded | {file.name: file for file in code_files(model_type)} | endpoint_files(config)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 from fake_hub import PUSH_REQUESTS, FakeHub
 from fake_hub_store import Fault
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 from tiny_zoo import connect, quiet, write_checkpoint
 
@@ -91,6 +92,18 @@ def test_what_arrives(hub, checkpoints, capsys):
         card = ModelCard(files["README.md"].decode())
         assert card.data.model_name == repo_id.removeprefix("me/")
         assert f'model="{repo_id}"' in card.content
+        assert files["requirements.txt"].decode().startswith("transformers>=")
+        results = sorted(path for path in files if path.startswith(".eval_results/"))
+        assert [path.partition("/")[2] for path in results] == [
+            "pascal-voc-2012-miou-multi-scale-and-flip.yaml",
+            "pascal-voc-2012-miou-single-scale.yaml",
+        ]
+        entries = [entry for path in results for entry in parse_eval_result_entries(yaml.safe_load(files[path]))]
+        assert [(entry.dataset_id, entry.value) for entry in entries] == [
+            ("pascal_voc_2012", get_recipe(NAME).reported[score])
+            for score in ("mean_iou_multi_scale_flip", "mean_iou")
+        ]
+        assert [entry.source_url for entry in entries] == [result.source_url for result in card.data.eval_results]
     assert hub.collections == {}  # that is for all of them
 
 
@@ -116,7 +129,7 @@ def test_a_repository_holds_what_it_imports(hub, checkpoints):
             imported.add(module)
             classes = [node.name for node in ast.parse(modules[module]).body if isinstance(node, ast.ClassDef)]
             assert class_name in classes
-    assert imported == modules.keys()  # and nothing else travels
+    assert imported | {"handler"} == modules.keys()  # and nothing else travels
 
 
 def test_second_push_sends_nothing(hub, checkpoints, capsys):

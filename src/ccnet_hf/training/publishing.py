@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from ccnet_hf.errors import InputError, using
-from ccnet_hf.hub import CARD_FILE, HubRepository, publish, retry
+from ccnet_hf.hub import CARD_FILE, HubRepository, eval_result_files, publish, retry
 from ccnet_hf.remote_code import CONFIG_FILE, processor_file, published_files
 from ccnet_hf.training.progress import LOG_FILE
 from ccnet_hf.training.report import CURVES_FILE
@@ -43,7 +43,10 @@ def upload(output_dir: Path, repo_id: str) -> None:
     processor = json.loads((output_dir / processor_name).read_text())
     patterns = (CONFIG_FILE, "model*.safetensors*", processor_name, CARD_FILE, CURVES_FILE, LOG_FILE)
     files = {path.name: path for pattern in patterns for path in sorted(output_dir.glob(pattern))}
-    repository = HubRepository(repo_id, "model", files | published_files(config, processor))
+    files |= published_files(config, processor)
+    if CARD_FILE in files:
+        files |= eval_result_files(files[CARD_FILE].read_text(encoding="utf-8"))
+    repository = HubRepository(repo_id, "model", files)
     try:
         publish(HfApi(), repository, private=False, overwrite=True)  # it exists; this leaves it as private as it is
     except OSError as error:

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ccnet_hf.errors import InputError
-from ccnet_hf.hub import CARD_FILE, HubRepository
+from ccnet_hf.hub import CARD_FILE, HubRepository, eval_result_files
 from ccnet_hf.inference.loading import load_config, read_json, weight_headers
 from ccnet_hf.recipes import Recipe
 from ccnet_hf.remote_code import CONFIG_FILE, processor_file, published_files
@@ -43,14 +43,12 @@ def model_repositories(recipe: Recipe, checkpoints: Path, namespace: str) -> lis
     files = published_files(read_json(folder / CONFIG_FILE), processor) | {
         file.name: file for file in _weight_files(folder)
     }
-    return [
-        HubRepository(
-            repo_id=f"{namespace}/{name}",
-            repo_type="model",
-            files={CARD_FILE: render_card(recipe, name, namespace).encode()} | files,
-        )
-        for name in names
-    ]
+    repositories = []
+    for name in names:
+        card = render_card(recipe, name, namespace)
+        beside = {CARD_FILE: card.encode()} | eval_result_files(card)
+        repositories.append(HubRepository(f"{namespace}/{name}", "model", beside | files))
+    return repositories
 
 
 def _check_variant(folder: Path, found: PreTrainedConfig, processor: dict[str, Any], recipe: Recipe) -> None:
