@@ -72,6 +72,12 @@ def only_message(capsys) -> str:
     return errors
 
 
+def test_an_older_pytorch_is_refused(toolkit, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.10.0")
+    with pytest.raises(InputError, match=r"the library cannot be compiled: it needs PyTorch 2\.11 or newer"):
+        build(["8.0"])
+
+
 def test_targets():
     assert libraries.code_targets(["9.0+PTX", "8.0", "8.0"]) == ["sm_80", "sm_90", "compute_90"]
     assert set(libraries.code_targets(["12.0", "9.0a"])) == {"sm_120", "sm_90a"}

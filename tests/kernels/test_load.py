@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -69,6 +70,23 @@ def put_library(folder: Path, *architectures: str) -> Path:
     library = folder / libraries.library_name(architectures, "13.0")
     library.write_text("no library at all")
     return library
+
+
+@pytest.mark.parametrize("mode", ["auto", "cuda"])
+def test_with_an_older_pytorch_there_is_nothing_to_choose(mode, gpu, monkeypatch, tmp_path):
+    put_library(tmp_path / "cache" / "kernels", "9.0")
+    load._detach()
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cu126")
+    monkeypatch.setenv("CCNET_HF_KERNELS", mode)
+    reason = "it needs PyTorch 2.11 or newer, and this is 2.6.0+cu126"
+    if mode == "cuda":
+        with pytest.raises(InputError, match=re.escape(reason)):
+            load.attach()
+        return
+    load.attach()
+    assert not any(map(has_cuda_kernel, OPERATORS))
+    assert call_on_cuda()[0].shape == (1, 16, 4, 5)
+    assert (load.info().path, load.info().reason) == ("torch", reason)
 
 
 # --- before the first call -----------------------------------------------------------------------------------------

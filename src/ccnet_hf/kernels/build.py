@@ -14,7 +14,16 @@ import torch
 from ccnet_hf.errors import InputError
 from ccnet_hf.files import atomic_file, check_writable, exclusive, remove_leftovers
 
-from .libraries import NVCC_FLAGS, SOURCES, TORCH_TARGET, cache_folder, code_targets, library_name, sources
+from .libraries import (
+    NVCC_FLAGS,
+    SOURCES,
+    TORCH_TARGET,
+    cache_folder,
+    code_targets,
+    library_name,
+    sources,
+    why_torch_is_too_old,
+)
 
 
 def default_architectures() -> list[str]:
@@ -37,10 +46,12 @@ def build(architectures: Sequence[str] | None = None, output: str | os.PathLike 
         The library. It appears complete or not at all, under a name that says what it holds.
 
     Raises:
-        InputError: an architecture that is none, or too old; no nvcc, no C++ compiler, a PyTorch without CUDA, or
-            sources that do not compile.
+        InputError: an architecture that is none, or too old; no nvcc, no C++ compiler, a PyTorch without CUDA or
+            before 2.11, or sources that do not compile.
         OSError: the folder cannot be written.
     """
+    if reason := why_torch_is_too_old():
+        raise InputError(f"the library cannot be compiled: {reason}")
     architectures = architectures or default_architectures()
     library = Path(output or cache_folder()) / library_name(architectures, _toolkit_version())
     if library.exists():

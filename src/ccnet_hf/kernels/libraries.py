@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+from packaging.version import Version
+
 from ccnet_hf.errors import InputError
 
 
@@ -25,6 +28,13 @@ NVCC_FLAGS = (
 _STEM = "criss_cross_attention"
 _ARCHITECTURE = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")
 _OLDEST = (8, 0)
+
+
+def why_torch_is_too_old() -> str | None:
+    """Why no library runs with this PyTorch, or `None` where one may."""
+    if Version(torch.__version__).release >= Version(TORCH_TARGET).release:
+        return None
+    return f"it needs PyTorch {TORCH_TARGET} or newer, and this is {torch.__version__}"
 
 
 def sources() -> list[Path]:

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ccnet_hf.errors import InputError
 
 from .fallback import keep_pytorch_form
-from .libraries import choose_library, find_libraries, library_targets, library_toolkit
+from .libraries import choose_library, find_libraries, library_targets, library_toolkit, why_torch_is_too_old
 
 
 logger = logging.get_logger(__name__)
@@ -59,12 +59,22 @@ class KernelInfo:
 
 
 def attach() -> None:
-    """Stand in for the operator on CUDA until its first call there, which chooses. Loads nothing; twice is once."""
+    """Stand in for the operator on CUDA until its first call there, which chooses. Loads nothing; twice is once.
+
+    Where PyTorch is too old for the compiled library there is nothing to choose.
+
+    Raises:
+        InputError: it is, and `CCNET_HF_KERNELS=cuda`.
+    """
     global _stand_ins, _refused
     with _lock:
         if _stand_ins is not None or _loaded is not None:
             return
         _refused = None
+        if reason := why_torch_is_too_old():
+            if _mode() == "cuda":
+                raise InputError(f"{_MODE_VARIABLE}=cuda, but criss-cross attention cannot be compiled: {reason}")
+            return
         _stand_ins = torch.library.Library(_NAMESPACE, "IMPL")
         for name in _defined_operators():
             # Taken where somebody has loaded a library by hand.
@@ -115,6 +125,8 @@ def _find_library() -> tuple[Path | None, str | None]:
     """The library for the GPUs of this process, or why there is none."""
     if _mode() == "torch":
         return None, f"{_MODE_VARIABLE}=torch"
+    if reason := why_torch_is_too_old():
+        return None, reason
     if torch.version.cuda is None:
         return None, f"PyTorch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():

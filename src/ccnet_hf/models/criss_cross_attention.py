@@ -43,6 +43,8 @@ _ACCELERATOR_BLOCK_SCORES = 1 << 26
 _CPU_PRODUCT_BYTES = 3 << 17
 _CPU_BFLOAT16_PRODUCT_BYTES = 3 << 19
 
+_is_torch_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
 
 def criss_cross_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Let every position attend to all positions that share an axis with it, itself counted once.
@@ -162,8 +164,9 @@ def criss_cross_attention_with_weights(
 
 def _is_exporting() -> bool:
     """Whether a program for another runtime is being made, by `torch.export` or by either exporter to ONNX. Runtimes
-    know plain operations only; `torch.compile` keeps the operator."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    know plain operations only; `torch.compile` keeps the operator, and so does PyTorch 2.6's `torch.export`, which
+    cannot be told from it."""
+    return _is_torch_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def _check_inputs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
