@@ -1,5 +1,7 @@
 """What is published: the source distribution, the wheel that is built from it, and their description."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import ccnet_hf
 
@@ -85,3 +88,28 @@ def test_only_a_dated_version_is_published_under_its_tag(tag, heading, succeeds,
     environment = {"GITHUB_REF_NAME": tag, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     done = subprocess.run(["bash", "-e", "-c", check], cwd=tmp_path, env=environment, capture_output=True)
     assert (done.returncode == 0) == succeeds
+
+
+def test_the_training_script_brings_its_requirements():
+    """`uv run scripts/train.py`: inline metadata (PEP 723) that names this clone, and extras that exist."""
+    text = (ROOT / "scripts" / "train.py").read_text()
+    (block,) = re.findall(r"(?m)^# /// script\n((?:#.*\n)+?)# ///$", text)
+    metadata = tomllib.loads(re.sub("(?m)^# ?", "", block))
+    (requirement,) = map(Requirement, metadata["dependencies"])
+    assert requirement.extras <= PROJECT["optional-dependencies"].keys() and "train" in requirement.extras
+    source = metadata["tool"]["uv"]["sources"][requirement.name]
+    assert (ROOT / "scripts" / source["path"] / "pyproject.toml").resolve() == ROOT / "pyproject.toml"
+    assert (requirement.name, metadata["requires-python"]) == (PROJECT["name"], PROJECT["requires-python"])
+
+
+@pytest.mark.nightly
+def test_the_requirements_of_the_training_script_can_be_met():
+    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if uv is None:
+        pytest.skip("needs uv")
+    done = subprocess.run(
+        [uv, "sync", "--dry-run", "--script", "scripts/train.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    if "Failed to fetch" in done.stderr or "error sending request" in done.stderr:
+        pytest.skip("needs a package index")
+    assert done.returncode == 0 and "ccnet-hf @ file:" in done.stderr
