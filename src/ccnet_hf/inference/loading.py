@@ -93,7 +93,7 @@ def find_device(name: str | torch.device) -> torch.device:
         InputError: nothing can be computed there and fetched from there.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except (RuntimeError, ValueError) as error:

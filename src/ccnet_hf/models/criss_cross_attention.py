@@ -279,7 +279,8 @@ def _line_blocks(tensors: tuple[torch.Tensor, ...], axis: int, width: int = 0) -
 
 @functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
+    # PyTorch says so from 2.10 on; before it, products are computed in fp32.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
