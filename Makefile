@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test nightly kernels quality style clean
+.PHONY: help demo test nightly kernels docs quality style clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,9 @@ build/transformers: .venv/.dev
 kernels: .venv/.dev  ## compile the CUDA operator into build/kernels; needs nvcc, no GPU
 	$(BIN)/python -m ccnet_hf.kernels build --arch 8.0 9.0+PTX --output build/kernels
 
+docs: .venv/.docs  ## build the documentation into build/site; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 quality: .venv/.dev  ## check the style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +50,6 @@ $(BIN)/uv:
 .venv/.dev: export UV_COMPILE_BYTECODE = 1
 .venv/.dev: export UV_COMPILE_BYTECODE_TIMEOUT = 600
 
-.venv/.demo .venv/.dev: .venv/.%: pyproject.toml | $(BIN)/uv
+.venv/.demo .venv/.dev .venv/.docs: .venv/.%: pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[$*]'
 	@touch $@
