@@ -164,8 +164,13 @@ def encoded_source(encoded: dict[str, Any] | None) -> bytes | str:
 
 def is_prepared(dataset: datasets.Dataset | datasets.IterableDataset) -> bool:
     """Whether `prepare_dataset.py` wrote this dataset, whose labels are training ids already."""
-    classes = (dataset.features or {}).get(_CLASSES)
-    return isinstance(getattr(classes, "feature", None), datasets.ClassLabel)
+    return class_names(dataset) is not None
+
+
+def class_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str] | None:
+    """Names of the classes, by id, of a dataset that `prepare_dataset.py` wrote; `None` of any other."""
+    classes = getattr((dataset.features or {}).get(_CLASSES), "feature", None)
+    return list(classes.names) if isinstance(classes, datasets.ClassLabel) else None
 
 
 class SegmentationDataset(torch.utils.data.Dataset):

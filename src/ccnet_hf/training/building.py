@@ -10,6 +10,7 @@ from accelerate import PartialState
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
+from ccnet_hf.data.loading import SegmentationDataset, class_names
 from ccnet_hf.errors import InputError, reading, using
 from ccnet_hf.evaluation.tasks import TASKS, Task, find_task
 from ccnet_hf.inference.loading import (
@@ -115,6 +116,16 @@ def build_image_processor(
     if data.do_reduce_labels is not None:
         image_processor.do_reduce_labels = data.do_reduce_labels
     return image_processor
+
+
+def name_classes(config: PreTrainedConfig, arguments: ModelArguments, dataset: Dataset) -> None:
+    """Call the classes that `--num_labels` asks for what the dataset calls them, if it names as many."""
+    if arguments.num_labels is None or not isinstance(dataset, SegmentationDataset):
+        return
+    names = class_names(dataset.dataset)
+    if names is not None and len(names) == config.num_labels:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: label for label, name in enumerate(names)}
 
 
 def build_datasets(

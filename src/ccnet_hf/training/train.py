@@ -23,7 +23,7 @@ from ccnet_hf.errors import InputError, describe
 from ccnet_hf.files import DISK_ERRNOS, explained
 from ccnet_hf.inference.loading import load_checkpoint
 from ccnet_hf.recipes import TrainingRecipe, get_recipe
-from ccnet_hf.training.building import build_datasets, build_image_processor, build_model, choose_task
+from ccnet_hf.training.building import build_datasets, build_image_processor, build_model, choose_task, name_classes
 from ccnet_hf.training.card import write_card
 from ccnet_hf.training.checkpoints import sole_training
 from ccnet_hf.training.checks import check_settings
@@ -116,6 +116,7 @@ def _train(
     config = model.config
     image_processor = build_image_processor(arguments, data, recipe, training)
     dataset, validation = build_datasets(data, training, settings.seed, task, config, image_processor)
+    name_classes(config, arguments, dataset)
     objective = task.load("objective")(config, dataset, arguments, accelerator, is_resumed)
     evaluator = None if validation is None else task.load("evaluator")(config, validation, image_processor)
 

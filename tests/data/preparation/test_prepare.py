@@ -27,6 +27,7 @@ from ccnet_hf.data.benchmarks.layout import LabelFormat
 from ccnet_hf.data.dataset_arguments import DatasetArguments
 from ccnet_hf.data.loading import SegmentationDataset, load_split
 from ccnet_hf.data.preparation import prepare as prepare_module
+from ccnet_hf.data.preparation import writing
 from ccnet_hf.data.preparation.card import dataset_repository
 from ccnet_hf.data.preparation.examples import RawExample
 from ccnet_hf.data.preparation.parquet import check_parquet, parquet_writer
@@ -470,7 +471,7 @@ def test_label_maps_of_fractions_are_refused(tmp_path, value):
 def test_finished_shards_are_kept_and_the_result_is_the_same(tmp_path, monkeypatch):
     expected = write_distribution(tmp_path / "raw", "cityscapes")
     prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "whole", max_shard_size=1)
-    write_shard = prepare_module.write_shard
+    write_shard = writing.write_shard
 
     def fail_on_the_third(shard, rows, *args):
         if shard.path.name.startswith("validation-00000"):
@@ -478,7 +479,7 @@ def test_finished_shards_are_kept_and_the_result_is_the_same(tmp_path, monkeypat
         return write_shard(shard, rows, *args)
 
     with monkeypatch.context() as context:
-        context.setattr(prepare_module, "write_shard", fail_on_the_third)
+        context.setattr(writing, "write_shard", fail_on_the_third)
         with pytest.raises(TypeError):
             prepare_dataset("cityscapes", tmp_path / "raw", tmp_path / "out", max_shard_size=1)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".data").iterdir()}
@@ -623,7 +624,7 @@ def test_two_preparations_of_one_folder(tmp_path):
 def test_killed_before_the_card_is_written(tmp_path, monkeypatch):
     """All data is in its place by then; without a card it is not published, and a second run writes that."""
     expected = write_distribution(tmp_path / "raw", "lip")
-    monkeypatch.setattr(prepare_module, "write_card", lambda *args: die(b""))
+    monkeypatch.setattr(writing, "write_card", lambda *args: die(b""))
     arguments = ("lip", tmp_path / "raw", tmp_path / "out")
     process = multiprocessing.get_context("fork").Process(target=prepare_dataset, args=arguments)
     process.start()

@@ -21,8 +21,7 @@ from ccnet_hf.hub import CARD_FILE, HubRepository
 _PART = re.compile(r"data/(?P<split>.+)-\d{5}-of-(?P<count>\d{5})\.parquet")
 
 
-_TEXT = """# {title}
-
+_ORIGIN = """\
 {title} as {count} images with label maps for semantic segmentation in {num_labels} classes, converted from the
 official distribution by `ccnet_hf` (`prepare_dataset.py {name}`).
 
@@ -31,7 +30,20 @@ official distribution by `ccnet_hf` (`prepare_dataset.py {name}`).
 | split | images | in the benchmark |
 |---|---|---|
 {splits}
-{skipped}
+"""
+
+_OWN_ORIGIN = """\
+{count} images with label maps for semantic segmentation in {num_labels} classes, made of a folder of images and a
+folder of masks by `ccnet_hf` (`prepare_dataset.py {name}`).
+
+| split | images |
+|---|---|
+{splits}
+"""
+
+_TEXT = """# {title}
+
+{origin}{skipped}
 | column | |
 |---|---|
 | `image` | the image, the very bytes of the distribution's file |
@@ -77,16 +89,19 @@ def write_card(
         skipped: why examples were left out.
     """
     count = sum(num_examples.values())
+    of_benchmark = {
+        "license": "other",
+        "license_name": benchmark.license_name,
+        "license_link": benchmark.license_link,
+        "annotations_creators": ["expert-generated"],
+        "source_datasets": ["original"],
+    }
     data = DatasetCardData(
         pretty_name=benchmark.title,
-        license="other",
-        license_name=benchmark.license_name,
-        license_link=benchmark.license_link,
         task_categories=["image-segmentation"],
         task_ids=["semantic-segmentation"],
-        annotations_creators=["expert-generated"],
-        source_datasets=["original"],
         size_categories=[_size_category(count)],
+        **(of_benchmark if benchmark.license else {}),
     )
     split_dict = datasets.SplitDict()
     for split, number in num_examples.items():
@@ -99,14 +114,7 @@ def write_card(
 
     text = _TEXT.format(
         title=benchmark.title,
-        name=benchmark.name,
-        count=f"{count:,}",
-        num_labels=benchmark.num_labels,
-        license=benchmark.license,
-        homepage=benchmark.homepage,
-        splits="\n".join(
-            f"| {split} | {number:,} | {benchmark.num_examples[split]:,} |" for split, number in num_examples.items()
-        ),
+        origin=_origin(benchmark, num_examples),
         skipped=f"\nLeft out because a file was missing or damaged: {len(skipped):,}.\n" if skipped else "",
         last=benchmark.num_labels - 1,
         ignore_index=benchmark.ignore_index,
@@ -118,6 +126,23 @@ def write_card(
     )
     with atomic_file(output_dir / CARD_FILE) as unfinished:
         DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(unfinished)
+
+
+def _origin(benchmark: Benchmark, num_examples: Mapping[str, int]) -> str:
+    """Where a dataset is from, on what terms, and how many of its images are here."""
+    rows = []
+    for split, number in num_examples.items():
+        official = benchmark.num_examples.get(split)
+        rows.append(f"| {split} | {number:,} |" + (f" {official:,} |" if official is not None else ""))
+    return (_ORIGIN if benchmark.license else _OWN_ORIGIN).format(
+        title=benchmark.title,
+        name=benchmark.name,
+        count=f"{sum(num_examples.values()):,}",
+        num_labels=benchmark.num_labels,
+        license=benchmark.license,
+        homepage=benchmark.homepage,
+        splits="\n".join(rows),
+    )
 
 
 def dataset_repository(folder: Path, repo_id: str) -> HubRepository:

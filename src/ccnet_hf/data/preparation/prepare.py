@@ -8,26 +8,19 @@ from pathlib import Path
 
 import datasets
 from huggingface_hub import HfApi
-from tqdm.auto import tqdm
 
 from ccnet_hf.data.archives import check_sources, close_archives, list_files
 from ccnet_hf.data.benchmarks import Benchmark, InstanceBenchmark, get_benchmark
 from ccnet_hf.data.images import check_max_pixels, turned_note
-from ccnet_hf.data.preparation.card import dataset_repository, write_card
+from ccnet_hf.data.preparation.card import dataset_repository
 from ccnet_hf.data.preparation.examples import RawExample, find_examples
 from ccnet_hf.data.preparation.instances import verified_instances, write_instances
 from ccnet_hf.data.preparation.prepare_arguments import PrepareArguments, main
-from ccnet_hf.data.preparation.shards import (
-    PreparedDataset,
-    Shard,
-    dataset_features,
-    plan_shards,
-    row_maker,
-    write_shard,
-)
+from ccnet_hf.data.preparation.shards import PreparedDataset
+from ccnet_hf.data.preparation.writing import first_names, write_dataset
 from ccnet_hf.errors import InputError
 from ccnet_hf.files import check_writable, exclusive, remove_leftovers
-from ccnet_hf.hub import CARD_FILE, check_token, publish
+from ccnet_hf.hub import check_token, publish
 from ccnet_hf.limits import MAX_PROCESSES, check_range
 
 
@@ -83,7 +76,7 @@ def prepare_dataset(
                 examples, write = verified_instances(benchmark, files, allow_incomplete, skip_corrupt), write_instances
             else:
                 found = find_examples(files, benchmark.raw)
-                examples, write = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt), _write
+                examples, write = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt), write_dataset
             prepared = write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels)
         finally:
             close_archives()
@@ -97,12 +90,6 @@ def build(
     """Prepare a benchmark and load it; arguments as for `prepare_dataset`."""
     prepare_dataset(name, source, output_dir, **kwargs)
     return datasets.load_dataset(str(output_dir))
-
-
-def _first(names: Sequence[str], count: int = 3) -> str:
-    """A few of many names."""
-    more = len(names) - count
-    return ", ".join(names[:count]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _verify(
@@ -137,11 +124,11 @@ def _verify(
                 for prefix, wanted in benchmark.raw.num_by_prefix.get(split, {}).items()
                 if (number := sum(example.name.startswith(f"{prefix}_") for example in found)) < wanted
             ]
-            details = f" (missing: {_first(missing)})" if missing else ""
+            details = f" (missing: {first_names(missing)})" if missing else ""
             fewer.append(f"split {split} has {len(found):,} of {expected:,} examples{details}")
         for kind in ("image", "label"):
             if names := [example.name for example in found if not getattr(example, kind)]:
-                broken.append(f"split {split} has no {kind} for {_first(names)}")
+                broken.append(f"split {split} has no {kind} for {first_names(names)}")
     problems = [] if allow_incomplete else fewer
     hints = ["--allow_incomplete takes what is there"] if problems else []
     if broken and not skip_corrupt:
@@ -150,73 +137,6 @@ def _verify(
     if problems:
         raise InputError(f"{benchmark.title} is incomplete: {'; '.join(problems)}. {'; '.join(hints)}")
     return {split: found for split, found in present.items() if found}
-
-
-def _write(
-    benchmark: Benchmark,
-    examples: Mapping[str, Sequence[RawExample]],
-    output_dir: Path,
-    num_proc: int,
-    skip_corrupt: bool,
-    max_shard_size: int,
-    max_image_pixels: int | None,
-) -> PreparedDataset:
-    features = dataset_features(benchmark)
-    data, unfinished = output_dir / "data", output_dir / ".data"
-    folder = data if data.exists() else unfinished
-
-    def plan() -> dict[str, list[Shard]]:
-        return {split: plan_shards(Shard, folder, split, found, max_shard_size) for split, found in examples.items()}
-
-    remove_leftovers(folder)
-    shards = plan()
-    planned = {shard.path for group in shards.values() for shard in group}
-    foreign = [path.name for path in sorted(folder.glob("[!.]*")) if path not in planned]
-    if foreign:
-        raise InputError(
-            f"not part of this dataset: {_first(foreign)} in {folder}; remove or choose another --output_dir"
-        )
-    finished = {shard.path.name for group in shards.values() for shard in group if shard.is_finished()}
-    if len(finished) < len(planned):
-        # Nobody shall load a part of a dataset, or parts of two, unawares.
-        (output_dir / CARD_FILE).unlink(missing_ok=True)
-        if folder == data:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            data.rename(unfinished)
-        folder = unfinished
-        folder.mkdir(parents=True, exist_ok=True)
-        shards = plan()
-
-    skipped, turned = [], []
-    total = sum(map(len, examples.values()))
-    with (
-        row_maker(benchmark, num_proc, max_image_pixels) as make_rows,
-        tqdm(total=total, unit="image", disable=None) as bar,
-    ):
-        for shard in (shard for group in shards.values() for shard in group):
-            bar.set_description(shard.path.stem)
-            if shard.path.name in finished:
-                bar.update(len(shard.examples))
-            else:
-                rows = (_count(row, bar, turned) for row in make_rows(shard.examples))
-                skipped += write_shard(shard, rows, features, skip_corrupt)
-    rows = {split: sum(shard.num_rows for shard in group) for split, group in shards.items()}
-    num_examples = {split: number for split, number in rows.items() if number}
-    if not num_examples:
-        raise InputError(f"every example was left out, the first because of: {skipped[0]}")
-    for shard in (shard for split in rows.keys() - num_examples.keys() for shard in shards[split]):
-        shard.path.unlink()  # of a split that is not there
-    num_bytes = {split: sum(shard.path.stat().st_size for shard in shards[split]) for split in num_examples}
-    folder.rename(data)
-    write_card(output_dir, benchmark, features, num_examples, num_bytes, skipped)
-    return PreparedDataset(num_examples, skipped, len(finished), turned)
-
-
-def _count(row: dict | str, bar: tqdm, turned: list[str]) -> dict | str:
-    bar.update()
-    if isinstance(row, dict) and row.pop("turned", False):
-        turned.append(row["name"])
-    return row
 
 
 def push_dataset(output_dir: str | Path, hub_dataset_id: str) -> bool:

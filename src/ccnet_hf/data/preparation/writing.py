@@ -1,0 +1,98 @@
+"""Examples of all splits into the folder of a dataset, which holds one once all of it is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ccnet_hf.data.benchmarks.record import Benchmark
+from ccnet_hf.data.preparation.card import write_card
+from ccnet_hf.data.preparation.examples import RawExample
+from ccnet_hf.data.preparation.shards import (
+    PreparedDataset,
+    Shard,
+    dataset_features,
+    plan_shards,
+    row_maker,
+    write_shard,
+)
+from ccnet_hf.errors import InputError
+from ccnet_hf.files import remove_leftovers
+from ccnet_hf.hub import CARD_FILE
+
+
+def first_names(names: Sequence[str], count: int = 3) -> str:
+    """A few of many names."""
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def write_dataset(
+    benchmark: Benchmark,
+    examples: Mapping[str, Sequence[RawExample]],
+    output_dir: Path,
+    num_proc: int,
+    skip_corrupt: bool,
+    max_shard_size: int,
+    max_image_pixels: int | None,
+) -> PreparedDataset:
+    """Write examples as parquet shards and a card, keeping the shards that are finished; as `prepare_dataset`."""
+    features = dataset_features(benchmark)
+    data, unfinished = output_dir / "data", output_dir / ".data"
+    folder = data if data.exists() else unfinished
+
+    def plan() -> dict[str, list[Shard]]:
+        return {split: plan_shards(Shard, folder, split, found, max_shard_size) for split, found in examples.items()}
+
+    remove_leftovers(folder)
+    shards = plan()
+    planned = {shard.path for group in shards.values() for shard in group}
+    foreign = [path.name for path in sorted(folder.glob("[!.]*")) if path not in planned]
+    if foreign:
+        raise InputError(
+            f"not part of this dataset: {first_names(foreign)} in {folder}; remove or choose another --output_dir"
+        )
+    finished = {shard.path.name for group in shards.values() for shard in group if shard.is_finished()}
+    if len(finished) < len(planned):
+        # Nobody shall load a part of a dataset, or parts of two, unawares.
+        (output_dir / CARD_FILE).unlink(missing_ok=True)
+        if folder == data:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            data.rename(unfinished)
+        folder = unfinished
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = plan()
+
+    skipped, turned = [], []
+    total = sum(map(len, examples.values()))
+    with (
+        row_maker(benchmark, num_proc, max_image_pixels) as make_rows,
+        tqdm(total=total, unit="image", disable=None) as bar,
+    ):
+        for shard in (shard for group in shards.values() for shard in group):
+            bar.set_description(shard.path.stem)
+            if shard.path.name in finished:
+                bar.update(len(shard.examples))
+            else:
+                rows = (_count(row, bar, turned) for row in make_rows(shard.examples))
+                skipped += write_shard(shard, rows, features, skip_corrupt)
+    rows = {split: sum(shard.num_rows for shard in group) for split, group in shards.items()}
+    num_examples = {split: number for split, number in rows.items() if number}
+    if not num_examples:
+        raise InputError(f"every example was left out, the first because of: {skipped[0]}")
+    for shard in (shard for split in rows.keys() - num_examples.keys() for shard in shards[split]):
+        shard.path.unlink()  # of a split that is not there
+    num_bytes = {split: sum(shard.path.stat().st_size for shard in shards[split]) for split in num_examples}
+    folder.rename(data)
+    write_card(output_dir, benchmark, features, num_examples, num_bytes, skipped)
+    return PreparedDataset(num_examples, skipped, len(finished), turned)
+
+
+def _count(row: dict | str, bar: tqdm, turned: list[str]) -> dict | str:
+    bar.update()
+    if isinstance(row, dict) and row.pop("turned", False):
+        turned.append(row["name"])
+    return row
