@@ -1,7 +1,7 @@
 """Every block of Python and of commands in README.md and docs/ does what it says.
 
-`make test` runs the Python of a page as one program, and lets each command read its arguments. `make nightly` follows a
-page from top to bottom, commands included, in a folder that looks like a clone with a dataset in `data/camvid`.
+`make test` runs the Python of a page as one program, and lets each command read its arguments. `make nightly` follows
+a page from top to bottom, commands included, in a folder that looks like a clone with a dataset in `data/camvid`.
 """
 
 import contextlib
