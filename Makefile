@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test nightly kernels docs quality style clean
+.PHONY: help demo test nightly kernels docs pictures quality style clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ kernels: .venv/.dev  ## compile the CUDA operator into build/kernels; needs nvcc
 
 docs: .venv/.docs  ## build the documentation into build/site; needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+pictures: .venv/.dev  ## draw the pictures of README and docs again, in minutes (scripts/pictures.py --help)
+	$(BIN)/python scripts/pictures.py
 
 quality: .venv/.dev  ## check the style
 	$(BIN)/ruff check .

@@ -1,19 +1,28 @@
 """The examples do what they say."""
 
+import base64
 import importlib.util
 import io
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny_models import tiny_model
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoProcessor
 
 from ccnet_hf import CCNetImageProcessor
 
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
 def load(name: str):
-    file = Path(__file__).resolve().parents[1] / "examples" / f"{name}.py"
+    file = ROOT / "examples" / f"{name}.py"
     specification = importlib.util.spec_from_file_location(Path(name).name, file)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -79,3 +88,48 @@ def test_the_server_refuses_in_a_sentence_and_lives_on(client, monkeypatch):
     assert client.post("/segment", content=picture("PNG")).status_code == 413
     monkeypatch.undo()
     assert client.post("/segment", content=picture("PNG")).status_code == 200
+
+
+def test_the_function_for_cvat_answers_with_masks(tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path)
+    CCNetImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}).save_pretrained(tmp_path)
+    monkeypatch.setenv("MODEL", str(tmp_path))
+    function = load("cvat/main")
+    context = SimpleNamespace(user_data=SimpleNamespace(), Response=SimpleNamespace)
+    function.init_context(context)
+    answer = function.handler(context, SimpleNamespace(body={"image": base64.b64encode(picture()).decode()}))
+    assert answer.status_code == 200
+    found = np.full((40, 60), -1)
+    for one in json.loads(answer.body):
+        *pixels, left, top, right, bottom = one["mask"]
+        inside = np.array(pixels, bool).reshape(bottom - top + 1, right - left + 1)
+        assert inside.any(axis=0)[[0, -1]].all() and inside.any(axis=1)[[0, -1]].all() and one["type"] == "mask"
+        found[top : bottom + 1, left : right + 1][inside] = int(one["label"].removeprefix("LABEL_"))
+    label_map = context.user_data.predictor.label_map(Image.open(io.BytesIO(picture())))
+    np.testing.assert_array_equal(found, label_map.numpy())
+    answer = function.handler(context, SimpleNamespace(body={"image": base64.b64encode(b"text").decode()}))
+    assert answer.status_code == 400 and "it is not an image" in answer.body
+
+
+def test_the_function_for_cvat_names_the_classes_of_the_checkpoint():
+    text = (ROOT / "examples" / "cvat" / "function.yaml").read_text()
+    named = json.loads(yaml.safe_load(text)["metadata"]["annotations"]["spec"])
+    config = json.loads((next((ROOT / "checkpoints").iterdir()) / "config.json").read_text())
+    assert {str(one["id"]): one["name"] for one in named} == config["id2label"]
+
+
+def test_fiftyone_finds_what_it_asks_a_model_for(tmp_path):
+    """What FiftyOne's `apply_model` does with a transformers model, by its `fiftyone/utils/transformers.py`: it tells
+    the task by the class's name, loads by the Auto classes and takes the argmax of `logits`."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    CCNetImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}).save_pretrained(tmp_path / "model")
+    folder, cache = str(tmp_path / "model"), str(tmp_path / "cache")
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder, cache_dir=cache).eval()
+    assert "ForSemanticSegmentation" in type(model).__name__ and model.config.name_or_path == folder
+    config = AutoConfig.from_pretrained(folder, cache_dir=cache)
+    assert [config.id2label[label] for label in range(len(config.id2label))] == [f"LABEL_{i}" for i in range(5)]
+    processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path=folder, use_fast=True, cache_dir=cache)
+    image = Image.open(io.BytesIO(picture()))
+    with torch.no_grad():
+        output = model(**processor(images=[image], return_tensors="pt"), output_hidden_states=False)
+    assert output["logits"].argmax(dim=1).shape[0] == 1
