@@ -59,14 +59,14 @@ def _on_site(uri: str, target: str) -> str:
 def zoo_table() -> str:
     """The variants of the zoo as Markdown, from what `python -m ccnet_hf.zoo list` lists."""
     lines = [
-        "| variant | short name | classes | inference | mIoU | multi-scale + flip |",
-        "|---|---|---|---|---|---|",
+        "| variant, and its short name | classes | inference | mIoU | multi-scale + flip |",
+        "|---|---|---|---|---|",
     ]
     for variant in map(describe, zoo_recipes()):
-        short_name = f"`{variant['short_name']}`" if variant["short_name"] else ""
+        short_name = f"<br>`{variant['short_name']}`" if variant["short_name"] else ""
         reported = variant["reported"]
         lines.append(
-            f"| `{variant['name']}` | {short_name} | {variant['num_labels']} | {variant['inference']['mode']} "
+            f"| `{variant['name']}`{short_name} | {variant['num_labels']} | {variant['inference']['mode']} "
             f"| {reported['mean_iou']:.2f} | {reported['mean_iou_multi_scale_flip']:.2f} |"
         )
     return "\n".join(lines)
