@@ -9,6 +9,7 @@ from ccnet_hf.command import run_subcommand
 SUBCOMMANDS = {
     "segment": ("ccnet_hf.inference.segment", "segment images"),
     "attend": ("ccnet_hf.inference.attend", "draw what a pixel of an image attends to"),
+    "demo": ("ccnet_hf.demo", "open a web page that segments pictures and shows attention"),
     "train": ("ccnet_hf.training.training_arguments", "train a model"),
     "eval": ("ccnet_hf.evaluation.eval_arguments", "score a checkpoint on a dataset"),
     "export": ("ccnet_hf.exporting.export", "make a folder for ONNX Runtime, OpenVINO or transformers.js"),

@@ -37,6 +37,7 @@ EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "av": "video",
+    "gradio": "demo",
     "openvino": "export",
     "nncf": "export",
     "pycocotools": "coco",

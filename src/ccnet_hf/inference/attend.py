@@ -70,8 +70,7 @@ def attend(arguments: AttendArguments) -> None:
 def draw_figure(
     image: Image.Image, point: tuple[float, float], attention: PixelAttention, percentile: float = 99.0
 ) -> Image.Image:
-    """The attention of a pixel over the image: each round and all together as they are, the same as ratios to uniform
-    attention, and all together cut off at a percentile, as the authors draw it.
+    """The views of `draw_views` in one image: the weights above, their ratios to uniform attention below.
 
     Args:
         image: the upright image.
@@ -79,13 +78,31 @@ def draw_figure(
         attention: of `Predictor.attention`.
         percentile: as in `clip_attention`.
     """
+    larger = max(1.0, _SHORTEST_SIDE / min(image.size))
+    shown = image.resize(tuple(round(side * larger) for side in image.size), Image.Resampling.BICUBIC)
+    return captioned_grid(draw_views(shown, point, attention, percentile))
+
+
+def draw_views(
+    shown: Image.Image, point: tuple[float, float], attention: PixelAttention, percentile: float = 99.0
+) -> tuple[dict[str, Image.Image], dict[str, Image.Image]]:
+    """The attention of a pixel over the image: each round and all together.
+
+    Args:
+        shown: the upright image, of any size.
+        point: (x, y) of the pixel, on the image that the attention is of.
+        attention: of `Predictor.attention`.
+        percentile: as in `clip_attention`.
+
+    Returns:
+        Images of the size of `shown` by their captions: the weights as they are, and of all rounds together also cut
+        off at a percentile, as the authors draw them; and the same as ratios to uniform attention.
+    """
     gammas = [f"gamma {gamma:.3g}" for gamma in attention.gammas]
     views = {f"round {number}, {gamma}": (number,) for number, gamma in enumerate(gammas, start=1)}
     together = "all rounds" if len(gammas) > 2 else "both rounds"
     if len(gammas) > 1:
         views[together] = tuple(range(1, len(gammas) + 1))
-    larger = max(1.0, _SHORTEST_SIDE / min(image.size))
-    shown = image.resize(tuple(round(side * larger) for side in image.size), Image.Resampling.BICUBIC)
     position = (int(point[1]), int(point[0]))
     raw, ratios = {}, {}
     for caption, rounds in views.items():
@@ -96,7 +113,7 @@ def draw_figure(
     if len(gammas) > 1:
         clipped = attention.at_image_size(clip_attention(attention.map(), attention.position, percentile))
         raw[f"{together}, cut at {percentile:g} %"] = draw_attention(shown, clipped, position)
-    return captioned_grid([raw, ratios])
+    return raw, ratios
 
 
 def _parse_point(text: str) -> tuple[float, float]:
