@@ -38,6 +38,7 @@ EXTRAS = {
     "onnxscript": "export",
     "av": "video",
     "gradio": "demo",
+    "playwright": "dev",
     "openvino": "export",
     "nncf": "export",
     "pycocotools": "coco",

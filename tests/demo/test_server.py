@@ -1,11 +1,13 @@
 """The page over HTTP: what it makes of uploads, whose pictures it shows, and which files it serves."""
 
 import io
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from httpx import HTTPStatusError
 from odd_pictures import REFUSED, SIZE, TAKEN, write_odd_pictures
 from PIL import Image
 from visitor import Refused, Visitor
@@ -149,8 +151,22 @@ def test_a_file_that_was_not_uploaded_is_no_picture(visitor, picture, tmp_path):
             visitor.segment({"path": path, "meta": {"_type": "gradio.FileData"}})
 
 
+@pytest.mark.parametrize("path", ["http://127.0.0.1:1/a.png", " HTTPS://example.com/a.png"])
+def test_nothing_is_fetched_from_elsewhere(visitor, path):
+    with pytest.raises(HTTPStatusError, match="403"):
+        visitor.segment({"path": path, "meta": {"_type": "gradio.FileData"}})
+
+
 def test_the_files_are_gone_afterwards(checkpoint, picture):
     with running(DemoArguments(model_name_or_path=[str(checkpoint)], host="127.0.0.1")) as (_, address):
         path = Path(Visitor(address).upload(picture)["path"])
         assert path.is_file()
     assert not path.parents[1].exists()
+
+
+def test_the_space_opens_the_page_with_its_checkpoint(monkeypatch):
+    seen = []
+    monkeypatch.setattr("ccnet_hf.demo.main", lambda argv: seen.append(argv) or 0)
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(Path(__file__).parents[2] / "spaces" / "app.py"), run_name="__main__")
+    assert (exit_.value.code, seen) == (0, [["--model_name_or_path", "checkpoint"]])

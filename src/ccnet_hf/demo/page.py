@@ -182,11 +182,11 @@ def _segment_tab() -> tuple[gr.Image, gr.Slider, dict[str, Component]]:
             )
             note = gr.HTML(elem_classes="note", elem_id="note")
             alpha = gr.Slider(0, 1, value=0.5, step=0.05, label="Opacity of the colours", elem_id="opacity")
-            download = gr.DownloadButton("Label map as PNG (pixel = class)", interactive=False, elem_id="download")
     swatches_ = gr.HTML(padding=False)
     classes = gr.CheckboxGroup(
         [], label="Classes, and their fraction of the pixels", show_select_all=True, elem_id="classes", visible=False
     )
+    download = gr.DownloadButton("Label map as PNG (pixel = class)", size="md", interactive=False, elem_id="download")
     shown = {"overlay": overlay, "note": note, "classes": classes, "swatches": swatches_, "download": download}
     return chosen, alpha, shown
 
@@ -196,9 +196,7 @@ def _attention_tab() -> dict[str, Component]:
     with gr.Row(equal_height=False):
         with gr.Column():
             note = gr.HTML(elem_classes="note", elem_id="attention-note")
-            attended = gr.Image(
-                label="Picture", show_label=False, interactive=False, height=560, buttons=[], elem_id="attended"
-            )
+            attended = gr.Image(label="Picture", show_label=False, interactive=False, buttons=[], elem_id="attended")
         with gr.Column():
             weights = gr.HTML(elem_id="weights")
     with gr.Accordion("Compared with attention that prefers nothing", open=False):

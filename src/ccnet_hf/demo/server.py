@@ -46,6 +46,7 @@ def running(arguments: DemoArguments) -> Iterator[tuple[Any, str]]:
         with _environment(settings):
             from starlette.middleware import Middleware
 
+            from ccnet_hf.demo.own_files import OwnFilesOnly
             from ccnet_hf.demo.page import build
             from ccnet_hf.demo.style import CSS, theme
 
@@ -69,22 +70,6 @@ def running(arguments: DemoArguments) -> Iterator[tuple[Any, str]]:
                 yield blocks, address
             finally:
                 blocks.close(verbose=False)
-
-
-class OwnFilesOnly:
-    """Turns away requests by which gradio would fetch a file from another server and pass it on."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        path = scope.get("path", "")
-        fetches = "/proxy=" in path or "/file=http:" in path or "/file=https:" in path
-        if scope["type"] != "http" or not fetches:
-            await self.app(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": b"this page serves its own files only"})
 
 
 @contextmanager
