@@ -63,7 +63,7 @@ CSS = """
 .legend { display: flex; flex-wrap: wrap; gap: 6px 20px; padding-top: 8px; }
 .legend > span { white-space: nowrap; color: var(--body-text-color); }
 #attended img {
-  width: auto !important; height: auto !important; min-width: 240px; max-width: 100%; max-height: 600px;
+  width: auto !important; height: auto !important; max-width: 100%; max-height: 600px;
   margin: 0 auto; cursor: crosshair;
 }
 .views { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
