@@ -24,6 +24,7 @@ SUBCOMMANDS = {
 # Experiments, which are evidence rather than tools.
 EXPERIMENTS = {
     "far_marks": ("ccnet_hf.experiments.far_marks", "show what recurrence is for, on synthetic images"),
+    "short_reach": ("ccnet_hf.experiments.short_reach", "ask if the head brings context that the backbone lacks"),
     "shapes": ("ccnet_hf.experiments.shapes", "show that instance segmentation learns, on generated pictures"),
     "receptive_field": ("ccnet_hf.experiments.receptive_field", "measure how far a checkpoint looks"),
 }

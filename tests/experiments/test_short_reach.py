@@ -5,7 +5,8 @@ import torch
 from tiny_dataset import write_dataset
 from transformers import set_seed
 
-from ccnet_hf.experiments.short_reach import CONTEXTS, build_model, main
+from ccnet_hf.experiments.short_reach import CONTEXTS, main
+from ccnet_hf.experiments.short_reach_training import build_model
 
 
 pytest.importorskip("timm")
