@@ -108,6 +108,20 @@ def test_a_termination_of_one_process_stops_and_saves_both(tmp_path):
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
+def train_dinov3(rank: int, output_dir) -> None:
+    backbone = {
+        **{"model_type": "dinov3_vit", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2},
+        **{"num_attention_heads": 1, "out_features": ["stage1", "stage2"]},
+    }
+    model = tiny_model(backbone_config=backbone)
+    build_trainer(output_dir, replace(RECIPE, max_train_steps=2), model, per_device_train_batch_size=1).run()
+
+
+def test_processes_do_not_wait_for_tensors_that_nothing_depends_on(tmp_path):
+    assert launch(2, train_dinov3, tmp_path) == [0, 0]
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
+
+
 def meet(rank: int, output_dir, resume: str | None, message: str, full: bool = False) -> None:
     """A training that every process ends with this message."""
     recipe = replace(RECIPE, max_train_steps=2)

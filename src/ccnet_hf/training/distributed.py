@@ -12,13 +12,20 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    DynamoBackend,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ccnet_hf.deployment.machine import has_bfloat16
 from ccnet_hf.errors import InputError
 from ccnet_hf.training.depthwise import speed_up_depthwise
+from ccnet_hf.training.initialization import is_of_transformers
 
 
 T = TypeVar("T")
@@ -114,6 +121,10 @@ def share_out(
         )
         # Else a stage 3 training would end at its first checkpoint.
         deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+    # Some networks of transformers have tensors that their feature maps do not depend on, such as DINOv3's mask token:
+    # the processes would wait for their gradients.
+    has_such = any(map(is_of_transformers, model.modules()))
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=has_such)
     return accelerator.prepare(model, optimizer)
 
 

@@ -57,7 +57,7 @@ def load_backbone_checkpoint(backbone: nn.Module, checkpoint: str | Path) -> Non
         OSError: there is neither such a file nor such a model on the Hub, or no way to the Hub.
     """
     tensors, state = _read_tensors(_local_file(checkpoint)), backbone.state_dict()
-    if _is_of_transformers(backbone):
+    if is_of_transformers(backbone):
         tensors = _in_current_names(checkpoint, backbone, tensors)
         names = {key: key for key in tensors}
     else:
@@ -124,9 +124,10 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
         return load_file(str(file))
 
 
-def _is_of_transformers(backbone: nn.Module) -> bool:
-    """Whether it is one of transformers' own networks, rather than of this package or in its wrapper of timm."""
-    return type(backbone).__module__.startswith("transformers.") and backbone.config.model_type != "timm_backbone"
+def is_of_transformers(module: nn.Module) -> bool:
+    """Whether it is of one of transformers' own networks, rather than of this package or in its wrapper of timm."""
+    package = type(module).__module__
+    return package.startswith("transformers.models.") and not package.startswith("transformers.models.timm_")
 
 
 def _in_current_names(
