@@ -55,6 +55,7 @@ def test_names(zoo):
         "ce2p-lip",
         "ccnet-mobilenetv2-camvid",
         "ccnet-mobilenetv2-camvid-r0",
+        "ccnet-efficientnet-camvid",
         "ccnet-mobilenetv2-camvid-video",
         "ccnet-r101-camvid-video",
         "ccnet-convnext-tiny-ade20k",
@@ -407,7 +408,7 @@ def test_left_and_right_change_places(name):
     assert len(benchmark.palette) == benchmark.num_labels == len(set(benchmark.palette))
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if "mobilenet" not in name])
+@pytest.mark.parametrize("name", [name for name in RECIPES if "mobilenet" not in name and "efficientnet" not in name])
 def test_every_recipe_builds_its_config_processor_and_transforms(name):
     recipe = RECIPES[name]
     assert recipe.config().num_labels == get_benchmark(recipe.benchmark).num_labels

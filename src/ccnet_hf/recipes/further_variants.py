@@ -111,6 +111,25 @@ FURTHER_VARIANTS: tuple[Recipe, ...] = (
     _authors_recipe("ccnet-r101-cityscapes-authors-ccl", category_consistent_loss_weight=1.0),
     _CAMVID,
     _camvid_recipe("ccnet-mobilenetv2-camvid-r0", recurrence=0),
+    # The first of two stages: the checkpoint's card has the second, at output stride 8 with the Lovász loss.
+    replace(
+        _CAMVID,
+        name="ccnet-efficientnet-camvid",
+        model={
+            **_CAMVID.model,
+            "backbone_config": {**_CAMVID.model["backbone_config"], "backbone": "efficientnet_lite0"},
+            "hidden_size": 192,
+        },
+        size={"shortest_edge": 720, "longest_edge": 960},
+        training=replace(
+            _CAMVID.training,
+            scale=(960, 720),
+            ratio_range=(0.4, 1.25),
+            crop_size=(384, 480),
+            max_train_steps=1000,
+            eval_steps=1000,
+        ),
+    ),
     # For a CPU, from the checkpoint in the repository: --model_name_or_path checkpoints/ccnet-mobilenetv2-camvid.
     _video_recipe(
         "ccnet-mobilenetv2-camvid-video",
