@@ -22,6 +22,7 @@ from transformers import set_seed
 from ccnet_hf.benchmark.growth_figure import draw_growth
 from ccnet_hf.benchmark.growth_points import Point
 from ccnet_hf.cli import main as run
+from ccnet_hf.demo.demo_arguments import EMBEDDED_CHECKPOINT
 from ccnet_hf.experiments import far_marks as experiment
 from ccnet_hf.experiments.far_marks_dataset import far_marks
 from ccnet_hf.files import atomic_file
@@ -32,7 +33,6 @@ from ccnet_hf.inference.attention import attend
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 SAMPLE = ROOT / "examples" / "street.jpg"
-(CHECKPOINT,) = (ROOT / "checkpoints").iterdir()
 
 
 def save(picture: Image.Image, name: str) -> None:
@@ -47,14 +47,14 @@ def command(*words: str | Path) -> None:
 
 
 def street_overlay(folder: Path) -> None:
-    command("segment", SAMPLE, "--model_name_or_path", CHECKPOINT, "--output_dir", folder)
+    command("segment", SAMPLE, "--model_name_or_path", EMBEDDED_CHECKPOINT, "--output_dir", folder)
     with Image.open(folder / "street_overlay.png") as picture:
         save(picture.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG), "street_overlay")
 
 
 def attention(folder: Path) -> None:
     drawn = folder / "attention.png"
-    command("attend", SAMPLE, "--point", "300,200", "--model_name_or_path", CHECKPOINT, "--output", drawn)
+    command("attend", SAMPLE, "--point", "300,200", "--model_name_or_path", EMBEDDED_CHECKPOINT, "--output", drawn)
     with Image.open(drawn) as picture:
         save(picture.convert("RGB").quantize(256), "attention")
 
