@@ -9,7 +9,7 @@ from tiny_models import tiny_model
 from transformers import pipeline
 
 from ccnet_hf import CCNetImageProcessor
-from ccnet_hf.deployment.programs import quiet
+from ccnet_hf.deployment.programs import float32_options, quiet
 
 
 onnx = pytest.importorskip("onnx")
@@ -53,7 +53,9 @@ def folder(request, model, tmp_path_factory):
 
 def load(folder):
     is_pickled = (folder / "model.pt2").exists()
-    return exporters.ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=is_pickled)
+    # OpenVINO takes bfloat16 where the processor has it, unless told otherwise.
+    options = float32_options("openvino") if (folder / "openvino_model.xml").exists() else {}
+    return exporters.ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=is_pickled, **options)
 
 
 def test_exported_programs_give_the_model_s_logits(folder, model):

@@ -215,7 +215,7 @@ def test_a_missing_runtime_names_the_extra(checkpoint, here, monkeypatch, capsys
 
 def test_a_program_that_computes_something_else_gets_no_name(checkpoint, here, monkeypatch):
     pytest.importorskip("transformers.exporters")
-    monkeypatch.setattr(export_module, "run_folder", lambda folder: lambda pixel_values: torch.zeros(1))
+    monkeypatch.setattr(export_module, "run_folder", lambda *_: lambda pixel_values: torch.zeros(1))
     with pytest.raises(RuntimeError, match="gives logits"):
         main(["export", checkpoint, "--format", "torch", "--output", "exported"])
     assert [path.name for path in here.iterdir() if not path.name.startswith(".")] == ["pictures"]

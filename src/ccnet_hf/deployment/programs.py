@@ -109,6 +109,12 @@ def _runner_options(export_format: str, options: dict[str, Any]) -> dict[str, An
     return {"config": {"INFERENCE_NUM_THREADS": threads, **options}} if export_format == "openvino" else {}
 
 
+def float32_options(export_format: str) -> dict[str, Any]:
+    """Options of `ExportedModel.from_pretrained` for a program in float32, with as many threads as PyTorch has. Left
+    alone, OpenVINO takes bfloat16 where the processor has it, and is wrong at some sizes then."""
+    return _runner_options(export_format, {"INFERENCE_PRECISION_HINT": "f32"})
+
+
 def is_exported(folder: str | os.PathLike) -> bool:
     """Whether a local folder holds an exported program rather than a checkpoint."""
     return (Path(folder) / MANIFEST).is_file()
@@ -137,9 +143,7 @@ class ExportedRuntime:
         from transformers.exporters import ExportedModel
 
         with reading(folder), quiet():
-            # OpenVINO takes half precision where it can, unless told otherwise.
-            options = _runner_options(kind, {"INFERENCE_PRECISION_HINT": "f32"})
-            self.program = ExportedModel.from_pretrained(folder, device="cpu", **options)
+            self.program = ExportedModel.from_pretrained(folder, device="cpu", **float32_options(kind))
         self.config = config
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:

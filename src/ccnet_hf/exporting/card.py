@@ -25,10 +25,22 @@ import ccnet_hf  # registers the configuration
 from transformers import AutoImageProcessor, pipeline
 from transformers.exporters import ExportedModel
 
-model = ExportedModel.from_pretrained("{name}", device="cpu"{trust})
+model = ExportedModel.from_pretrained("{name}", device="cpu"{options})
 segment = pipeline("image-segmentation", model=model, image_processor=AutoImageProcessor.from_pretrained("{name}"))
 segments = segment("street.jpg")
-```"""
+```{note}"""
+
+# Of `ExportedModel.from_pretrained`.
+_OPTIONS = {
+    "openvino": ', config={"INFERENCE_PRECISION_HINT": "f32"}',
+    "torch": ", trust_remote_code=True",
+}
+_NOTES = {
+    "openvino": """
+
+Without the hint OpenVINO takes bfloat16 where the processor has it, and with OpenVINO 2026.4 images of some sizes get
+wrong results then.""",
+}
 
 _JAVASCRIPT = """```javascript
 import {{ pipeline }} from "@huggingface/transformers";
@@ -53,8 +65,8 @@ def card(arguments: ExportArguments, config: CCNetConfig, found: str) -> str:
     if arguments.javascript:
         usage = _JAVASCRIPT.format(name=name, dtype="q8" if arguments.int8 else "fp32")
     else:
-        trust = ", trust_remote_code=True" if arguments.format == "torch" else ""
-        usage = _PYTHON.format(name=name, trust=trust)
+        options, note = (texts.get(arguments.format, "") for texts in (_OPTIONS, _NOTES))
+        usage = _PYTHON.format(name=name, options=options, note=note)
     return _TEXT.format(
         title=name,
         kind=_KINDS[arguments.format] + (" in int8" if arguments.int8 else ""),

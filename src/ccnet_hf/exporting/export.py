@@ -106,7 +106,7 @@ def export(arguments: ExportArguments) -> None:
 
 def _verify(arguments: ExportArguments, folder: Path, model: Rewritable, pictures: Pictures | None) -> str:
     """Run what was written, and say how it compares with the checkpoint."""
-    network = javascript.run(folder) if arguments.javascript else run_folder(folder)
+    network = javascript.run(folder) if arguments.javascript else run_folder(folder, arguments.format)
     if pictures is None:
         error = verify_logits(network, model)
         return f"its logits are those of the checkpoint within {error:.0e} of the largest one"

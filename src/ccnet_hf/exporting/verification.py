@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ccnet_hf.deployment.fusion import Rewritable
-from ccnet_hf.deployment.programs import quiet
+from ccnet_hf.deployment.programs import float32_options, quiet
 from ccnet_hf.exporting.calibration import Pictures
 from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
@@ -21,12 +21,13 @@ _LARGEST_ERROR = 1e-3  # of the largest logit
 _PICTURES = 8  # compared after int8
 
 
-def run_folder(folder: Path) -> Network:
-    """What transformers' `ExportedModel` makes of a folder that we have just written ourselves."""
+def run_folder(folder: Path, program_format: str) -> Network:
+    """What transformers' `ExportedModel` makes of a folder that we have just written ourselves, in float32."""
     from transformers.exporters import ExportedModel
 
     with quiet():
-        program = ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=True)
+        options = float32_options(program_format)
+        program = ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=True, **options)
     return lambda pixel_values: program(pixel_values=pixel_values).logits
 
 
