@@ -36,15 +36,20 @@ def test_blocks_of_any_size_give_the_same(memory_format, monkeypatch):
             assert output.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("dtype", "tile", "bound"), [(torch.float32, 4, 5e-5), (torch.bfloat16, 2, 2e-2)])
-def test_rounding(dtype, tile, bound):
+# The largest error of 36,864 numbers depends on the order in which a processor adds, and is 1.11e-5 with AVX-512; the
+# mean one hardly does.
+@pytest.mark.parametrize(
+    ("dtype", "tile", "mean_bound", "bound"), [(torch.float32, 4, 5e-6, 2e-5), (torch.bfloat16, 2, 1e-2, 2e-2)]
+)
+def test_rounding(dtype, tile, mean_bound, bound):
     plain = convolution(256, 64, bias=False)
     nn.init.kaiming_normal_(plain.weight)
     images = torch.randn(1, 256, 24, 24, dtype=torch.float64)
     with torch.no_grad():
         expected = plain(images)
-        output = WinogradConv2d(plain.to(dtype), tile)(images.to(dtype)).double()
-    assert (output - expected).abs().max() <= bound * expected.abs().max()
+        error = WinogradConv2d(plain.to(dtype), tile)(images.to(dtype)).double() - expected
+    assert error.square().mean() <= mean_bound**2 * expected.square().mean()
+    assert error.abs().max() <= bound * expected.abs().max()
 
 
 @pytest.mark.parametrize(
