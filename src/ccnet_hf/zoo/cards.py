@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
-from huggingface_hub import EvalResult, ModelCardData
-
 from ccnet_hf.command import run_command
 from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.files import write_text
 from ccnet_hf.recipes import PADDLESEG_VARIANT, RECIPES, SHORT_NAMES, Recipe, zoo_recipes
+from ccnet_hf.zoo.card_fields import recipe_fields, reported_metadata
 from ccnet_hf.zoo.paddleseg_card import render_paddleseg_card
 from ccnet_hf.zoo.recipe_cards import render_recipe_card
 
@@ -18,7 +17,6 @@ from ccnet_hf.zoo.recipe_cards import render_recipe_card
 NAMESPACE = "<namespace>"  # stands in the cards of the repository; a pushed card has the real one
 
 _MMSEGMENTATION = "https://github.com/open-mmlab/mmsegmentation/blob/v1.2.2/configs/ccnet"
-_REPORTED_SPLIT = "validation"
 
 _TEMPLATE = Template("""\
 ---
@@ -153,80 +151,22 @@ def render_card(recipe: Recipe, name: str | None = None, namespace: str = NAMESP
     benchmark, training, reported = get_benchmark(recipe.benchmark), recipe.training, recipe.reported
     depth = sum(recipe.model["backbone_config"]["depths"]) * 3 + 2
     inference, pipeline_remark = _inference(recipe)
-    ratios = [f"{ratio:g}" for ratio in recipe.tta_ratios]
     return _TEMPLATE.substitute(
-        metadata=_metadata(recipe, name).to_yaml().strip(),
-        name=name,
-        repo_id=f"{namespace}/{name}",
+        recipe_fields(recipe, name, namespace),
+        metadata=reported_metadata(recipe, name, "mmsegmentation model zoo", _config_url(recipe)).to_yaml().strip(),
         depth=depth,
-        num_labels=benchmark.num_labels,
-        title=benchmark.title,
         identity=_identity(recipe, name, namespace),
-        long=recipe.size["longest_edge"],
-        short=recipe.size["shortest_edge"],
         inference=inference,
         corners="aligned" if recipe.model["align_corners"] else "not aligned",
         pipeline_remark=pipeline_remark,
-        ratios=", ".join(ratios),
-        scales=" ".join(ratios),
-        num_validation=f"{benchmark.num_examples[_REPORTED_SPLIT]:,}",
         reduce_labels=", label 0 of the source too" if benchmark.reduce_labels else "",
         zoo_url=f"{_MMSEGMENTATION}/README.md",
         mmseg_config=recipe.mmseg_config,
         config_url=_config_url(recipe),
-        checkpoint_url=recipe.checkpoint_url,
         mean_iou=f"{reported['mean_iou']:.2f}",
         mean_iou_multi_scale_flip=f"{reported['mean_iou_multi_scale_flip']:.2f}",
         costs=_costs(reported),
-        num_train=f"{benchmark.num_examples['train']:,}",
-        license_link=benchmark.license_link,
-        data_license=benchmark.license,
-        iterations=f"{training.max_train_steps:,}",
-        batch_size=training.batch_size,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        learning_rate=training.learning_rate,
-        power=training.power,
-        min_learning_rate=training.min_learning_rate,
-        ratio_low=training.ratio_range[0],
-        ratio_high=training.ratio_range[1],
-        crop="x".join(map(str, training.crop_size)),
         cat_max_ratio=f"{training.cat_max_ratio:.0%}",
-        scenes=benchmark.scenes,
-    )
-
-
-def _metadata(recipe: Recipe, name: str) -> ModelCardData:
-    benchmark = get_benchmark(recipe.benchmark)
-    results = [
-        EvalResult(
-            task_type="image-segmentation",
-            task_name="Semantic segmentation",
-            dataset_type=benchmark.hub_dataset_id,
-            dataset_name=benchmark.title,
-            dataset_split=_REPORTED_SPLIT,
-            metric_type="mean_iou",
-            metric_name=metric_name,
-            metric_value=recipe.reported[score],
-            source_name="mmsegmentation model zoo",
-            source_url=_config_url(recipe),
-        )
-        for score, metric_name in (
-            ("mean_iou", "mIoU, single scale"),
-            ("mean_iou_multi_scale_flip", "mIoU, multi-scale and flip"),
-        )
-    ]
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-segmentation",
-        license="other",
-        license_name=benchmark.license_name,
-        license_link=benchmark.license_link,
-        tags=["ccnet", "semantic-segmentation", "criss-cross-attention"],
-        datasets=[benchmark.hub_dataset_id],
-        metrics=["mean_iou"],
-        model_name=name,
-        eval_results=results,
     )
 
 

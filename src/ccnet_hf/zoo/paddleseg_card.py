@@ -2,14 +2,11 @@
 
 from string import Template
 
-from huggingface_hub import EvalResult, ModelCardData
-
-from ccnet_hf.data.benchmarks import get_benchmark
 from ccnet_hf.recipes import Recipe
+from ccnet_hf.zoo.card_fields import recipe_fields, reported_metadata
 
 
 _README = "https://github.com/PaddlePaddle/PaddleSeg/blob/d7975e7c/configs/ccnet/README.md"
-_REPORTED_SPLIT = "validation"
 
 _TEMPLATE = Template("""\
 ---
@@ -153,74 +150,16 @@ def render_paddleseg_card(recipe: Recipe, name: str, namespace: str) -> str:
     Returns:
         The text of its README.md, metadata included.
     """
-    benchmark, training, reported = get_benchmark(recipe.benchmark), recipe.training, recipe.reported
-    ratios = [f"{ratio:g}" for ratio in recipe.tta_ratios]
+    reported = recipe.reported
     return _TEMPLATE.substitute(
-        metadata=_metadata(recipe, name).to_yaml().strip(),
-        name=name,
+        recipe_fields(recipe, name, namespace),
+        metadata=reported_metadata(recipe, name, "PaddleSeg", _README).to_yaml().strip(),
         variant=recipe.name,
-        repo_id=f"{namespace}/{name}",
-        num_labels=benchmark.num_labels,
-        title=benchmark.title,
-        checkpoint_url=recipe.checkpoint_url,
-        long=recipe.size["longest_edge"],
-        short=recipe.size["shortest_edge"],
         pad_height=recipe.pad_size["height"],
         pad_width=recipe.pad_size["width"],
-        ratios=", ".join(ratios),
-        scales=" ".join(ratios),
-        num_validation=f"{benchmark.num_examples[_REPORTED_SPLIT]:,}",
         readme=_README,
         **{score: f"{reported[score]:.2f}" for score in ("mean_iou", "mean_iou_flip", "mean_iou_multi_scale_flip")},
-        num_train=f"{benchmark.num_examples['train']:,}",
-        license_link=benchmark.license_link,
-        data_license=benchmark.license,
-        iterations=f"{training.max_train_steps:,}",
-        batch_size=training.batch_size,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        learning_rate=training.learning_rate,
-        power=training.power,
-        min_learning_rate=training.min_learning_rate,
-        ratio_low=training.ratio_range[0],
-        ratio_high=training.ratio_range[1],
-        ratio_step=training.ratio_step,
-        crop="x".join(map(str, training.crop_size)),
+        ratio_step=recipe.training.ratio_step,
         ohem_threshold=recipe.model["ohem_threshold"],
         ohem_min_kept=f"{recipe.model['ohem_min_kept']:,}",
-        scenes=benchmark.scenes,
-    )
-
-
-def _metadata(recipe: Recipe, name: str) -> ModelCardData:
-    benchmark = get_benchmark(recipe.benchmark)
-    results = [
-        EvalResult(
-            task_type="image-segmentation",
-            task_name="Semantic segmentation",
-            dataset_type=benchmark.hub_dataset_id,
-            dataset_name=benchmark.title,
-            dataset_split=_REPORTED_SPLIT,
-            metric_type="mean_iou",
-            metric_name=metric_name,
-            metric_value=recipe.reported[score],
-            source_name="PaddleSeg",
-            source_url=_README,
-        )
-        for score, metric_name in (
-            ("mean_iou", "mIoU, single scale"),
-            ("mean_iou_multi_scale_flip", "mIoU, multi-scale and flip"),
-        )
-    ]
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-segmentation",
-        license="other",
-        license_name=benchmark.license_name,
-        license_link=benchmark.license_link,
-        tags=["ccnet", "semantic-segmentation", "criss-cross-attention"],
-        datasets=[benchmark.hub_dataset_id],
-        metrics=["mean_iou"],
-        model_name=name,
-        eval_results=results,
     )
