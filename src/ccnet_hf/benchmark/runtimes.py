@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ccnet_hf.deployment.machine import has_bfloat16, require_packages
-from ccnet_hf.deployment.programs import Format, make_program, run_program
+from ccnet_hf.deployment.programs import Format, load_program, make_program
 from ccnet_hf.deployment.runtimes import RUNTIMES, check_model, rewrite
 from ccnet_hf.errors import InputError
 from ccnet_hf.exporting.calibration import make_quantizer
@@ -61,15 +61,13 @@ class Int8Runtime:
         require_packages(program_format)
         self.config = model.config
         inputs = [{"pixel_values": batch} for batch in batches]
-        self.program = make_program(
-            rewrite(model, torch.float32), program_format, make_quantizer(program_format, inputs)
-        )
+        program = make_program(rewrite(model, torch.float32), program_format, make_quantizer(program_format, inputs))
         options = {"INFERENCE_PRECISION_HINT": "f32"} if program_format == "openvino" else {}
-        run_program(self.program, **options)
+        self._network = load_program(program, **options)
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """As `Runtime.logits`."""
-        return self.program(pixel_values=pixel_values.float().contiguous()).logits
+        return self._network(pixel_values.float())
 
 
 def make_runtime(name: str, model: PreTrainedModel, dtype: torch.dtype, batches: Sequence[torch.Tensor]) -> Runtime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -23,10 +24,12 @@ from ccnet_hf.limits import read_settings
 
 
 if TYPE_CHECKING:
+    import openvino
     from transformers.exporters.base import ExportedModel
 
 
 Format = Literal["onnx", "openvino", "torch"]
+Network = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, H, W) -> (B, num_labels, h, w)
 
 MANIFEST = "export.json"  # beside every program that transformers' exporters write
 _LARGEST_MANIFEST = 16 * 2**20  # bytes
@@ -70,32 +73,44 @@ def make_program(model: nn.Module, program_format: Format, quantizer: Any = None
         )
 
 
-def run_program(program: ExportedModel, **options: Any) -> None:
-    """Load a program on the CPU with as many threads as PyTorch has, in place; `options` are OpenVINO's properties."""
-    program.to("cpu", **_runner_options(program.export_format, options))
-
-
-def compile_for_size(
-    program: ExportedModel, size: tuple[int, int], **options: Any
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Compile an OpenVINO program for images of one size, on the CPU with as many threads as PyTorch has.
+def load_program(program: ExportedModel, size: tuple[int, int] | None = None, **options: Any) -> Network:
+    """Load a program on the CPU with as many threads as PyTorch has.
 
     Args:
-        program: for images of any size; is left as it is.
-        size: height and width of the images.
+        program: for images of any size.
+        size: height and width of the images, or `None` for any; OpenVINO only.
         options: OpenVINO's properties.
 
     Returns:
         A function from images (B, 3, height, width), float32 and any number of them, to logits.
     """
+    if program.export_format == "openvino":
+        return _compile(program.program, size, options)
+    program.to("cpu", **_runner_options(program.export_format, options))
+    return lambda pixel_values: program(pixel_values=pixel_values.contiguous()).logits
+
+
+@functools.cache
+def _openvino_core() -> openvino.Core:
+    """The one core of this process.
+
+    A core of OpenVINO 2026.4 lends its thread a stack for signals. Where two of them end in the order of their making,
+    the thread is left with the stack of the first, which is freed, and the next signal (Ctrl-C, SIGTERM) kills the
+    process.
+    """
     import openvino
 
-    sized = program.program.clone()
-    sized.reshape([-1, 3, *size])
-    options = _runner_options("openvino", options)["config"]
-    compiled = openvino.Core().compile_model(sized, "CPU", options)
+    return openvino.Core()
+
+
+def _compile(model: openvino.Model, size: tuple[int, int] | None, options: dict[str, Any]) -> Network:
+    if size is not None:
+        model = model.clone()
+        model.reshape([-1, 3, *size])
+    options = {"PERFORMANCE_HINT": "LATENCY", **_runner_options("openvino", options)["config"]}
+    compiled = _openvino_core().compile_model(model, "CPU", options)
     # The result lies in memory that the next call writes over.
-    return lambda pixel_values: torch.from_numpy(compiled([pixel_values.contiguous().numpy()])[0].copy())
+    return lambda pixel_values: torch.from_numpy(compiled([pixel_values.contiguous().numpy()])["logits"].copy())
 
 
 def _runner_options(export_format: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -136,19 +151,29 @@ class ExportedRuntime:
 
     def __init__(self, folder: str | os.PathLike, config: PreTrainedConfig):
         with reading(Path(folder) / MANIFEST):
-            kind = json.loads(read_settings(Path(folder) / MANIFEST, _LARGEST_MANIFEST))["export_format"]
+            manifest = json.loads(read_settings(Path(folder) / MANIFEST, _LARGEST_MANIFEST))
+            kind = manifest["export_format"]
         if kind not in ("onnx", "openvino"):
             raise InputError(f"{folder} is of format {kind}, whose loading may run code; onnx and openvino do not")
         require_packages(kind)
-        from transformers.exporters import ExportedModel
-
         with reading(folder), quiet():
-            self.program = ExportedModel.from_pretrained(folder, device="cpu", **float32_options(kind))
+            self._network = _load_folder(Path(folder), kind, manifest)
         self.config = config
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) normalised images -> (B, num_labels, h, w) logits, on the CPU."""
-        return self.program(pixel_values=pixel_values.to(self.device, self.dtype).contiguous()).logits
+        return self._network(pixel_values.to(self.device, self.dtype))
+
+
+def _load_folder(folder: Path, kind: str, manifest: dict[str, Any]) -> Network:
+    from transformers.exporters import ExportedModel
+
+    if kind == "openvino":
+        (component,) = manifest["components"].values()
+        model = _openvino_core().read_model(folder / Path(component["file"]).name)
+        return _compile(model, None, {"INFERENCE_PRECISION_HINT": "f32"})
+    program = ExportedModel.from_pretrained(folder, device="cpu", **float32_options(kind))
+    return lambda pixel_values: program(pixel_values=pixel_values.contiguous()).logits
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from ccnet_hf.deployment import onednn
 from ccnet_hf.deployment.fusion import Rewritable, example_image, fuse, join_activations
 from ccnet_hf.deployment.machine import has_amx, has_bfloat16, require_packages
-from ccnet_hf.deployment.programs import compile_for_size, make_program, run_program
+from ccnet_hf.deployment.programs import Network, load_program, make_program
 from ccnet_hf.deployment.winograd import use_winograd
 from ccnet_hf.errors import InputError
 from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing
@@ -242,18 +242,10 @@ class ProgramRuntime(OptimizedRuntime):
         require_packages(self.backend)
         # Half precision is a matter of the runtime, whose program stays in float32.
         self.program = make_program(rewrite(model, torch.float32), self.backend)
-        self._run()
 
     @abstractmethod
     def _check_dtype(self) -> None:
         """Raise InputError for a dtype that the other runtime does not compute in here."""
-
-    def _run(self) -> None:
-        """Load the program."""
-        run_program(self.program)
-
-    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.program(pixel_values=pixel_values.contiguous()).logits
 
 
 class OnnxRuntime(ProgramRuntime):
@@ -261,9 +253,16 @@ class OnnxRuntime(ProgramRuntime):
 
     backend = "onnx"
 
+    def __init__(self, model: Rewritable, dtype: torch.dtype):
+        super().__init__(model, dtype)
+        self._network = load_program(self.program)
+
     def _check_dtype(self) -> None:
         if self.dtype != torch.float32:
             raise InputError(f"ONNX Runtime computes in float32 on processors, not in {_name(self.dtype)}")
+
+    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self._network(pixel_values)
 
 
 class OpenVINORuntime(ProgramRuntime):
@@ -277,7 +276,10 @@ class OpenVINORuntime(ProgramRuntime):
 
     def __init__(self, model: Rewritable, dtype: torch.dtype):
         super().__init__(model, dtype)
-        self._sized: OrderedDict[torch.Size, Callable] = OrderedDict()
+        # By height and width; in float32 the only one is for images of any size.
+        self._networks: OrderedDict[tuple[int, int] | None, Network] = OrderedDict()
+        if dtype == torch.float32:
+            self._networks[None] = load_program(self.program, INFERENCE_PRECISION_HINT="f32")
 
     def _check_dtype(self) -> None:
         if self.dtype == torch.bfloat16 and not has_bfloat16(self.device):
@@ -285,20 +287,14 @@ class OpenVINORuntime(ProgramRuntime):
         if self.dtype not in (torch.float32, torch.bfloat16):
             raise InputError(f"OpenVINO computes in float32 or bfloat16 on processors, not in {_name(self.dtype)}")
 
-    def _run(self) -> None:
-        if self.dtype == torch.float32:
-            run_program(self.program, INFERENCE_PRECISION_HINT="f32")
-
     def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if self.dtype == torch.float32:
-            return super()._logits(pixel_values)
-        size = pixel_values.shape[2:]
-        if size not in self._sized:
-            if len(self._sized) == _MAX_PROGRAMS:
-                self._sized.popitem(last=False)
-            self._sized[size] = compile_for_size(self.program, size, INFERENCE_PRECISION_HINT="bf16")
-        self._sized.move_to_end(size)
-        return self._sized[size](pixel_values.float())
+        size = None if self.dtype == torch.float32 else tuple(pixel_values.shape[2:])
+        if size not in self._networks:
+            if len(self._networks) == _MAX_PROGRAMS:
+                self._networks.popitem(last=False)
+            self._networks[size] = load_program(self.program, size, INFERENCE_PRECISION_HINT="bf16")
+        self._networks.move_to_end(size)
+        return self._networks[size](pixel_values.float())
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ccnet_hf.deployment.fusion import Rewritable
-from ccnet_hf.deployment.programs import float32_options, quiet
+from ccnet_hf.deployment.programs import Network, float32_options, quiet
 from ccnet_hf.exporting.calibration import Pictures
 from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
-
-Network = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, H, W) -> (B, num_labels, h, w)
 
 _SHAPES = ((1, 3, 96, 128), (2, 3, 129, 97))
 _LARGEST_ERROR = 1e-3  # of the largest logit
