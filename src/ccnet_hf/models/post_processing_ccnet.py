@@ -141,8 +141,9 @@ def argmax_of_resized_logits(
     sizes = {"input_size": input_size, "target_size": target_size, "padded_size": padded_size}
     if all(size is None or size == logits.shape[1:] for size in sizes.values()):
         return logits.float().argmax(dim=0)
-    is_moderate = all(abs(extreme) <= _LARGEST_LOGIT for extreme in map(float, logits.aminmax()))
-    if is_moderate and letterbox is None and logits.device.type == "cpu":
+    # Asked on a CPU alone: the answer of another device would have to be waited for.
+    is_moderate = logits.device.type == "cpu" and all(abs(float(end)) <= _LARGEST_LOGIT for end in logits.aminmax())
+    if is_moderate and letterbox is None:
         segmentation = _argmax_by_tiles(logits, align_corners, **sizes)
         if segmentation is not None:
             return segmentation
