@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+# After a worker that crashed, pytest-xdist would wait for the tests of its file for ever: it ends, saying so.
+PARALLEL := --numprocesses auto --dist loadfile --max-worker-restart 0
 
 .PHONY: help demo test nightly kernels docs pictures quality style clean
 
@@ -12,10 +14,10 @@ demo: .venv/.demo  ## segment examples/ with the embedded checkpoint
 	$(BIN)/python scripts/segment.py examples --model_name_or_path checkpoints/ccnet-mobilenetv2-camvid --output_dir demo_output
 
 test: .venv/.dev  ## run the whole test suite, on all cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" --numprocesses auto --dist loadfile $(PYTEST_ARGUMENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" $(PARALLEL) $(PYTEST_ARGUMENTS)
 
 nightly: .venv/.dev  ## run what takes many minutes: real networks, all variants, mutations of the kernels
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly --numprocesses auto --dist loadfile $(PYTEST_ARGUMENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly $(PARALLEL) $(PYTEST_ARGUMENTS)
 
 # Shared tests of the installed transformers, from its source distribution; without a network the suite skips them.
 build/transformers: .venv/.dev
