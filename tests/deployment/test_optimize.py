@@ -136,21 +136,24 @@ def test_openvino_in_bfloat16_is_compiled_for_every_size_of_images(lively, monke
     pytest.importorskip("openvino")
     compiled = []
     model = lively(tiny_model())
-    monkeypatch.setattr(runtimes, "has_bfloat16", lambda device: True)
-    monkeypatch.setattr(runtimes, "_MAX_PROGRAMS", 1)
+    monkeypatch.setattr(programs, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(programs, "_MAX_SIZES", 1)
+    compile_model = programs.OpenVINONetwork._compile
 
-    def load_program(program, size=None, **options):
-        compiled.append((size, options))
-        return programs.load_program(program, size, INFERENCE_PRECISION_HINT="f32")
+    def compile_in_float32(network, size):
+        compiled.append((size, network.dtype))
+        with monkeypatch.context() as patch:
+            patch.setattr(network, "dtype", torch.float32)
+            return compile_model(network, size)
 
-    monkeypatch.setattr(runtimes, "load_program", load_program)
+    monkeypatch.setattr(programs.OpenVINONetwork, "_compile", compile_in_float32)
     runtime = ccnet_hf.optimize(model, "openvino", torch.bfloat16)
     assert_equal_logits(runtime, model)
     first, second = (batch[:1] for batch in batches())
     assert torch.equal(runtime.logits(second), runtime.logits(second))
     runtime.logits(first)
     sizes = [tuple(size[2:]) for size in BATCHES]
-    assert compiled == [(size, {"INFERENCE_PRECISION_HINT": "bf16"}) for size in (*sizes, sizes[0])]
+    assert compiled == [(size, torch.bfloat16) for size in (*sizes, sizes[0])]
 
 
 def test_openvino_in_bfloat16_is_right_at_every_size(lively):
@@ -171,7 +174,7 @@ from tiny_models import tiny_model
 signal.signal(signal.SIGTERM, lambda *_: print("handled"))
 program = make_program(tiny_model().eval(), "openvino")
 program.save_pretrained("exported")
-first, second = load_program(program), load_program(program, (97, 129))
+first, second = load_program(program), load_program(program)
 third = ExportedRuntime("exported", program.config)
 second(torch.zeros(1, 3, 97, 129))
 del first, second, third

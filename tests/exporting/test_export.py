@@ -26,6 +26,7 @@ from ccnet_hf import (
     InputError,
 )
 from ccnet_hf.cli import main
+from ccnet_hf.deployment.machine import has_bfloat16
 from ccnet_hf.exporting import export as export_module
 from ccnet_hf.exporting import javascript
 from ccnet_hf.exporting.calibration import Pictures
@@ -69,22 +70,23 @@ def test_a_folder_segments_as_its_checkpoint(checkpoint, here, program_format, p
     found = labels("exported", "pictures/0.png", "a")
     assert (found == labels(checkpoint, "pictures/0.png", "b", "--device", "cpu")).mean() > 0.999
     assert "ExportedModel.from_pretrained" in Path("exported/README.md").read_text()
-    assert (
-        main(
-            [
-                "segment",
-                "pictures/0.png",
-                "--model_name_or_path",
-                "exported",
-                "--output_dir",
-                "c",
-                "--dtype",
-                "float16",
-            ]
-        )
-        == 1
-    )
-    assert "exported is exported: its runtime, dtype and device are set" in capsys.readouterr().err
+    words = ["segment", "pictures/0.png", "--model_name_or_path", "exported", "--output_dir", "c"]
+    assert main([*words, "--runtime", "eager"]) == 1
+    assert "exported is exported: its runtime and device are set" in capsys.readouterr().err
+    assert main([*words, "--dtype", "float16"]) == 1
+    assert "not in float16" in capsys.readouterr().err
+
+
+def test_openvino_computes_in_bfloat16_where_the_processor_does(checkpoint, here, capsys):
+    needs("openvino")
+    assert main(["export", checkpoint, "--format", "openvino", "--output", "exported"]) == 0
+    if has_bfloat16(torch.device("cpu")):
+        found = labels("exported", "pictures/0.png", "a", "--dtype", "bfloat16")
+        assert (found == labels("exported", "pictures/0.png", "b")).mean() > 0.9
+    else:
+        words = ["--model_name_or_path", "exported", "--output_dir", "a", "--dtype", "bfloat16"]
+        assert main(["segment", "pictures/0.png", *words]) == 1
+        assert "this one does not" in capsys.readouterr().err
 
 
 def test_a_pt2_runs_where_it_is_trusted(checkpoint, here, capsys):

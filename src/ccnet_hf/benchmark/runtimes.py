@@ -39,6 +39,7 @@ RUNTIME_FORMS = {
     "openvino-bfloat16": RuntimeForm("openvino", torch.bfloat16),
     "onnx-int8": RuntimeForm("onnx", int8=True),
     "openvino-int8": RuntimeForm("openvino", int8=True),
+    "openvino-int8-bfloat16": RuntimeForm("openvino", torch.bfloat16, int8=True),
 }
 
 
@@ -49,12 +50,15 @@ class Int8Runtime:
         model: on the CPU, in eval mode.
         program_format: "onnx" or "openvino".
         batches: of network input (B, 3, H, W), which it is calibrated on.
+        dtype: of what is not in int8.
 
     Raises:
-        InputError: a package is not installed, or another kind of model.
+        InputError: a package is not installed, another dtype than the runtime has, or another kind of model.
     """
 
-    def __init__(self, model: PreTrainedModel, program_format: Format, batches: Sequence[torch.Tensor]):
+    def __init__(
+        self, model: PreTrainedModel, program_format: Format, batches: Sequence[torch.Tensor], dtype: torch.dtype
+    ):
         check_model(model)
         if model.device.type != "cpu":
             raise InputError(f"int8 runs on the CPU; the model is on {model.device}")
@@ -62,8 +66,7 @@ class Int8Runtime:
         self.config = model.config
         inputs = [{"pixel_values": batch} for batch in batches]
         program = make_program(rewrite(model, torch.float32), program_format, make_quantizer(program_format, inputs))
-        options = {"INFERENCE_PRECISION_HINT": "f32"} if program_format == "openvino" else {}
-        self._network = load_program(program, **options)
+        self._network = load_program(program, dtype)
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """As `Runtime.logits`."""
@@ -84,7 +87,7 @@ def make_runtime(name: str, model: PreTrainedModel, dtype: torch.dtype, batches:
     """
     form = RUNTIME_FORMS[name]
     if form.int8:
-        return Int8Runtime(model, form.backend, batches)
+        return Int8Runtime(model, form.backend, batches, form.dtype or torch.float32)
     if form.dtype == torch.bfloat16 and not has_bfloat16(model.device):
         raise InputError("this device has no instructions for bfloat16")
     check_model(model)

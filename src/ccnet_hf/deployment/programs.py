@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,7 +19,7 @@ import transformers.utils.logging
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ccnet_hf.deployment.machine import require_packages
+from ccnet_hf.deployment.machine import has_bfloat16, require_packages
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.limits import read_settings
 
@@ -33,6 +34,7 @@ Network = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, H, W) -> (B, num_labe
 
 MANIFEST = "export.json"  # beside every program that transformers' exporters write
 _LARGEST_MANIFEST = 16 * 2**20  # bytes
+_MAX_SIZES = 4  # of images, for which a program is kept compiled; each keeps weights of its own
 
 # Two images, because a single one would be taken for the only number there is; odd sides, for the same reason.
 _EXAMPLE_SHAPE = (2, 3, 97, 129)
@@ -73,20 +75,34 @@ def make_program(model: nn.Module, program_format: Format, quantizer: Any = None
         )
 
 
-def load_program(program: ExportedModel, size: tuple[int, int] | None = None, **options: Any) -> Network:
+def check_dtype(program_format: str, dtype: torch.dtype) -> None:
+    """Raise InputError for a dtype that a program's runtime does not compute in on this processor."""
+    name = str(dtype).removeprefix("torch.")
+    if program_format == "onnx" and dtype != torch.float32:
+        raise InputError(f"ONNX Runtime computes in float32 on processors, not in {name}")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise InputError(f"OpenVINO computes in float32 or bfloat16 on processors, not in {name}")
+    if dtype == torch.bfloat16 and not has_bfloat16(torch.device("cpu")):
+        raise InputError("OpenVINO computes in bfloat16 where the processor does; this one does not")
+
+
+def load_program(program: ExportedModel, dtype: torch.dtype = torch.float32) -> Network:
     """Load a program on the CPU with as many threads as PyTorch has.
 
     Args:
-        program: for images of any size.
-        size: height and width of the images, or `None` for any; OpenVINO only.
-        options: OpenVINO's properties.
+        program: for ONNX Runtime or OpenVINO, and for images of any size.
+        dtype: computed in, as far as it is not int8.
 
     Returns:
-        A function from images (B, 3, height, width), float32 and any number of them, to logits.
+        A function from images (B, 3, H, W), float32 and any number of them, to logits.
+
+    Raises:
+        InputError: the runtime does not compute in this dtype here.
     """
+    check_dtype(program.export_format, dtype)
     if program.export_format == "openvino":
-        return _compile(program.program, size, options)
-    program.to("cpu", **_runner_options(program.export_format, options))
+        return OpenVINONetwork(program.program, dtype)
+    program.to("cpu", **_runner_options(program.export_format))
     return lambda pixel_values: program(pixel_values=pixel_values.contiguous()).logits
 
 
@@ -103,17 +119,47 @@ def _openvino_core() -> openvino.Core:
     return openvino.Core()
 
 
-def _compile(model: openvino.Model, size: tuple[int, int] | None, options: dict[str, Any]) -> Network:
-    if size is not None:
-        model = model.clone()
-        model.reshape([-1, 3, *size])
-    options = {"PERFORMANCE_HINT": "LATENCY", **_runner_options("openvino", options)["config"]}
-    compiled = _openvino_core().compile_model(model, "CPU", options)
-    # The result lies in memory that the next call writes over.
-    return lambda pixel_values: torch.from_numpy(compiled([pixel_values.contiguous().numpy()])["logits"].copy())
+class OpenVINONetwork:
+    """A network in OpenVINO on the CPU: images (B, 3, H, W), float32, to logits; in bfloat16 compiled once for every
+    size of images.
+
+    A program for images of any size goes wrong in bfloat16 with OpenVINO 2026.4: it returns the logits of an earlier
+    image, none, or ends the process.
+
+    Args:
+        model: for images of any number and size.
+        dtype: `torch.float32` or `torch.bfloat16`.
+    """
+
+    def __init__(self, model: openvino.Model, dtype: torch.dtype):
+        self.model = model
+        self.dtype = dtype
+        # By height and width; in float32 the only one is for images of any size.
+        self._compiled: OrderedDict[tuple[int, int] | None, openvino.CompiledModel] = OrderedDict()
+        if dtype == torch.float32:
+            self._compiled[None] = self._compile(None)
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        size = None if self.dtype == torch.float32 else tuple(pixel_values.shape[2:])
+        if size not in self._compiled:
+            if len(self._compiled) == _MAX_SIZES:
+                self._compiled.popitem(last=False)
+            self._compiled[size] = self._compile(size)
+        self._compiled.move_to_end(size)
+        results = self._compiled[size]([pixel_values.contiguous().numpy()])
+        return torch.from_numpy(results["logits"].copy())  # they lie in memory that the next call writes over
+
+    def _compile(self, size: tuple[int, int] | None) -> openvino.CompiledModel:
+        model = self.model
+        if size is not None:
+            model = model.clone()
+            model.reshape([-1, 3, *size])
+        precision = "bf16" if self.dtype == torch.bfloat16 else "f32"
+        options = _runner_options("openvino", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision})
+        return _openvino_core().compile_model(model, "CPU", options["config"])
 
 
-def _runner_options(export_format: str, options: dict[str, Any]) -> dict[str, Any]:
+def _runner_options(export_format: str, options: dict[str, Any] | None = None) -> dict[str, Any]:
     threads = torch.get_num_threads()
     if export_format == "onnx":
         import onnxruntime
@@ -121,7 +167,7 @@ def _runner_options(export_format: str, options: dict[str, Any]) -> dict[str, An
         session = onnxruntime.SessionOptions()
         session.intra_op_num_threads = threads
         return {"session_options": session}
-    return {"config": {"INFERENCE_NUM_THREADS": threads, **options}} if export_format == "openvino" else {}
+    return {"config": {"INFERENCE_NUM_THREADS": threads, **(options or {})}} if export_format == "openvino" else {}
 
 
 def float32_options(export_format: str) -> dict[str, Any]:
@@ -141,38 +187,40 @@ class ExportedRuntime:
     Args:
         folder: what `save_pretrained` of transformers' `ExportedModel` wrote, in ONNX or for OpenVINO.
         config: of the model.
+        dtype: computed in, as far as it is not int8: `torch.float32`, or of OpenVINO `torch.bfloat16`.
 
     Raises:
-        InputError: it cannot be read, its runtime is not installed, or it is a `.pt2`, whose loading runs code.
+        InputError: it cannot be read, its runtime is not installed or computes in another dtype, or it is a `.pt2`,
+            whose loading runs code.
     """
 
     device = torch.device("cpu")
-    dtype = torch.float32
 
-    def __init__(self, folder: str | os.PathLike, config: PreTrainedConfig):
+    def __init__(self, folder: str | os.PathLike, config: PreTrainedConfig, dtype: torch.dtype = torch.float32):
         with reading(Path(folder) / MANIFEST):
             manifest = json.loads(read_settings(Path(folder) / MANIFEST, _LARGEST_MANIFEST))
             kind = manifest["export_format"]
         if kind not in ("onnx", "openvino"):
             raise InputError(f"{folder} is of format {kind}, whose loading may run code; onnx and openvino do not")
         require_packages(kind)
+        check_dtype(kind, dtype)
         with reading(folder), quiet():
-            self._network = _load_folder(Path(folder), kind, manifest)
+            self._network = _load_folder(Path(folder), kind, manifest, dtype)
         self.config = config
+        self.dtype = dtype
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) normalised images -> (B, num_labels, h, w) logits, on the CPU."""
-        return self._network(pixel_values.to(self.device, self.dtype))
+        return self._network(pixel_values.to(self.device, torch.float32))
 
 
-def _load_folder(folder: Path, kind: str, manifest: dict[str, Any]) -> Network:
-    from transformers.exporters import ExportedModel
-
+def _load_folder(folder: Path, kind: str, manifest: dict[str, Any], dtype: torch.dtype) -> Network:
     if kind == "openvino":
         (component,) = manifest["components"].values()
-        model = _openvino_core().read_model(folder / Path(component["file"]).name)
-        return _compile(model, None, {"INFERENCE_PRECISION_HINT": "f32"})
-    program = ExportedModel.from_pretrained(folder, device="cpu", **float32_options(kind))
+        return OpenVINONetwork(_openvino_core().read_model(folder / Path(component["file"]).name), dtype)
+    from transformers.exporters import ExportedModel
+
+    program = ExportedModel.from_pretrained(folder, device="cpu", **_runner_options(kind))
     return lambda pixel_values: program(pixel_values=pixel_values.contiguous()).logits
 
 

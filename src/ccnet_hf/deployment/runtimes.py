@@ -13,7 +13,7 @@ from torch import nn
 from ccnet_hf.deployment import onednn
 from ccnet_hf.deployment.fusion import Rewritable, example_image, fuse, join_activations
 from ccnet_hf.deployment.machine import has_amx, has_bfloat16, require_packages
-from ccnet_hf.deployment.programs import Network, load_program, make_program
+from ccnet_hf.deployment.programs import check_dtype, load_program, make_program
 from ccnet_hf.deployment.winograd import use_winograd
 from ccnet_hf.errors import InputError
 from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing
@@ -23,7 +23,6 @@ from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
 
 _MAX_CUDA_GRAPHS = 8  # sizes of input; every graph keeps the memory of its temporaries
-_MAX_PROGRAMS = 4  # sizes of input; every compiled program keeps weights of its own
 
 
 class OptimizedRuntime(ABC):
@@ -238,14 +237,13 @@ class ProgramRuntime(OptimizedRuntime):
         super().__init__(model, dtype)
         if self.device.type != "cpu":
             raise InputError(f"the backend {self.backend} runs on the CPU; the model is on {self.device}")
-        self._check_dtype()
+        check_dtype(self.backend, self.dtype)
         require_packages(self.backend)
         # Half precision is a matter of the runtime, whose program stays in float32.
-        self.program = make_program(rewrite(model, torch.float32), self.backend)
+        self._network = load_program(make_program(rewrite(model, torch.float32), self.backend), dtype)
 
-    @abstractmethod
-    def _check_dtype(self) -> None:
-        """Raise InputError for a dtype that the other runtime does not compute in here."""
+    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self._network(pixel_values.float())
 
 
 class OnnxRuntime(ProgramRuntime):
@@ -253,52 +251,11 @@ class OnnxRuntime(ProgramRuntime):
 
     backend = "onnx"
 
-    def __init__(self, model: Rewritable, dtype: torch.dtype):
-        super().__init__(model, dtype)
-        self._network = load_program(self.program)
-
-    def _check_dtype(self) -> None:
-        if self.dtype != torch.float32:
-            raise InputError(f"ONNX Runtime computes in float32 on processors, not in {_name(self.dtype)}")
-
-    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self._network(pixel_values)
-
 
 class OpenVINORuntime(ProgramRuntime):
-    """The rewritten network in OpenVINO; in bfloat16 compiled once for every size of images.
-
-    A program for images of any size goes wrong in bfloat16 with OpenVINO 2026.4: it returns the logits of an earlier
-    image, none, or ends the process.
-    """
+    """The rewritten network in OpenVINO."""
 
     backend = "openvino"
-
-    def __init__(self, model: Rewritable, dtype: torch.dtype):
-        super().__init__(model, dtype)
-        # By height and width; in float32 the only one is for images of any size.
-        self._networks: OrderedDict[tuple[int, int] | None, Network] = OrderedDict()
-        if dtype == torch.float32:
-            self._networks[None] = load_program(self.program, INFERENCE_PRECISION_HINT="f32")
-
-    def _check_dtype(self) -> None:
-        if self.dtype == torch.bfloat16 and not has_bfloat16(self.device):
-            raise InputError("OpenVINO computes in bfloat16 where the processor does; this one does not")
-        if self.dtype not in (torch.float32, torch.bfloat16):
-            raise InputError(f"OpenVINO computes in float32 or bfloat16 on processors, not in {_name(self.dtype)}")
-
-    def _logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        size = None if self.dtype == torch.float32 else tuple(pixel_values.shape[2:])
-        if size not in self._networks:
-            if len(self._networks) == _MAX_PROGRAMS:
-                self._networks.popitem(last=False)
-            self._networks[size] = load_program(self.program, size, INFERENCE_PRECISION_HINT="bf16")
-        self._networks.move_to_end(size)
-        return self._networks[size](pixel_values.float())
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 RUNTIMES: dict[str, type[OptimizedRuntime]] = {

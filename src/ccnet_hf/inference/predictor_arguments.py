@@ -105,10 +105,11 @@ class PredictorArguments:
 
     def _load(self) -> tuple[nn.Module | Runtime, BaseImageProcessor]:
         if is_exported(self.model_name_or_path):
-            if self.runtime is not None or self.dtype != "auto" or self.device not in ("auto", "cpu"):
-                raise InputError(f"{self.model_name_or_path} is exported: its runtime, dtype and device are set")
+            if self.runtime is not None or self.device not in ("auto", "cpu"):
+                raise InputError(f"{self.model_name_or_path} is exported: its runtime and device are set")
             config = load_config(self.model_name_or_path)
-            runtime = ExportedRuntime(self.model_name_or_path, config)
+            dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
+            runtime = ExportedRuntime(self.model_name_or_path, config, dtype)
             return runtime, load_image_processor(self.model_name_or_path, config)
         # What is rewritten is rounded once, from the numbers as they are stored.
         dtype = self.dtype if self.runtime is None else "float32"
