@@ -118,14 +118,23 @@ def build_image_processor(
     return image_processor
 
 
-def name_classes(config: PreTrainedConfig, arguments: ModelArguments, dataset: Dataset) -> None:
-    """Call the classes that `--num_labels` asks for what the dataset calls them, if it names as many."""
-    if arguments.num_labels is None or not isinstance(dataset, SegmentationDataset):
+def name_classes(config: PreTrainedConfig, dataset: Dataset) -> None:
+    """Call the classes of a model what the dataset calls them.
+
+    Raises:
+        InputError: the dataset names another number of classes.
+    """
+    names = class_names(dataset.dataset) if isinstance(dataset, SegmentationDataset) else None
+    if names is None:
         return
-    names = class_names(dataset.dataset)
-    if names is not None and len(names) == config.num_labels:
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: label for label, name in enumerate(names)}
+    if len(names) != config.num_labels:
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        raise InputError(
+            f"the dataset names {len(names)} classes ({shown}), and the model has {config.num_labels}: give "
+            f"--num_labels {len(names)}"
+        )
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: label for label, name in enumerate(names)}
 
 
 def build_datasets(

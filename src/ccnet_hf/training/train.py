@@ -116,7 +116,7 @@ def _train(
     config = model.config
     image_processor = build_image_processor(arguments, data, recipe, training)
     dataset, validation = build_datasets(data, training, settings.seed, task, config, image_processor)
-    name_classes(config, arguments, dataset)
+    name_classes(config, dataset)
     objective = task.load("objective")(config, dataset, arguments, accelerator, is_resumed)
     evaluator = None if validation is None else task.load("evaluator")(config, validation, image_processor)
 

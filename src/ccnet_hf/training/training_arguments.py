@@ -39,7 +39,7 @@ class ModelArguments:
     )
     num_labels: int | None = field(
         default=None,
-        metadata={"help": "number of classes, where the dataset has its own, whose labels are taken as they are"},
+        metadata={"help": "number of classes of a dataset of your own, whose labels are taken as they are"},
     )
     output_stride: int | None = field(default=None, metadata={"help": "of the backbone: 8, 16 or 32"})
     recurrence: int | None = field(default=None, metadata={"help": "rounds of attention"})
