@@ -12,7 +12,7 @@ from PIL import Image
 REFUSED = {
     "notes.txt": "notes.txt: cannot be read (it is not an image in ",
     "notes.png": "notes.png: cannot be read (it is not an image in ",
-    "huge.png": "huge.png has more than 40 megapixels",
+    "huge.png": "huge.png has more than 16 megapixels",
     "cut.jpg": "cut.jpg: cannot be read (",
     "empty.jpg": "empty.jpg: cannot be read (",
 }
