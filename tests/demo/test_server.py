@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import runpy
 import signal
@@ -121,8 +122,41 @@ def test_a_state_of_another_session_is_not_there(visitor, picture):
 
 
 def test_only_the_checkpoints_of_the_command(visitor, picture):
-    with pytest.raises(Refused, match="not in the list of choices"):
-        visitor.segment(visitor.upload(picture), "/etc")
+    uploaded = visitor.upload(picture)
+    for name, shown in (("/etc", "/etc"), (["tiny"], "tiny"), (None, "None"), ("x" * 100_000, "xxx...xxx")):
+        answer = visitor.segment(uploaded, name)
+        assert "there is no checkpoint" in answer["note"] and "here; choose from tiny" in answer["note"]
+        assert shown in answer["note"] and len(answer["note"]) < 300 and answer["overlay"] is None
+
+
+@pytest.mark.parametrize("opacity", [None, "0.5", -1, 2, [], math.nan])
+def test_an_opacity_that_is_none(visitor, picture, opacity, capfd):
+    uploaded = visitor.upload(picture)
+    for part, event, data in (
+        ("chosen", "change", [uploaded, "tiny", opacity]),
+        ("opacity", "input", [None, [0], opacity]),
+    ):
+        with pytest.raises(Refused, match="the opacity is a number from 0 to 1"):
+            visitor.trigger(part, event, data)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_events_that_say_too_little(visitor, picture, capfd):
+    uploaded = visitor.upload(picture)
+    visitor.segment(uploaded)
+    for data in ([], [uploaded, "tiny"], ["a file", "tiny", 0.5], [[], "tiny", 0.5], [{"path": 5}, "tiny", 0.5]):
+        with pytest.raises(Refused, match="this is nothing that the page sends"):
+            visitor.trigger("chosen", "change", data)
+    for labels in (None, "abc", ["a"], [None], [[0]], [-1], [10**30]):
+        with pytest.raises(Refused, match="the classes are chosen by a list"):
+            visitor.trigger("classes", "input", [None, labels, 0.5])
+    indices = (None, "ab", 5, [1], [1, 2, 3], ["a", "b"], [None, None], [math.nan, 1], [math.inf, 1], [10**400, 1])
+    for click in (None, [], {}, "abc", *({"index": index} for index in indices)):
+        answer = visitor.trigger("attended", "select", [None, "tiny"], click)
+        assert "a click is on a pixel" in answer["attention-note"] and answer["weights"] == "", click
+    answer = visitor.trigger("attended", "select", [None, "tiny"], {"index": [10.0, 60]})
+    assert "<strong>10, 60</strong>" in answer["attention-note"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_large_uploads_are_turned_away(visitor):
@@ -165,8 +199,11 @@ def test_nothing_but_its_own_files_is_served(visitor, picture, tmp_path):
 def test_a_file_that_was_not_uploaded_is_no_picture(visitor, picture, tmp_path):
     (tmp_path / "private.png").write_bytes(picture.read_bytes())
     for path in (str(tmp_path / "private.png"), "/etc/passwd"):
-        with pytest.raises(Refused):
-            visitor.segment({"path": path, "meta": {"_type": "gradio.FileData"}})
+        for file in ({"path": path, "meta": {"_type": "gradio.FileData"}}, {"path": path}):
+            with pytest.raises(Refused, match="nothing that the page sends"):
+                visitor.segment(file)
+            with pytest.raises(Refused, match="nothing that the page sends"):
+                visitor.trigger("segment-video", "click", [file, "tiny"])
 
 
 def test_only_the_routes_of_the_page_are_open(visitor):
