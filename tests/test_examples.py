@@ -65,6 +65,12 @@ def picture(format: str = "JPEG") -> bytes:
     return encoded.getvalue()
 
 
+def picture_of_floats() -> bytes:
+    encoded = io.BytesIO()
+    Image.new("F", (6, 4)).save(encoded, "TIFF")
+    return encoded.getvalue()
+
+
 def test_the_server_answers_with_a_label_map(client):
     answer = client.post("/segment", content=picture())
     assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
@@ -76,14 +82,16 @@ def test_the_server_answers_with_a_label_map(client):
 def test_the_server_refuses_in_a_sentence_and_lives_on(client, monkeypatch):
     for content, reason in (
         (b"text", "it is not an image"),
-        (picture()[:200], "cannot be read"),
+        (picture()[:200], "the picture: cannot be read"),
+        (picture_of_floats(), "the picture: floating point pixels have no known range"),
         (b"", "it is not an image"),
     ):
         answer = client.post("/segment", content=content)
         assert answer.status_code == 400 and reason in answer.json()["detail"]
     endpoint = next(route.endpoint for route in client.app.routes if route.path == "/segment")
     monkeypatch.setitem(endpoint.__globals__, "MAX_PIXELS", 1000)
-    assert "exceeds limit" in client.post("/segment", content=picture()).json()["detail"]
+    answer = client.post("/segment", content=picture())
+    assert answer.json()["detail"] == "the picture: it has more than 0.001 megapixels"
     monkeypatch.setitem(endpoint.__globals__, "MAX_BYTES", 100)
     assert client.post("/segment", content=picture("PNG")).status_code == 413
     monkeypatch.undo()

@@ -30,7 +30,7 @@ def handler(context, event):
     try:
         image = to_rgb(open_image(base64.b64decode(event.body["image"])))
     except InputError as error:
-        return context.Response(body=f"the image {error}", content_type="text/plain", status_code=400)
+        return context.Response(body=f"the image: {error}", content_type="text/plain", status_code=400)
     label_map = predictor.label_map(image).numpy()
     masks = [
         {

@@ -48,12 +48,17 @@ async def segment(request: Request) -> Response:
     try:
         return Response(await run_in_threadpool(label_png, bytes(body)), media_type="image/png")
     except InputError as error:
-        raise HTTPException(400, f"the picture {error}") from error
+        raise HTTPException(400, f"the picture: {error}") from error
 
 
 def label_png(encoded: bytes) -> bytes:
     """The label map of an image file, as a PNG file."""
-    image = to_rgb(open_image(encoded, MAX_PIXELS))
+    try:
+        image = to_rgb(open_image(encoded, MAX_PIXELS))
+    except InputError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise InputError(f"it has more than {MAX_PIXELS / 1e6:g} megapixels") from error
+        raise
     with one_at_a_time:
         label_map = predictor.label_map(image)
     png = io.BytesIO()

@@ -9,7 +9,7 @@ from PIL import Image, features
 from turned import encode_turned, turn
 
 from ccnet_hf.data.images import check_max_pixels, label_ids, open_image, read_image, to_rgb, turned_note
-from ccnet_hf.models.image_transforms_ccnet import fit_labels, stored_orientation, upright
+from ccnet_hf.models.image_transforms_ccnet import FORMATS, fit_labels, stored_orientation, upright
 
 
 @pytest.fixture
@@ -197,6 +197,35 @@ def test_unreadable_files_are_named(rgb, tmp_path):
         with pytest.raises(ValueError, match=reason) as error:
             read_image(tmp_path / name)
         assert name in str(error.value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_formats_that_are_read(rgb, name):
+    if name == "AVIF" and not features.check("avif"):
+        pytest.skip("needs Pillow with AVIF")
+    file = io.BytesIO()
+    rgb.save(file, name)
+    assert Image.open(file).format == name and open_image(file.getvalue()).size == rgb.size
+
+
+def test_a_camera_s_jpeg_of_several_pictures_is_read(rgb):
+    file = io.BytesIO()
+    rgb.save(file, "MPO", save_all=True, append_images=[rgb.transpose(Image.Transpose.ROTATE_90)])
+    assert open_image(file.getvalue()).size == rgb.size
+
+
+@pytest.mark.parametrize("name", ["EPS", "ICO", "ICNS", "TGA", "PCX"])
+def test_other_formats_are_refused_unopened(rgb, name, monkeypatch):
+    """Pillow hands an EPS to Ghostscript, whatever the file is called, and decodes an ICO before its size is known."""
+    file = io.BytesIO()
+    rgb.resize((64, 64)).save(file, name)
+    opened = []
+    _, accept = Image.OPEN[name]
+    monkeypatch.setitem(Image.OPEN, name, (lambda *file: opened.append(file), accept))
+    for limit in (None, 100):
+        with pytest.raises(ValueError, match=r"it is not an image in AVIF, BMP, .* TIFF or WEBP"):
+            open_image(file.getvalue(), limit)
+    assert not opened
 
 
 @pytest.mark.parametrize("fraction", np.linspace(0.02, 0.98, 25))

@@ -10,9 +10,9 @@ from PIL import Image
 
 # What the page says of each.
 REFUSED = {
-    "notes.txt": "notes.txt: cannot be read (it is not an image)",
-    "notes.png": "notes.png: cannot be read (it is not an image)",
-    "huge.png": "huge.png has more than 40 megapixels",
+    "notes.txt": "notes.txt: cannot be read (it is not an image in ",
+    "notes.png": "notes.png: cannot be read (it is not an image in ",
+    "huge.png": "huge.png has more than 16 megapixels",
     "cut.jpg": "cut.jpg: cannot be read (",
     "empty.jpg": "empty.jpg: cannot be read (",
 }

@@ -60,7 +60,7 @@ def test_an_upload_a_click_and_a_wrong_file(checkpoint, picture, tmp_path):
         assert abs(x - 48) <= 1 and abs(y - 16) <= 1 and "gamma = 0.7" in note
 
         page.get_by_role("tab", name="Segment").click()
-        choose(wrong, "wrong.png: cannot be read (it is not an image)")
+        choose(wrong, "wrong.png: cannot be read (it is not an image in ")
         assert page.locator("#overlay img").count() == 0
         choose(other, "40x64 pixels")
         wait_for_image(page, "#overlay img")

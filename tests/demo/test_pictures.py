@@ -60,13 +60,18 @@ def test_odd_pictures(predictor, tmp_path):
     write_odd_pictures(tmp_path)
     for name, sentence in REFUSED.items():
         with pytest.raises(InputError) as refused:
-            pictures.read_picture(str(tmp_path / name), 40_000_000)
+            pictures.read_picture(str(tmp_path / name), DemoArguments().max_image_pixels)
         assert str(refused.value).startswith(sentence) and str(tmp_path) not in str(refused.value), name
     for name in TAKEN:
-        image = pictures.read_picture(str(tmp_path / name), 40_000_000)
+        image = pictures.read_picture(str(tmp_path / name), DemoArguments().max_image_pixels)
         pixels = np.asarray(image.convert("L"), dtype=int)
         assert (image.mode, image.size) == ("RGB", SIZE), name
         assert pixels[2:14, 2:22].min() > 150 and pixels[18:].max() < 60, name
+
+
+def test_a_phone_s_picture_is_taken_by_default():
+    held_a_minute = 20_000 * 2000  # pixels, a PNG of 39 KB
+    assert 4032 * 3024 < DemoArguments().max_image_pixels < held_a_minute
 
 
 def test_attention_of_a_pixel(predictor, picture):

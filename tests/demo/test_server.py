@@ -1,8 +1,16 @@
 """The page over HTTP: what it makes of uploads, whose pictures it shows, and which files it serves."""
 
 import io
+import json
+import math
+import os
 import runpy
+import signal
+import socket
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +22,8 @@ from visitor import Refused, Visitor
 
 from ccnet_hf.demo.checkpoints import Checkpoints
 from ccnet_hf.demo.demo_arguments import DemoArguments
-from ccnet_hf.demo.server import running
+from ccnet_hf.demo.server import running, serve
+from ccnet_hf.errors import InputError
 
 
 pytest.importorskip("gradio", reason="needs the extra demo")
@@ -48,6 +57,16 @@ def test_odd_uploads_get_a_sentence_or_a_right_answer(visitor, tmp_path, picture
         image = Image.open(io.BytesIO(visitor.fetch(answer["overlay"])))
         assert image.size == SIZE and "48x32 pixels" in answer["note"], name
     assert visitor.segment(None)["note"].startswith("Choose a picture")
+
+
+def test_a_name_that_begins_with_a_dot(visitor, picture, tmp_path, monkeypatch):
+    hidden = tmp_path / ".hidden.png"
+    hidden.write_bytes(picture.read_bytes())
+    uploaded = visitor.upload(hidden)
+    monkeypatch.chdir(Path(uploaded["path"]).parents[3])  # gradio refuses such names below the current folder
+    answer = visitor.segment(uploaded)
+    assert "96x64 pixels" in answer["note"]
+    assert Image.open(io.BytesIO(visitor.fetch(answer["download"]["value"]))).size == (96, 64)
 
 
 def test_the_label_map_is_the_predictors(visitor, arguments, picture):
@@ -103,8 +122,41 @@ def test_a_state_of_another_session_is_not_there(visitor, picture):
 
 
 def test_only_the_checkpoints_of_the_command(visitor, picture):
-    with pytest.raises(Refused, match="not in the list of choices"):
-        visitor.segment(visitor.upload(picture), "/etc")
+    uploaded = visitor.upload(picture)
+    for name, shown in (("/etc", "/etc"), (["tiny"], "tiny"), (None, "None"), ("x" * 100_000, "xxx...xxx")):
+        answer = visitor.segment(uploaded, name)
+        assert "there is no checkpoint" in answer["note"] and "here; choose from tiny" in answer["note"]
+        assert shown in answer["note"] and len(answer["note"]) < 300 and answer["overlay"] is None
+
+
+@pytest.mark.parametrize("opacity", [None, "0.5", -1, 2, [], math.nan])
+def test_an_opacity_that_is_none(visitor, picture, opacity, capfd):
+    uploaded = visitor.upload(picture)
+    for part, event, data in (
+        ("chosen", "change", [uploaded, "tiny", opacity]),
+        ("opacity", "input", [None, [0], opacity]),
+    ):
+        with pytest.raises(Refused, match="the opacity is a number from 0 to 1"):
+            visitor.trigger(part, event, data)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_events_that_say_too_little(visitor, picture, capfd):
+    uploaded = visitor.upload(picture)
+    visitor.segment(uploaded)
+    for data in ([], [uploaded, "tiny"], ["a file", "tiny", 0.5], [[], "tiny", 0.5], [{"path": 5}, "tiny", 0.5]):
+        with pytest.raises(Refused, match="this is nothing that the page sends"):
+            visitor.trigger("chosen", "change", data)
+    for labels in (None, "abc", ["a"], [None], [[0]], [-1], [10**30]):
+        with pytest.raises(Refused, match="the classes are chosen by a list"):
+            visitor.trigger("classes", "input", [None, labels, 0.5])
+    indices = (None, "ab", 5, [1], [1, 2, 3], ["a", "b"], [None, None], [math.nan, 1], [math.inf, 1], [10**400, 1])
+    for click in (None, [], {}, "abc", *({"index": index} for index in indices)):
+        answer = visitor.trigger("attended", "select", [None, "tiny"], click)
+        assert "a click is on a pixel" in answer["attention-note"] and answer["weights"] == "", click
+    answer = visitor.trigger("attended", "select", [None, "tiny"], {"index": [10.0, 60]})
+    assert "<strong>10, 60</strong>" in answer["attention-note"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_large_uploads_are_turned_away(visitor):
@@ -147,8 +199,35 @@ def test_nothing_but_its_own_files_is_served(visitor, picture, tmp_path):
 def test_a_file_that_was_not_uploaded_is_no_picture(visitor, picture, tmp_path):
     (tmp_path / "private.png").write_bytes(picture.read_bytes())
     for path in (str(tmp_path / "private.png"), "/etc/passwd"):
-        with pytest.raises(Refused):
-            visitor.segment({"path": path, "meta": {"_type": "gradio.FileData"}})
+        for file in ({"path": path, "meta": {"_type": "gradio.FileData"}}, {"path": path}):
+            with pytest.raises(Refused, match="nothing that the page sends"):
+                visitor.segment(file)
+            with pytest.raises(Refused, match="nothing that the page sends"):
+                visitor.trigger("segment-video", "click", [file, "tiny"])
+
+
+def test_only_the_routes_of_the_page_are_open(visitor):
+    file = {"path": "http://127.0.0.1:1/a.png", "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [file, "tiny", 0.5], "fn_index": 0, "session_hash": visitor.session}
+    for route in ("call/segment", "call/v2/segment", "run/segment", "api/segment", "run/load_example"):
+        assert visitor.http.post(f"gradio_api/{route}", json=body).status_code == 403, route
+    recording = {"video": ("a.mp4", b"no video")}
+    assert visitor.http.post("gradio_api/process_recording", files=recording).status_code == 403
+    for route in ("component_server", "stream/a", "login", "vibe-edit", "profiling/clear", "run-history/connect"):
+        assert visitor.http.post(f"gradio_api/{route}", json={}).status_code == 403, route
+    for route in ("deep_link", "runs", "info", "openapi.json", "queue/status", "profiling/summary", "vibe-code"):
+        assert visitor.http.get(f"gradio_api/{route}").status_code == 403, route
+    for route in ("monitoring", "monitoring/summary", "gradio_api/monitoring", "monitoring/a", "docs", "pwa_icon"):
+        assert visitor.http.get(route).status_code == 403, route
+    assert visitor.http.put("gradio_api/upload").status_code == 403
+
+
+def test_large_json_is_turned_away_unread(visitor):
+    body = {"data": [], "fn_index": 0, "session_hash": visitor.session}
+    for route in ("queue/join", "cancel", "reset"):
+        padded = json.dumps(body) + " " * (1 << 20)  # which is JSON
+        answer = visitor.http.post(f"gradio_api/{route}", content=padded, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413 and "1,048,576 bytes" in answer.text, route
 
 
 @pytest.mark.parametrize("path", ["http://127.0.0.1:1/a.png", " HTTPS://example.com/a.png"])
@@ -158,10 +237,60 @@ def test_nothing_is_fetched_from_elsewhere(visitor, path):
 
 
 def test_the_files_are_gone_afterwards(checkpoint, picture):
-    with running(DemoArguments(model_name_or_path=[str(checkpoint)], host="127.0.0.1")) as (_, address):
+    with running(DemoArguments(model_name_or_path=[str(checkpoint)], host="127.0.0.1")) as (blocks, address):
         path = Path(Visitor(address).upload(picture)["path"])
-        assert path.is_file()
+        assert path.is_file() and blocks.enable_monitoring is False
     assert not path.parents[1].exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_ends_the_page_removes_its_files(monkeypatch, arguments, name):
+    number, ended = getattr(signal, name), []
+
+    class Page:
+        def block_thread(self):
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    @contextmanager
+    def answering(arguments):
+        with tempfile.TemporaryDirectory() as folder:
+            ended.append(Path(folder))
+            yield Page(), "http://127.0.0.1:1/"
+
+    monkeypatch.setattr("ccnet_hf.demo.server.running", answering)
+    former = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            serve(arguments)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, former)
+    assert exit_.value.code == 128 + number and not ended[0].exists()
+
+
+def test_a_place_where_it_cannot_listen_is_said_before_anything_is_loaded(checkpoint, monkeypatch):
+    monkeypatch.setattr("ccnet_hf.demo.checkpoints.Checkpoints.predictor", lambda *_: pytest.fail("was loaded"))
+
+    def message(**place) -> str:
+        with (
+            pytest.raises(InputError) as refused,
+            running(DemoArguments(model_name_or_path=[str(checkpoint)], **place)),
+        ):
+            pass
+        return str(refused.value)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        expected = f"the page cannot listen on --host 127.0.0.1 and --port {port}: address already in use"
+        assert message(host="127.0.0.1", port=port) == expected
+        monkeypatch.setenv("GRADIO_SERVER_PORT", str(port))
+        assert message(host="127.0.0.1") == expected
+    assert "cannot listen on --host 300.1.1.1 and --port 1024: " in message(host="300.1.1.1", port=1024)
+    assert "--host 192.0.2.1 and" in message(host="192.0.2.1") and "--host " in message(host="a" * 70)
+    for value in ("abc", "", "70000", "7860 "):
+        monkeypatch.setenv("GRADIO_SERVER_PORT", value)
+        assert "the variable GRADIO_SERVER_PORT must be" in message(host="127.0.0.1")
 
 
 def test_the_space_opens_the_page_with_its_checkpoint(monkeypatch):

@@ -8,6 +8,9 @@ from typing import Any
 import httpx
 
 
+_JSON = {"Content-Type": "application/json"}
+
+
 class Refused(Exception):
     """The page did not do what was asked of it; what it said, if anything."""
 
@@ -42,7 +45,8 @@ class Visitor:
             if [self.parts[part], event] in [list(target) for target in function["targets"]]
         )
         request = {"data": data, "fn_index": function["id"], "session_hash": self.session, "event_data": event_data}
-        self.http.post("gradio_api/queue/join", json=request).raise_for_status()
+        content = json.dumps(request)  # NaN and infinity, too
+        self.http.post("gradio_api/queue/join", content=content, headers=_JSON).raise_for_status()
         with self.http.stream("GET", "gradio_api/queue/data", params={"session_hash": self.session}) as lines:
             for line in lines.iter_lines():
                 message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}

@@ -209,7 +209,7 @@ def truncate(path: str) -> None:
         (["gone.png"], "no such file or folder: gone.png"),
         (["street.png", "*.gif"], r"no file matches \*.gif"),
         (["empty"], "no images in folder empty"),
-        (["text.png"], r"text.png: cannot be read \(it is not an image\)"),
+        (["text.png"], r"text.png: cannot be read \(it is not an image in "),
         (["street.png", "--mode", "slide"], "needs crop_size and stride"),
         (["street.png", "--crop_size", "8", "8"], "belong to mode 'slide'"),
         (["street.png", "--scales", "0"], "scales must be positive"),

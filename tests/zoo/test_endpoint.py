@@ -14,7 +14,8 @@ from tiny_zoo import write_checkpoint
 from transformers import pipeline
 
 from ccnet_hf import CCNetInstanceImageProcessor
-from ccnet_hf.models.handler import EndpointHandler
+from ccnet_hf.models.handler import _FORMATS, EndpointHandler
+from ccnet_hf.models.image_transforms_ccnet import FORMATS
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.remote_code import endpoint_files, published_files
 from ccnet_hf.zoo.repository import model_repositories
@@ -94,7 +95,11 @@ def test_every_form_of_an_image_is_the_same(handler):
         ({"inputs": ["a", "b"]}, "got list"),
         ({"inputs": "https://example.org/street.jpg"}, "must be an image file encoded in base64"),
         ({"inputs": "no base64!"}, "must be an image file encoded in base64"),
-        ({"inputs": b"text"}, "is no image"),
+        ({"inputs": b"text"}, "is no image of these formats: AVIF, .*, WEBP"),
+        (
+            {"inputs": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"},
+            "is no image of these formats",
+        ),
         ({"inputs": STREET.read_bytes()[:2000]}, "cannot be read as an image: image file is truncated"),
         ({"inputs": STREET.read_bytes(), "parameters": {"timeout": 3}}, "`parameters` can have .*; got timeout"),
         ({"inputs": STREET.read_bytes(), "parameters": {"subtask": "depth"}}, "Subtask depth is not supported"),
@@ -103,6 +108,10 @@ def test_every_form_of_an_image_is_the_same(handler):
 def test_what_cannot_be_segmented_is_one_sentence(handler, data, message):
     with pytest.raises(ValueError, match=message):
         handler(data)
+
+
+def test_the_formats_are_those_of_the_package():
+    assert _FORMATS == FORMATS
 
 
 def test_instances_have_scores(tmp_path):

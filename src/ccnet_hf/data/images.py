@@ -13,6 +13,9 @@ from ccnet_hf.errors import InputError, describe
 from ccnet_hf.models import image_transforms_ccnet as transforms
 
 
+_NO_IMAGE = f"it is not an image in {', '.join(transforms.FORMATS[:-1])} or {transforms.FORMATS[-1]}"
+
+
 class CorruptExample(InputError):
     """An image or label map that is missing, cannot be decoded, is too large, or does not have the other's size."""
 
@@ -31,7 +34,8 @@ def open_image(source: str | os.PathLike | bytes, max_image_pixels: int | None =
         max_image_pixels: the largest number of pixels that is decoded, 0 for any; by default Pillow's 178,956,970.
 
     Raises:
-        CorruptExample: it is missing, damaged, no image, or too large; the message says which, and does not name it.
+        CorruptExample: it is missing, damaged, no image of a known format, or too large; the message says which, and
+            does not name it.
     """
     try:
         return transforms.open_image(io.BytesIO(source) if isinstance(source, bytes) else source, max_image_pixels)
@@ -39,7 +43,7 @@ def open_image(source: str | os.PathLike | bytes, max_image_pixels: int | None =
         reason = str(error).rstrip(".")
         raise CorruptExample(f"cannot be read ({reason}); --max_image_pixels allows larger images, 0 any") from error
     except Exception as error:  # Pillow's decoders meet broken files with a dozen kinds of exception
-        reason = "it is not an image" if isinstance(error, PIL.UnidentifiedImageError) else describe(error)
+        reason = _NO_IMAGE if isinstance(error, PIL.UnidentifiedImageError) else describe(error)
         raise CorruptExample(f"cannot be read ({reason})") from error
 
 

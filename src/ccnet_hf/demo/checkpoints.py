@@ -1,6 +1,7 @@
 """The checkpoints that the page offers, loaded when they are first asked for."""
 
 import dataclasses
+import reprlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -55,8 +56,8 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint cannot be used, or there is none of this name.
         """
-        if name not in self._sources:
-            raise InputError(f"there is no checkpoint {name!r} here; choose from {', '.join(self.names)}")
+        if name not in self.names:  # whatever a program sent in place of a name
+            raise InputError(f"there is no checkpoint {reprlib.repr(name)} here; choose from {', '.join(self.names)}")
         if use == "attention" and self._arguments.runtime is None:
             use = "pictures"
         return self._load(name, use)

@@ -34,7 +34,13 @@ class DemoArguments(PredictorArguments):
         default=None,
         metadata={"help": "port to listen on; default: GRADIO_SERVER_PORT, or else the first free one from 7860 on"},
     )
-    max_image_pixels: int = field(default=40_000_000, metadata={"help": "largest picture that is read, in pixels"})
+    max_image_pixels: int = field(
+        default=16_000_000,
+        metadata={
+            "help": "largest picture that is read, in pixels; the default takes a phone's 12 megapixels and bounds "
+            "how long one picture keeps other visitors waiting"
+        },
+    )
     max_upload_megabytes: int = field(default=50, metadata={"help": "largest file that may be uploaded"})
     max_video_frames: int = field(default=600, metadata={"help": "longest video that is segmented, in frames"})
     max_waiting: int = field(default=32, metadata={"help": "requests that may wait; further ones are turned away"})

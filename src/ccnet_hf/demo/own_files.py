@@ -1,14 +1,27 @@
 """What the page turns away that gradio would answer."""
 
 import json
+import re
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
+MAX_JSON_BYTES = 1 << 20  # of what a part of the page sends; pictures and videos are uploaded
+
+# The paths that the page asks for, and the launch of it; gradio has fifty more, of parts that this page has not.
+_FETCHED = re.compile(
+    r"/(|config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(assets|static|svelte)/.+|"
+    r"gradio_api/(file=(?!\s*(?i:https?):).+|heartbeat/[^/]+|queue/data|upload_progress|app_id|startup-events))"
+)
+_UPLOAD = "/gradio_api/upload"
+_POSTED_JSON = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
+
+
 class OwnFilesOnly:
-    """Turns away requests by which gradio would fetch a file from another server: to pass it on, or as an upload.
+    """Turns away what the page itself does not ask for, JSON that is too large, and requests by which gradio would
+    fetch a file from another server: to pass it on, or as an upload.
 
     Args:
         app: what answers the other requests.
@@ -21,17 +34,29 @@ class OwnFilesOnly:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"]
-        refused = "/proxy=" in path or "/file=http" in path
-        if not refused and path.endswith("/queue/join"):
-            request = Request(scope, receive)
-            body = await request.body()
-            refused = _names_another_server(body)
-            receive = _replay(body, receive)
-        if refused:
-            await PlainTextResponse("this page takes and serves its own files only", 403)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+        method, path = scope["method"], scope["path"]
+        answer = None
+        if method == "POST" and path in _POSTED_JSON:
+            body = await _read_body(Request(scope, receive))
+            if body is None:
+                answer = PlainTextResponse(f"this page takes JSON of at most {MAX_JSON_BYTES:,} bytes", 413)
+            elif _names_another_server(body):
+                answer = PlainTextResponse("this page takes its own files only", 403)
+            else:
+                receive = _replay(body, receive)
+        elif not ((method in ("GET", "HEAD") and _FETCHED.fullmatch(path)) or (method == "POST" and path == _UPLOAD)):
+            answer = PlainTextResponse("this page serves what it shows and no more", 403)
+        await (answer or self.app)(scope, receive, send)
+
+
+async def _read_body(request: Request) -> bytes | None:
+    """The body of a request, or `None` as soon as it has more bytes than JSON may have."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_JSON_BYTES:
+            return None
+    return bytes(body)
 
 
 def _names_another_server(body: bytes) -> bool:

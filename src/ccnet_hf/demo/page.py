@@ -3,6 +3,8 @@
 Nothing is kept here: what belongs to a user is in a state of the session, which gradio hands to the functions below.
 """
 
+import logging
+import os
 import tempfile
 from html import escape
 from importlib.util import find_spec
@@ -22,11 +24,12 @@ from ccnet_hf.demo.pictures import (
     segment_picture,
 )
 from ccnet_hf.demo.style import figures, legend, refusal, swatches
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, describe
 from ccnet_hf.inference.images import find_images
 from ccnet_hf.visualization import format_share
 
 
+_logger = logging.getLogger(__name__)
 _TITLE = "CCNet"
 _SUBTITLE = (
     "Semantic segmentation with criss-cross attention: every pixel looks along its row and its column, and by looking "
@@ -35,8 +38,12 @@ _SUBTITLE = (
 _FILES_LIVE = (600, 3600)  # seconds between two looks at the files of the page, and after which they are removed
 _STATE_LIVES = 3600  # seconds after the last use of what is kept of a picture
 _NO_PICTURE = "Choose a picture in the first tab."
+_NOT_OURS = "this is nothing that the page sends"
 _HOW_TO_LOOK = "Click on a pixel of the picture to see what it gathers information from."
-_PRIVATE = {"api_visibility": "private"}  # for this page only, not for programs
+_FAR = 1_000_000_000  # beyond any picture, in pixels, and any list of classes
+# For this page only, not for programs; and what it sends is checked here: gradio's checks write each mistake into the
+# log at length, and know less of broken pictures.
+_PRIVATE = {"api_visibility": "private", "preprocess": False}
 
 
 class Page:
@@ -46,8 +53,9 @@ class Page:
         self.arguments = arguments
         self.checkpoints = Checkpoints(arguments)
 
-    def segment(self, path: str | None, checkpoint: str, alpha: float) -> dict[str, object]:
+    def segment(self, file: dict | None, checkpoint: str, alpha: float) -> dict[str, object]:
         """What a picture shows after it was chosen, by the names of the components that show it."""
+        path, alpha = _uploaded_path(file), _opacity(alpha)
         if path is None:
             return _shown(None, "Choose a picture: a file, the camera, or the sample.")
         try:
@@ -56,22 +64,23 @@ class Page:
             picture, labels = segment_picture(predictor, checkpoint, image)
         except InputError as error:
             return _shown(None, refusal(str(error)))
-        file = _own_folder() / f"{Path(path).stem}_labels.png"
-        labels.save(file)
+        labels_file = _own_folder() / f"{Path(path).stem}_labels.png"
+        labels.save(labels_file)
         height, width = picture.size
         note = f"<strong>{picture.seconds:.2f} s</strong> for {width}x{height} pixels, {describe_runtime(predictor)}."
-        return _shown(picture, note, alpha, file)
+        return _shown(picture, note, alpha, labels_file)
 
     def redraw(self, picture: SegmentedPicture | None, labels: list[int], alpha: float):
+        labels, alpha = _chosen_labels(labels), _opacity(alpha)
         return None if picture is None else picture.overlay(labels, alpha)
 
-    def attend(self, picture: SegmentedPicture | None, checkpoint: str, point: gr.SelectData):
+    def attend(self, picture: SegmentedPicture | None, checkpoint: str, click: gr.EventData):
         """The two rows of views and the note, after a click."""
         if picture is None:
             return "", "", _NO_PICTURE
         try:
             predictor = self.checkpoints.predictor(checkpoint, "attention")
-            x, y = (int(i) for i in point.index)
+            x, y = _clicked_pixel(click)
             raw, ratios, gammas = attend_to_picture(predictor, picture.image, (x, y))
         except InputError as error:
             return "", "", refusal(str(error))
@@ -83,8 +92,9 @@ class Page:
         )
         return figures(raw, in_pairs=True), figures(ratios), note
 
-    def segment_video(self, path: str | None, checkpoint: str, progress: gr.Progress = gr.Progress()):  # noqa: B008
+    def segment_video(self, file: dict | None, checkpoint: str, progress: gr.Progress = gr.Progress()):  # noqa: B008
         """The tinted video, and the note with its legend."""
+        path = _uploaded_path(file)
         if path is None:
             return None, "Choose a video."
         output = _own_folder() / f"{Path(path).stem}_overlay.mp4"
@@ -131,9 +141,62 @@ def _own_folder() -> Path:
     return Path(tempfile.mkdtemp(dir=get_upload_folder()))
 
 
-def _uploaded_file(payload) -> str | None:
-    """The path of an upload as it is: the package's own reader knows more of broken pictures than gradio's."""
-    return None if payload is None else payload.path
+def _uploaded_path(sent: dict | None) -> str | None:
+    """The path of an upload. gradio has made sure of its form, but not of where it leads: what a picture names without
+    `meta` is no file to it."""
+    if sent is None or sent["path"] is None:
+        return None
+    path = os.path.abspath(sent["path"])
+    if not Path(path).is_relative_to(os.path.abspath(get_upload_folder())):
+        raise _Misused(_NOT_OURS)
+    return path
+
+
+def _opacity(sent) -> float:
+    if isinstance(sent, int | float) and 0 <= sent <= 1:
+        return sent
+    raise _Misused("the opacity is a number from 0 to 1")
+
+
+def _chosen_labels(sent) -> list[int]:
+    if isinstance(sent, list) and all(isinstance(label, int) and 0 <= label < _FAR for label in sent):
+        return sent
+    raise _Misused("the classes are chosen by a list of their numbers")
+
+
+def _clicked_pixel(click: gr.EventData) -> tuple[int, int]:
+    """(x, y) of a click on a picture, of which gradio passes on what it was sent.
+
+    Raises:
+        InputError: that tells of no pixel.
+    """
+    sent = click._data
+    index = sent.get("index") if isinstance(sent, dict) else None
+    if not (
+        isinstance(index, list)
+        and len(index) == 2
+        and all(isinstance(number, int | float) and abs(number) < _FAR for number in index)
+    ):
+        raise InputError("a click is on a pixel, whose column and row are two numbers")
+    return int(index[0]), int(index[1])
+
+
+class _Misused(gr.Error):
+    """What a program is told that sends what the page does not; its mistake is no traceback in the log."""
+
+    def __init__(self, message: str):
+        super().__init__(message, print_exception=False)
+
+
+class _Blocks(gr.Blocks):
+    """Blocks that say in one line of the log what of an event they cannot take: too few values, no upload."""
+
+    async def preprocess_data(self, *arguments, **options):
+        try:
+            return await super().preprocess_data(*arguments, **options)
+        except Exception as error:
+            _logger.warning("an event was turned away: %s", describe(error))
+            raise _Misused(_NOT_OURS) from error
 
 
 def build(arguments: DemoArguments) -> gr.Blocks:
@@ -141,7 +204,7 @@ def build(arguments: DemoArguments) -> gr.Blocks:
     page = Page(arguments)
     names = page.checkpoints.names
     page.checkpoints.predictor(names[0])
-    with gr.Blocks(
+    with _Blocks(
         title=f"{_TITLE}: criss-cross attention", analytics_enabled=False, delete_cache=_FILES_LIVE
     ) as blocks:
         with gr.Row(equal_height=False, elem_id="header"):
@@ -173,7 +236,6 @@ def _segment_tab() -> tuple[gr.Image, gr.Slider, dict[str, Component]]:
                 height=380,
                 elem_id="chosen",
             )
-            chosen.preprocess = _uploaded_file
             if samples:
                 gr.Examples([[sample] for sample in samples], chosen, label="Samples", api_visibility="private")
         with gr.Column():
@@ -220,7 +282,6 @@ def _video_tab(page: Page, checkpoint: gr.Dropdown) -> None:
                 elem_classes="note",
                 elem_id="video-note",
             )
-    video.preprocess = _uploaded_file
     button.click(page.segment_video, [video, checkpoint], [tinted, note], concurrency_limit=1, **_PRIVATE)
 
 
@@ -235,8 +296,8 @@ def _connect(
     """What happens in the first two tabs. The network computes for one user at a time; others wait in the queue."""
     network = {"concurrency_id": "network", "concurrency_limit": 1, **_PRIVATE}
 
-    def segment(path: str | None, name: str, alpha: float) -> dict[Component, object]:
-        return {shown[part]: value for part, value in page.segment(path, name, alpha).items()}
+    def segment(file: dict | None, name: str, alpha: float) -> dict[Component, object]:
+        return {shown[part]: value for part, value in page.segment(file, name, alpha).items()}
 
     gr.on(
         [blocks.load, chosen.change, checkpoint.change],

@@ -24,6 +24,8 @@ from transformers import pipeline
 
 
 _PARAMETERS = ("subtask", "threshold", "mask_threshold", "overlap_mask_area_threshold")
+# As in image_transforms_ccnet.py, which this file, loaded by itself, cannot import.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class EndpointHandler:
@@ -72,10 +74,11 @@ def _read(inputs: Any) -> Image.Image:
     if not isinstance(inputs, bytes):
         raise ValueError(f"`inputs` must be an image: base64 text, bytes or Pillow's; got {type(inputs).__name__}.")
     try:
-        image = Image.open(io.BytesIO(inputs))
+        Image.init()
+        image = Image.open(io.BytesIO(inputs), formats=[name for name in _FORMATS if name in Image.OPEN])
         image.load()
     except UnidentifiedImageError as error:
-        raise ValueError("`inputs` is no image.") from error
+        raise ValueError(f"`inputs` is no image of these formats: {', '.join(_FORMATS)}.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"`inputs` cannot be read as an image: {error}.") from error
     return image

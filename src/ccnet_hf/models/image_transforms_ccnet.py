@@ -30,6 +30,11 @@ from transformers.image_utils import ChannelDimension, SizeDict
 
 Array = np.ndarray | torch.Tensor
 
+# Those of Pillow's formats that photographs, masks and benchmarks come in, so far as the Pillow at hand has them. Of
+# these a file is opened without being decoded, and so measured before it takes memory (an ICO or ICNS is not), and
+# none is given to another program (an EPS is, to Ghostscript). A JPEG may be a camera's MPO.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
 # What turns an image upright, by the orientation that its EXIF block states.
 _UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -206,12 +211,13 @@ def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = No
     """Decodes an image file of any mode, the whole of it, so that damage anywhere shows, and turns it upright.
 
     Args:
-        source (`str`, `os.PathLike` or a binary file): The file.
+        source (`str`, `os.PathLike` or a binary file): The file, in one of `FORMATS`.
         max_pixels (`int`, *optional*):
             The largest number of pixels that is decoded, 0 for any. By default Pillow's own limit holds, twice its
             `PIL.Image.MAX_IMAGE_PIXELS`: 178,956,970.
 
     Raises:
+        PIL.UnidentifiedImageError: If it is no image, or in another format.
         PIL.Image.DecompressionBombError: If it has more pixels. A damaged file can raise any other exception.
     """
     try:
@@ -230,7 +236,8 @@ def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = No
 
 
 def _decode(source: str | os.PathLike | BinaryIO, max_pixels: int | None) -> PIL.Image.Image:
-    with PIL.Image.open(source) as image:
+    PIL.Image.init()
+    with PIL.Image.open(source, formats=[name for name in FORMATS if name in PIL.Image.OPEN]) as image:
         if max_pixels and image.width * image.height > max_pixels:
             raise PIL.Image.DecompressionBombError(
                 f"Image size ({image.width * image.height} pixels) exceeds limit of {max_pixels} pixels"
