@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -32,7 +33,7 @@ from ccnet_hf.data.preparation.card import dataset_repository
 from ccnet_hf.data.preparation.examples import RawExample
 from ccnet_hf.data.preparation.parquet import check_parquet, parquet_writer
 from ccnet_hf.data.preparation.prepare import build, main, prepare_dataset
-from ccnet_hf.data.preparation.shards import row_maker
+from ccnet_hf.data.preparation.shards import mapped, row_maker
 from ccnet_hf.errors import InputError
 
 
@@ -759,6 +760,37 @@ def test_several_workers_give_the_same_files(tmp_path):
     assert len(files) == 4
     for path in files:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
+
+
+def test_workers_leave_an_interruption_to_the_caller():
+    """From their first moment on, for they import for seconds."""
+    blocked = partial(signal.pthread_sigmask, signal.SIG_BLOCK)
+    with mapped(blocked, 2) as map_values:
+        assert [signal.SIGINT in signals for signals in map_values([()])] == [True]
+    assert signal.SIGINT not in blocked(())
+
+
+def test_an_interruption_leaves_no_half_of_a_dataset(tmp_path, monkeypatch, capsys):
+    write_distribution(tmp_path / "raw", "camvid")
+    write_shard = writing.write_shard
+
+    def interrupt_the_second(shard, rows, *args):
+        def interrupted():
+            yield next(iter(rows))
+            raise KeyboardInterrupt
+
+        is_first = shard.path.name.startswith("train")
+        return write_shard(shard, rows if is_first else interrupted(), *args)
+
+    command = ["camvid", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
+    with monkeypatch.context() as context:
+        context.setattr(writing, "write_shard", interrupt_the_second)
+        assert main(command) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert names(tmp_path / "out") == [".data"]
+    assert names(tmp_path / "out" / ".data") == ["train-00000-of-00001.parquet"]
+    assert main(command) == 0
+    assert "1 finished shard" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -106,6 +107,8 @@ def mapped(make: Callable[[Any], Any], num_proc: int) -> Iterator[Callable[[Sequ
 
     Raises:
         InputError: a worker died.
+    Ctrl-C, which a terminal sends to every process, is for the caller alone: workers finish what they are at and end.
+
     """
     if num_proc == 1:
         yield partial(map, make)
@@ -113,7 +116,7 @@ def mapped(make: Callable[[Any], Any], num_proc: int) -> Iterator[Callable[[Sequ
     # Not forked: the threads of PyTorch and Arrow do not survive a fork.
     with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
         try:
-            yield partial(pool.map, make, chunksize=4)
+            yield partial(_submitted, pool, make)
         except BrokenProcessPool as error:
             raise InputError(
                 "a worker died: killed for want of memory (try a smaller --num_proc), or because the script that made "
@@ -125,6 +128,18 @@ def mapped(make: Callable[[Any], Any], num_proc: int) -> Iterator[Callable[[Sequ
 
 @dataclass(frozen=True)
 class PreparedDataset:
+def _submitted(pool: ProcessPoolExecutor, make: Callable[[Any], Any], values: Sequence[Any]) -> Iterable:
+    """What `make` makes of the values, in workers that start here and inherit that SIGINT is blocked, so that it does
+    not meet them while they import, either."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return pool.map(make, values, chunksize=4)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.map(make, values, chunksize=4)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
     """What a preparation has done.
 
     Attributes:
