@@ -813,7 +813,7 @@ def test_pushes_to_a_private_repository(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(prepare_module, "check_token", lambda api, repo_id: calls.append(repo_id))
     monkeypatch.setattr(
-        prepare_module, "publish", lambda api, repository, private: calls.append((repository, private)) or ["a"]
+        prepare_module, "publish", lambda api, repository, private: calls.append((repository, private)) or True
     )
     arguments = ["camvid", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
     assert main([*arguments, "--hub_dataset_id", "me/camvid"]) == 0
@@ -821,7 +821,7 @@ def test_pushes_to_a_private_repository(tmp_path, monkeypatch, capsys):
     assert checked == repository.repo_id == "me/camvid" and private and repository.repo_type == "dataset"
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("[!.]*.*")}
     assert repository.files.keys() == files and len(files) == 4
-    assert capsys.readouterr().out.endswith("me/camvid: sent 1 files\n")
+    assert capsys.readouterr().out.endswith("me/camvid: published\n")
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ def prepare(arguments: FolderArguments) -> None:
         print(f"in no mask: {', '.join(absent)} (--mask_values says which value stands for which class)")
     if arguments.hub_dataset_id:
         sent = push_dataset(arguments.output_dir, arguments.hub_dataset_id)
-        print(f"{arguments.hub_dataset_id}: {f'sent {len(sent)} files' if sent else 'up to date'}")
+        print(f"{arguments.hub_dataset_id}: {'published' if sent else 'up to date'}")
 
 
 __all__ = ["absent_classes", "prepare", "prepare_folder"]

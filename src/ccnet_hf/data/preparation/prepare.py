@@ -176,7 +176,7 @@ def prepare(arguments: PrepareArguments) -> None:
         print(f"{len(prepared.skipped):,} examples were left out:", *prepared.skipped, sep="\n  ")
     if arguments.hub_dataset_id:
         sent = push_dataset(arguments.output_dir, arguments.hub_dataset_id)
-        print(f"{arguments.hub_dataset_id}: {f'sent {len(sent)} files' if sent else 'up to date'}")
+        print(f"{arguments.hub_dataset_id}: {'published' if sent else 'up to date'}")
 
 
 __all__ = ["PreparedDataset", "build", "main", "prepare", "prepare_dataset", "push_dataset"]
