@@ -320,13 +320,13 @@ def test_damage_is_named_or_skipped_and_counted(tmp_path, name, damage, capsys):
     assert not (tmp_path / "out" / "README.md").exists()
     assert main([*command, "--skip_corrupt"]) == 0
     output = capsys.readouterr().out
-    assert "1 examples were left out" in output
+    assert "1 example was left out" in output
     assert message.removeprefix("split train has no label for ") in output
     del expected["train"][EXAMPLES[name]["train"][1][0]]
     check(tmp_path / "out", expected)
     assert "Left out because a file was missing or damaged: 1." in (tmp_path / "out" / "README.md").read_text()
     assert main([*command, "--skip_corrupt"]) == 0  # what was left out is not forgotten when the shard is kept
-    assert "1 examples were left out" in capsys.readouterr().out
+    assert "1 example was left out" in capsys.readouterr().out
     assert main(command) == 1
 
 
@@ -791,6 +791,15 @@ def test_an_interruption_leaves_no_half_of_a_dataset(tmp_path, monkeypatch, caps
     assert names(tmp_path / "out" / ".data") == ["train-00000-of-00001.parquet"]
     assert main(command) == 0
     assert "1 finished shard" in capsys.readouterr().out
+
+
+def test_a_readme_of_somebody_else_stays(tmp_path):
+    write_distribution(tmp_path / "raw", "camvid")
+    write(tmp_path / "out", "README.md", b"# Mine")
+    with pytest.raises(InputError, match=r"README\.md is not the card of a prepared dataset"):
+        prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["README.md"]
+    assert (tmp_path / "out" / "README.md").read_bytes() == b"# Mine"
 
 
 @pytest.mark.slow

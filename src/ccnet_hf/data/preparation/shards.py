@@ -22,6 +22,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmarks.record import Benchmark
 from ccnet_hf.data.images import open_image
 from ccnet_hf.data.preparation.examples import RawExample, read_same
@@ -31,6 +32,7 @@ from ccnet_hf.models.image_transforms_ccnet import fit_labels, stored_orientatio
 
 
 _SOURCE_KEY = b"ccnet_hf.source"  # in a shard's metadata: what it was made from, if nothing was left out
+_FEATURES_KEY = b"huggingface"  # there as well: the columns, as `datasets` writes them
 _ROW_GROUP_BYTES = 32 << 20  # what a reader of a stream holds at once
 
 
@@ -105,10 +107,10 @@ def row_maker(
 def mapped(make: Callable[[Any], Any], num_proc: int) -> Iterator[Callable[[Sequence[Any]], Iterable]]:
     """Yield a function that gives what `make` makes of many values, in their order, in `num_proc` workers.
 
-    Raises:
-        InputError: a worker died.
     Ctrl-C, which a terminal sends to every process, is for the caller alone: workers finish what they are at and end.
 
+    Raises:
+        InputError: a worker died.
     """
     if num_proc == 1:
         yield partial(map, make)
@@ -126,8 +128,6 @@ def mapped(make: Callable[[Any], Any], num_proc: int) -> Iterator[Callable[[Sequ
             pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class PreparedDataset:
 def _submitted(pool: ProcessPoolExecutor, make: Callable[[Any], Any], values: Sequence[Any]) -> Iterable:
     """What `make` makes of the values, in workers that start here and inherit that SIGINT is blocked, so that it does
     not meet them while they import, either."""
@@ -140,6 +140,8 @@ def _submitted(pool: ProcessPoolExecutor, make: Callable[[Any], Any], values: Se
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
+@dataclass(frozen=True)
+class PreparedDataset:
     """What a preparation has done.
 
     Attributes:
@@ -155,6 +157,11 @@ def _submitted(pool: ProcessPoolExecutor, make: Callable[[Any], Any], values: Se
     turned: list[str]
 
 
+def identity(file: RawFile) -> tuple[str, int, float]:
+    """What tells a file from others, and from itself with another content, without reading it."""
+    return PurePosixPath(file.path).name, file.size, file.stamp
+
+
 @dataclass(frozen=True)
 class Shard:
     """A parquet file and the examples it is made of."""
@@ -164,9 +171,10 @@ class Shard:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when other files, or files of other sizes, or labels of another meaning are to go into the shard."""
+        """Changes when other files, or files with another content, or labels of another meaning are to go into the
+        shard."""
         members = [
-            [example.name, *([(PurePosixPath(file.path).name, file.size) for file in group])]
+            [example.name, *map(identity, group)]
             for example in self.examples
             for group in (example.image, example.label)
         ]
@@ -178,8 +186,9 @@ class Shard:
         """Rows of the written file."""
         return pq.read_metadata(self.path).num_rows
 
-    def is_finished(self) -> bool:
-        """Whether the file is there, undamaged, with all examples, made from these files. Reads all of it."""
+    def is_finished(self, features: datasets.Features) -> bool:
+        """Whether the file is there, undamaged, with all examples, made from these files, and has these columns, names
+        of classes included. Reads all of it."""
         try:
             found = check_parquet(self.path)
         except InputError:
@@ -188,6 +197,7 @@ class Shard:
         # What earlier versions wrote has no checksum: nobody knows whether all of it is there.
         return (
             metadata.get(_SOURCE_KEY) == self.fingerprint.encode()
+            and metadata.get(_FEATURES_KEY) == features.arrow_schema.metadata[_FEATURES_KEY]
             and CHECKSUM_KEY in metadata
             and found.num_rows == len(self.examples)
         )
