@@ -57,6 +57,15 @@ def test_without_a_subcommand_it_says_which_there_are(arguments, problem, capsys
     assert capsys.readouterr().err == expected
 
 
+def test_a_subcommand_interrupted_while_it_is_imported_is_one_line(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ccnet_hf.command.import_module", interrupted)
+    assert main(["segment", "image.png"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 WITHOUT_EXTRAS = """
 import contextlib, importlib.metadata, io, json, sys
 

@@ -73,6 +73,26 @@ def test_a_mistake_of_the_package_keeps_its_traceback():
         run_command(NoArguments, lambda arguments: np.ones(3) + np.ones(4), [])
 
 
+def test_an_interrupted_command_is_one_line(capsys):
+    def command(error):
+        def run(arguments):
+            try:
+                raise KeyboardInterrupt
+            finally:
+                if error is not None:
+                    raise error
+
+        return run
+
+    assert run_command(NoArguments, command(None), []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    # What goes wrong on the way out is told.
+    assert run_command(NoArguments, command(OSError("the disk fails")), []) == 1
+    assert capsys.readouterr().err == "error: the disk fails\n"
+    with pytest.raises(ZeroDivisionError):
+        run_command(NoArguments, command(ZeroDivisionError()), [])
+
+
 def test_it_is_public():
     assert ccnet_hf.InputError is InputError and issubclass(InputError, ValueError)
 

@@ -6,9 +6,11 @@ without the extra, and running it says which one to install.
 
 import argparse
 import io
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from functools import wraps
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, get_args, get_origin
@@ -44,6 +46,7 @@ EXTRAS = {
     "pycocotools": "coco",
 }
 
+_INTERRUPTED = 128 + signal.SIGINT  # exit status, as shells have it
 _LONGEST_COMPLAINT = 2000  # characters; some repeat an argument or a name, however long it is
 
 
@@ -151,6 +154,21 @@ def parse_some(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
     return tuple(parsed)
 
 
+def _interruptible(run: Callable[..., int]) -> Callable[..., int]:
+    """Answer Ctrl-C with one line and exit status 130; an error that it leads to passes."""
+
+    @wraps(run)
+    def running(*arguments, **options) -> int:
+        try:
+            return run(*arguments, **options)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return _INTERRUPTED
+
+    return running
+
+
+@_interruptible
 def run_command(
     arguments_class: type | Sequence[type],
     command: Callable[..., None] | str,
@@ -175,7 +193,8 @@ def run_command(
 
     Returns:
         Exit status: 0, or 1 after one line on stderr when the input was bad or a file or the network failed; 2 after
-        one line that names the extra of this package that is not installed. A wrong argument exits with status 2.
+        one line that names the extra of this package that is not installed; 130 after one line when it was
+        interrupted (Ctrl-C). A wrong argument exits with status 2.
         Anything else is a mistake of the package's and keeps its traceback.
     """
     if description is None and not isinstance(command, str):
@@ -218,6 +237,7 @@ def _imported(command: Callable[..., None] | str) -> Callable[..., None]:
     return getattr(import_module(module), function)
 
 
+@_interruptible
 def run_subcommand(
     subcommands: Subcommands,
     argv: Sequence[str] | None = None,
@@ -234,7 +254,8 @@ def run_subcommand(
         unlisted: further subcommands, which `--help` leaves out.
 
     Returns:
-        The subcommand's exit status; 2 after one line on stderr where there is none.
+        The subcommand's exit status; 2 after one line on stderr where there is none; 130 after one where its import
+        was interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     name = argv[0] if argv else None

@@ -8,7 +8,7 @@ from tiny_models import tiny_model, tiny_parsing_model
 
 from ccnet_hf import CCNetImageProcessor
 from ccnet_hf.inference import Predictor
-from ccnet_hf.inference.attend import main
+from ccnet_hf.inference.attend import draw_figure, main
 from ccnet_hf.visualization import attention_map
 
 
@@ -76,3 +76,15 @@ def test_the_command(image, tmp_path, capsys):
     assert main([*arguments, "--output", str(output), "--point", "1,1"]) == 1
     assert "the model has no criss-cross attention to look at" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("size", [(1, 700), (700, 1), (1, 20_000)])
+def test_a_narrow_picture_has_a_figure_of_modest_size(size):
+    """It was enlarged until its shorter side had 300 pixels, the longer one with it: gigabytes."""
+    point = (size[0] - 1, size[1] - 1)
+    attention = Predictor(tiny_model(), CCNetImageProcessor(size={"height": 40, "width": 40})).attention(
+        image := Image.new("RGB", size, (200, 30, 40)), point
+    )
+    figure = draw_figure(image, point, attention)
+    assert figure.width * figure.height < 50_000_000
+    assert figure.width > 400  # room for the captions

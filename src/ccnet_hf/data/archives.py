@@ -43,6 +43,8 @@ class RawFile:
         size: number of bytes.
         offset: where its bytes start in a tar file; `None` elsewhere.
         archive: what people call the archive that holds it; `None` if there is none.
+        stamp: what changes with its content and is known without reading it: on the disk the modification time in ns,
+            in a zip file the checksum, in a tar file the modification time in s that it states.
     """
 
     path: str
@@ -50,6 +52,7 @@ class RawFile:
     size: int
     offset: int | None = None
     archive: str | None = None
+    stamp: float = 0
 
     def read(self) -> bytes:
         """Read the bytes; `InputError` naming the file if it is damaged, larger than 1 GiB or has changed."""
@@ -112,7 +115,7 @@ def list_files(sources: Sequence[str | Path], scratch: Path) -> list[RawFile]:
     check_sources(sources)
     files: list[RawFile] = []
     for source in map(Path, sources):
-        for file in _walk(source) if source.is_dir() else [RawFile(source.name, source, source.stat().st_size)]:
+        for file in _walk(source) if source.is_dir() else [_on_disk(source.name, source)]:
             if _archive_suffix(file.container):
                 files += _list_archive(file.container, str(file.container), scratch)
             else:
@@ -139,7 +142,12 @@ def _walk(folder: Path) -> Iterator[RawFile]:
             file = Path(parent, name)
             path = file.relative_to(folder)
             if not _is_hidden(path) and file.is_file():
-                yield RawFile(path.as_posix(), file, file.stat().st_size)
+                yield _on_disk(path.as_posix(), file)
+
+
+def _on_disk(path: str, file: Path) -> RawFile:
+    state = file.stat()
+    return RawFile(path, file, state.st_size, stamp=state.st_mtime_ns)
 
 
 def _list_archive(archive: Path, name: str, scratch: Path, depth: int = 1) -> list[RawFile]:
@@ -181,7 +189,7 @@ def _zip_members(archive: Path, name: str) -> Iterator[tuple[RawFile, int | None
                 f"its member {info.filename} is compressed by method {info.compress_type}, which is not known here; "
                 "unpack the archive"
             )
-        yield RawFile(info.filename, archive, info.file_size, archive=name), info.CRC
+        yield RawFile(info.filename, archive, info.file_size, archive=name, stamp=info.CRC), info.CRC
 
 
 def _tar_members(archive: Path, name: str) -> Iterator[tuple[RawFile, int | None]]:
@@ -195,7 +203,7 @@ def _tar_members(archive: Path, name: str) -> Iterator[tuple[RawFile, int | None
             if info.isfile():
                 if info.offset_data + info.size > length:
                     raise tarfile.ReadError(f"it ends within {info.name}")
-                file = RawFile(info.name, archive, info.size, info.offset_data, name)
+                file = RawFile(info.name, archive, info.size, info.offset_data, name, info.mtime)
                 files[posixpath.normpath(info.name)] = file
                 yield file, None
             elif info.islnk():

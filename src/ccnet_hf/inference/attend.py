@@ -23,7 +23,8 @@ from ccnet_hf.visualization import (
 )
 
 
-_SHORTEST_SIDE = 300  # pixels of an image in the figure, so that its captions can be read
+# Pixels of an image in the figure: small ones are enlarged so that their maps can be seen, narrow ones not endlessly.
+_SHORTEST_SIDE, _LONGEST_SIDE = 300, 2048
 
 
 @dataclass(kw_only=True)
@@ -78,7 +79,7 @@ def draw_figure(
         attention: of `Predictor.attention`.
         percentile: as in `clip_attention`.
     """
-    larger = max(1.0, _SHORTEST_SIDE / min(image.size))
+    larger = max(1.0, min(_SHORTEST_SIDE / min(image.size), _LONGEST_SIDE / max(image.size)))
     shown = image.resize(tuple(round(side * larger) for side in image.size), Image.Resampling.BICUBIC)
     return captioned_grid(draw_views(shown, point, attention, percentile))
 

@@ -173,11 +173,13 @@ def _mark(drawn: Image.Image, position: tuple[int, int], size: tuple[int, int]) 
 
 
 def captioned_grid(rows: Sequence[dict[str, Image.Image]]) -> Image.Image:
-    """Images of one size in rows, each above its caption."""
+    """Images of one size in rows, each above its caption; a column is as wide as its image or the longest caption."""
     width, height = next(iter(rows[0].values())).size
-    font = ImageFont.load_default(size=max(12, height // 16))
-    gap = height // 12
+    side = min(height, 4 * width)  # a narrow image has small captions, not ones as large as it is high
+    font = ImageFont.load_default(size=max(12, side // 16))
+    gap = max(side // 12, ceil(font.size / 2))
     line = ceil(1.4 * font.size)
+    width = max(width, *(ceil(font.getlength(caption)) for row in rows for caption in row))
     columns = max(len(row) for row in rows)
     size = (columns * (width + gap) + gap, len(rows) * (height + line + gap) + gap)
     canvas = Image.new("RGB", size, PAPER)

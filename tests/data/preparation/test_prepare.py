@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -32,7 +33,7 @@ from ccnet_hf.data.preparation.card import dataset_repository
 from ccnet_hf.data.preparation.examples import RawExample
 from ccnet_hf.data.preparation.parquet import check_parquet, parquet_writer
 from ccnet_hf.data.preparation.prepare import build, main, prepare_dataset
-from ccnet_hf.data.preparation.shards import row_maker
+from ccnet_hf.data.preparation.shards import mapped, row_maker
 from ccnet_hf.errors import InputError
 
 
@@ -319,13 +320,13 @@ def test_damage_is_named_or_skipped_and_counted(tmp_path, name, damage, capsys):
     assert not (tmp_path / "out" / "README.md").exists()
     assert main([*command, "--skip_corrupt"]) == 0
     output = capsys.readouterr().out
-    assert "1 examples were left out" in output
+    assert "1 example was left out" in output
     assert message.removeprefix("split train has no label for ") in output
     del expected["train"][EXAMPLES[name]["train"][1][0]]
     check(tmp_path / "out", expected)
     assert "Left out because a file was missing or damaged: 1." in (tmp_path / "out" / "README.md").read_text()
     assert main([*command, "--skip_corrupt"]) == 0  # what was left out is not forgotten when the shard is kept
-    assert "1 examples were left out" in capsys.readouterr().out
+    assert "1 example was left out" in capsys.readouterr().out
     assert main(command) == 1
 
 
@@ -761,6 +762,46 @@ def test_several_workers_give_the_same_files(tmp_path):
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
 
+def test_workers_leave_an_interruption_to_the_caller():
+    """From their first moment on, for they import for seconds."""
+    blocked = partial(signal.pthread_sigmask, signal.SIG_BLOCK)
+    with mapped(blocked, 2) as map_values:
+        assert [signal.SIGINT in signals for signals in map_values([()])] == [True]
+    assert signal.SIGINT not in blocked(())
+
+
+def test_an_interruption_leaves_no_half_of_a_dataset(tmp_path, monkeypatch, capsys):
+    write_distribution(tmp_path / "raw", "camvid")
+    write_shard = writing.write_shard
+
+    def interrupt_the_second(shard, rows, *args):
+        def interrupted():
+            yield next(iter(rows))
+            raise KeyboardInterrupt
+
+        is_first = shard.path.name.startswith("train")
+        return write_shard(shard, rows if is_first else interrupted(), *args)
+
+    command = ["camvid", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
+    with monkeypatch.context() as context:
+        context.setattr(writing, "write_shard", interrupt_the_second)
+        assert main(command) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert names(tmp_path / "out") == [".data"]
+    assert names(tmp_path / "out" / ".data") == ["train-00000-of-00001.parquet"]
+    assert main(command) == 0
+    assert "1 finished shard" in capsys.readouterr().out
+
+
+def test_a_readme_of_somebody_else_stays(tmp_path):
+    write_distribution(tmp_path / "raw", "camvid")
+    write(tmp_path / "out", "README.md", b"# Mine")
+    with pytest.raises(InputError, match=r"README\.md is not the card of a prepared dataset"):
+        prepare_dataset("camvid", tmp_path / "raw", tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["README.md"]
+    assert (tmp_path / "out" / "README.md").read_bytes() == b"# Mine"
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_named(tmp_path):
     write(tmp_path, "1.jpg", encode(np.zeros((12, 20, 3), np.uint8), ".jpg"))
@@ -781,7 +822,7 @@ def test_pushes_to_a_private_repository(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(prepare_module, "check_token", lambda api, repo_id: calls.append(repo_id))
     monkeypatch.setattr(
-        prepare_module, "publish", lambda api, repository, private: calls.append((repository, private)) or ["a"]
+        prepare_module, "publish", lambda api, repository, private: calls.append((repository, private)) or True
     )
     arguments = ["camvid", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]
     assert main([*arguments, "--hub_dataset_id", "me/camvid"]) == 0
@@ -789,7 +830,7 @@ def test_pushes_to_a_private_repository(tmp_path, monkeypatch, capsys):
     assert checked == repository.repo_id == "me/camvid" and private and repository.repo_type == "dataset"
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("[!.]*.*")}
     assert repository.files.keys() == files and len(files) == 4
-    assert capsys.readouterr().out.endswith("me/camvid: sent 1 files\n")
+    assert capsys.readouterr().out.endswith("me/camvid: published\n")
 
 
 @pytest.mark.parametrize(

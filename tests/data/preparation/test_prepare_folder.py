@@ -1,5 +1,7 @@
 """Two folders, of images and of masks, become a dataset that trains."""
 
+import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -107,7 +109,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     arguments = write_pairs(tmp_path, NAMES)
     (arguments["masks"] / "bb.png").unlink()
     (arguments["images"] / "ccc.jpg").unlink()
-    with pytest.raises(InputError, match="1 images have no mask: bb; 1 masks have no image: ccc; --skip_corrupt"):
+    with pytest.raises(InputError, match="1 image has no mask: bb; 1 mask has no image: ccc; --skip_corrupt"):
         prepare_folder(**arguments)
     prepared = prepare_folder(**arguments, skip_corrupt=True)
     assert sum(prepared.num_examples.values()) == len(NAMES) - 2 and len(prepared.skipped) == 2
@@ -127,7 +129,12 @@ def test_a_value_of_no_class_is_named(tmp_path):
     [
         ({"classes": ["crack"]}, "--classes takes 2 to 255 names, the background's among them; got 1"),
         ({"classes": ["a", "a"]}, "--classes names a class twice"),
-        ({"mask_values": ["0"]}, "--mask_values has 1 values for 2 classes"),
+        ({"classes": ["a", ""]}, "--classes takes names that can be seen, got ''"),
+        ({"classes": [" \t", "a"]}, "--classes takes names that can be seen, got"),
+        ({"classes": ["\u200b", "a"]}, "--classes takes names that can be seen, got"),
+        ({"classes": ["a", "caf\udce9"]}, r"the name 'caf\\udce9' in --classes cannot be read: 'utf-8' codec"),
+        ({"output_dir": "caf\udce9"}, "the name of caf.* cannot be read: 'utf-8' codec"),
+        ({"mask_values": ["0"]}, "--mask_values has 1 value for 2 classes"),
         ({"mask_values": ["0", "1,2"]}, "take numbers from 0 to 255 or colours such as 128,0,0; got '1,2'"),
         ({"mask_values": ["0", "256"]}, "take numbers from 0 to 255 or colours such as 128,0,0; got '256'"),
         ({"mask_values": ["0", "0,0,0"]}, "are all numbers or all colours"),
@@ -161,3 +168,112 @@ def test_help_tells_of_the_folder(capsys):
     assert "For images and masks of your own: prepare_dataset.py folder --help" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# My pictures\n",
+        "---\nconfigs: []\ndataset_info: {}\n---\n\n# A dataset of somebody else's\n",
+        "# Notes\n\nWritten by `ccnet_hf` (`prepare_dataset.py folder`).\n",
+        "",
+    ],
+)
+def test_a_readme_of_somebody_else_stays(tmp_path, text, capsys):
+    arguments = write_pairs(tmp_path, ["a", "bb"])
+    arguments["output_dir"].mkdir()
+    readme = arguments["output_dir"] / "README.md"
+    readme.write_text(text)
+    words = [word for name in ("images", "masks", "output_dir") for word in (f"--{name}", str(arguments[name]))]
+    assert main(["folder", *words, "--classes", *CLASSES]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {readme} is not the card of a prepared dataset; remove it or choose another --output_dir\n"
+    )
+    assert os.listdir(arguments["output_dir"]) == ["README.md"] and readme.read_text() == text
+    readme.unlink()
+    assert main(["folder", *words, "--classes", *CLASSES]) == 0
+    assert main(["folder", *words, "--classes", *reversed(CLASSES)]) == 0  # a card of its own is replaced
+    assert "| 0 | crack |" in readme.read_text()
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar", "gztar"])
+def test_corrected_masks_of_equal_size_are_noticed(tmp_path, form):
+    arguments = write_pairs(tmp_path, ["a", "bb"])
+    folder = arguments["masks"]
+    for file in folder.iterdir():
+        PIL.Image.open(file).save(file.with_suffix(".bmp"))
+        file.unlink()
+
+    def prepare_again() -> int:
+        if form != "folder":
+            arguments["masks"] = shutil.make_archive(str(tmp_path / "packed"), form, folder)
+        return prepare_folder(**arguments, validation_fraction=0.0).num_kept_shards
+
+    assert [prepare_again(), prepare_again()] == [0, 1]
+    corrected, state = folder / "bb.bmp", (folder / "bb.bmp").stat()
+    PIL.Image.fromarray(mask_of("corrected")).save(corrected)
+    os.utime(corrected, ns=(state.st_atime_ns, state.st_mtime_ns + 10**10))
+    assert corrected.stat().st_size == state.st_size
+    assert [prepare_again(), prepare_again()] == [0, 1]
+    np.testing.assert_array_equal(rows(tmp_path / "out", "train")["bb"], mask_of("corrected"))
+
+
+def test_classes_of_other_names_make_the_shards_anew(tmp_path):
+    arguments = write_pairs(tmp_path, ["a", "bb"]) | {"validation_fraction": 0.0}
+    prepare_folder(**arguments)
+    assert prepare_folder(**arguments | {"classes": ["wall", "crack"]}).num_kept_shards == 0
+    shard = str(tmp_path / "out" / "data" / "*.parquet")
+    written = datasets.Dataset.from_parquet(shard, cache_dir=str(tmp_path / "cache"))
+    assert written.features["classes"].feature.names == ["wall", "crack"]
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_a_name_that_is_no_text_is_named(tmp_path, form):
+    """As of a file that was packed under another encoding."""
+    arguments = write_pairs(tmp_path, ["a", "caf\udce9"])
+    if form == "tar":
+        for kind in ("images", "masks"):
+            arguments[kind] = shutil.make_archive(str(tmp_path / kind), form, arguments[kind])
+    with pytest.raises(InputError, match=r"^the name of .*caf.*cannot be read: 'utf-8' codec"):
+        prepare_folder(**arguments)
+
+
+def test_a_folder_whose_name_is_no_text_becomes_a_dataset(tmp_path):
+    arguments = write_pairs(tmp_path, ["a", "bb"])
+    arguments["images"] = arguments["images"].rename(tmp_path / "caf\udce9")
+    assert prepare_folder(**arguments).num_examples == {"train": 1, "validation": 1}
+    assert "# caf\ufffd" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "options"),
+    [(((0, 0, 0), RED), "RGBA", {"mask_values": ["0,0,0", "128,0,0"]}), ((0, 1), "LA", {})],
+)
+def test_an_alpha_channel_that_hides_nothing_does_not_count(tmp_path, values, mode, options):
+    arguments = write_pairs(tmp_path, ["a", "bb"], values)
+    for file in arguments["masks"].iterdir():
+        PIL.Image.open(file).convert(mode).save(file)
+    prepare_folder(**arguments, **options, validation_fraction=0.0)
+    for name, label in rows(tmp_path / "out", "train").items():
+        np.testing.assert_array_equal(label, mask_of(name))
+    with PIL.Image.open(arguments["masks"] / "bb.png") as mask:
+        mask.putpixel((5, 3), (*mask.getpixel((5, 3))[:-1], 254))
+        mask.save(arguments["masks"] / "bb.png")
+    with pytest.raises(InputError, match=r"bb\.png: the pixel at row 3, column 5 is transparent; save the label map"):
+        prepare_folder(**arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (((0, 0, 0), RED), {}, "mode RGB .for masks of colours --mask_values takes the colour R,G,B of every class"),
+        (
+            (0, 255),
+            {"mask_values": ["0,0,0", "255,255,255"]},
+            r"label id 255 is none of 0\.\.1 .--mask_values takes numbers for masks of one channel",
+        ),
+    ],
+)
+def test_masks_of_the_other_kind_name_the_option(tmp_path, values, options, message):
+    with pytest.raises(InputError, match=message):
+        prepare_folder(**write_pairs(tmp_path, ["a", "bb"], values), **options)

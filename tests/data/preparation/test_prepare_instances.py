@@ -8,8 +8,10 @@ import datasets
 import numpy as np
 import pytest
 
+from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.dataset_arguments import DatasetArguments
 from ccnet_hf.data.instances import coco_annotation
+from ccnet_hf.data.preparation.instances import InstanceShard, RawInstances
 from ccnet_hf.data.preparation.prepare import prepare_dataset
 from ccnet_hf.data.preparation.prepare_arguments import main
 from ccnet_hf.errors import InputError
@@ -83,3 +85,22 @@ def test_what_is_missing_or_damaged_is_named(source, tmp_path):
     shutil.rmtree(source / "annotations")
     with pytest.raises(InputError, match="looked for annotations_trainval2017"):
         prepare_dataset("coco", source, tmp_path / "other", allow_incomplete=True)
+
+
+def test_a_name_that_is_no_text_is_refused_with_its_file(tmp_path):
+    """JSON can write half of a character."""
+    image = {"id": 1, "file_name": "caf\udce9.jpg", "height": 4, "width": 4}
+    (tmp_path / "coco" / "train2017").mkdir(parents=True)
+    (tmp_path / "coco" / "train2017" / "caf\udce9.jpg").touch()
+    content = json.dumps({"images": [image], "annotations": []})
+    (tmp_path / "coco" / "instances_train2017.json").write_text(content)
+    with pytest.raises(InputError, match=r"instances_train2017\.json cannot be read: 'utf-8' codec"):
+        prepare_dataset("coco", tmp_path / "coco", tmp_path / "out", allow_incomplete=True)
+
+
+def test_an_image_with_another_content_makes_its_shard_anew(tmp_path):
+    def fingerprint(stamp: int) -> str:
+        file = RawFile("train2017/1.jpg", tmp_path / "1.jpg", 100, stamp=stamp)
+        return InstanceShard(tmp_path / "shard", [RawInstances("1", 1, 4, 4, [], (file,))]).fingerprint
+
+    assert fingerprint(1) == fingerprint(1) != fingerprint(2)

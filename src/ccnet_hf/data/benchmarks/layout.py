@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
 from ccnet_hf.data.images import open_image
 from ccnet_hf.errors import InputError
 from ccnet_hf.models.image_transforms_ccnet import stored_orientation
+
+
+_WITHOUT_ALPHA = {"RGBA": "RGB", "LA": "L"}  # modes of Pillow
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,14 @@ class LabelFormat:
         colours: training id of every colour, where the colours of a label map tell its classes apart. Files with a
             palette, and those whose palette was expanded to RGB, are then read by their colours.
         decode: reads a file that is not an image into an (H, W) array; `None` for PNG.
+        hint: what is said where values are met in place of colours, or colours in place of values.
     """
 
     pattern: str
     training_ids: Mapping[int, int]
     colours: Mapping[tuple[int, int, int], int] | None = None
     decode: Callable[[bytes], np.ndarray] | None = None
+    hint: str = ""
 
     @property
     def meaning(self) -> str:
@@ -51,23 +57,31 @@ class LabelFormat:
         if self.decode is not None:
             return self._map_values(self.decode(encoded)), 1
         image = open_image(encoded, max_image_pixels)
+        orientation = stored_orientation(image)
+        if image.mode in _WITHOUT_ALPHA:
+            image = _without_alpha(image)
         if self.colours and image.mode in ("P", "RGB"):
-            return self._map_colours(np.asarray(image.convert("RGB"))), stored_orientation(image)
-        return self._map_values(np.asarray(image), image.mode), stored_orientation(image)
+            return self._map_colours(np.asarray(image.convert("RGB"))), orientation
+        return self._map_values(np.asarray(image), image.mode), orientation
 
     def _map_values(self, label: np.ndarray, mode: str = "") -> np.ndarray:
         if label.ndim != 2:
-            raise InputError(f"a label map has one channel of ids, this one has mode {mode or label.shape}")
+            problem = f"a label map has one channel of ids, this one has mode {mode or label.shape}"
+            raise InputError(problem if self.colours else self._with_hint(problem))
         is_uint8 = label.dtype == np.uint8
         values = np.flatnonzero(np.bincount(label.ravel(), minlength=256)) if is_uint8 else np.unique(label)
         unknown = [value for value in values.tolist() if value not in self.training_ids]
         if unknown:
             allowed = ", ".join(_ranges(sorted(self.training_ids)))
-            raise InputError(f"label id {unknown[0]} is none of {allowed}")
+            problem = f"label id {unknown[0]} is none of {allowed}"
+            raise InputError(self._with_hint(problem) if self.colours else problem)
         table = np.zeros(256, dtype=np.uint8)
         for value, training_id in self.training_ids.items():
             table[value] = training_id
         return table[label.astype(np.uint8)]
+
+    def _with_hint(self, problem: str) -> str:
+        return f"{problem} ({self.hint})" if self.hint else problem
 
     def _map_colours(self, label: np.ndarray) -> np.ndarray:
         packed = label.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
@@ -79,6 +93,15 @@ class LabelFormat:
                 colour = (int(value) >> 16, int(value) >> 8 & 255, int(value) & 255)
                 raise InputError(f"colour {colour} at row {row}, column {column} is no class's colour")
         return np.array([ids[int(value)] for value in values], dtype=np.uint8)[np.searchsorted(values, packed)]
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """An image without its alpha channel; `InputError` where that hides anything."""
+    hidden = np.argwhere(np.asarray(image.getchannel("A")) != 255)
+    if len(hidden):
+        row, column = hidden[0]
+        raise InputError(f"the pixel at row {row}, column {column} is transparent; save the label map without alpha")
+    return image.convert(_WITHOUT_ALPHA[image.mode])
 
 
 def _ranges(values: Sequence[int]) -> list[str]:

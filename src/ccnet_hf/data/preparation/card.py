@@ -18,6 +18,8 @@ from ccnet_hf.files import atomic_file
 from ccnet_hf.hub import CARD_FILE, HubRepository
 
 
+# What only a card that is written here says.
+_WRITTEN_HERE = re.compile(r"\A---\n.* by\s`ccnet_hf` \(`prepare_dataset\.py \w+`\)", re.DOTALL)
 _PART = re.compile(r"data/(?P<split>.+)-\d{5}-of-(?P<count>\d{5})\.parquet")
 
 
@@ -68,6 +70,17 @@ def _size_category(count: int) -> str:
         if count < limit:
             return category
     return "100K<n<1M"
+
+
+def check_no_other_card(output_dir: Path) -> None:
+    """Raise `InputError` where `README.md` was not written here: nobody's text is deleted, nor replaced by a card."""
+    card = output_dir / CARD_FILE
+    if not card.exists():
+        return
+    with reading(card):
+        is_ours = _WRITTEN_HERE.match(card.read_text(encoding="utf-8", errors="replace"))
+    if not is_ours:
+        raise InputError(f"{card} is not the card of a prepared dataset; remove it or choose another --output_dir")
 
 
 def write_card(

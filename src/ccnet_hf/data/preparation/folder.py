@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,9 +19,9 @@ from ccnet_hf.data.preparation.examples import RawExample
 from ccnet_hf.data.preparation.prepare import push_dataset
 from ccnet_hf.data.preparation.prepare_arguments import FolderArguments
 from ccnet_hf.data.preparation.shards import PreparedDataset
-from ccnet_hf.data.preparation.writing import first_names, write_dataset
-from ccnet_hf.errors import InputError
-from ccnet_hf.files import check_writable, exclusive, remove_leftovers
+from ccnet_hf.data.preparation.writing import check_output_dir, counted, first_names, write_dataset
+from ccnet_hf.errors import InputError, reading
+from ccnet_hf.files import exclusive, remove_leftovers
 from ccnet_hf.hub import check_token
 from ccnet_hf.limits import MAX_PROCESSES, check_range
 from ccnet_hf.visualization.segmentation import generate_palette
@@ -70,7 +71,8 @@ def prepare_folder(
 
     Raises:
         InputError: files are missing, damaged or do not fit each other, and the message names them; a mask holds a
-            value that stands for no class; or another process is preparing in the same folder.
+            value that stands for no class; another process is preparing in the same folder; or that holds a
+            `README.md` that is no card of a dataset.
         OSError: `output_dir` cannot be written, or the disk is full.
     """
     check_range("num_proc", num_proc, 1, MAX_PROCESSES)
@@ -80,9 +82,7 @@ def prepare_folder(
     check_sources([images])
     check_sources([masks])
     output_dir = Path(output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"{output_dir} is a file; --output_dir must be a folder")
-    check_writable(output_dir)
+    check_output_dir(output_dir)
     scratch = output_dir / ".unpacked"
     with exclusive(output_dir, inside=True):
         for folder in (output_dir, scratch, output_dir / "data"):
@@ -108,18 +108,25 @@ def _label_format(classes: Sequence[str], mask_values: Sequence[str], ignored_va
         raise InputError(f"--classes takes 2 to {_MAX_CLASSES} names, the background's among them; got {len(classes)}")
     if len(set(classes)) < len(classes):
         raise InputError("--classes names a class twice")
+    for name in classes:
+        with reading(f"the name {name!r} in --classes"):
+            name.encode()  # arguments need not be text
+        if not any(letter.isprintable() and not letter.isspace() for letter in name):
+            raise InputError(f"--classes takes names that can be seen, got {name!r}")
     values = [_parsed(value) for value in mask_values] or [(index,) for index in range(len(classes))]
     if len(values) != len(classes):
-        raise InputError(f"--mask_values has {len(values)} values for {len(classes)} classes")
+        raise InputError(f"--mask_values has {counted(len(values), 'value', 'values')} for {len(classes)} classes")
     ignored = [_parsed(value) for value in ignored_values]
     by_value = {value: index for index, value in enumerate(values)} | dict.fromkeys(ignored, _IGNORED)
     if len(by_value) < len(values) + len(ignored) or len({len(value) for value in by_value}) > 1:
         raise InputError("--mask_values and --ignored_values are all numbers or all colours, none of them twice")
     if len(values[0]) == 3:
-        return LabelFormat("", {index: index for index in range(len(classes))}, colours=by_value)
+        ids = {index: index for index in range(len(classes))}
+        return LabelFormat("", ids, colours=by_value, hint="--mask_values takes numbers for masks of one channel")
     if not ignored:
         by_value.setdefault((_IGNORED,), _IGNORED)
-    return LabelFormat("", {value: index for (value,), index in by_value.items()})
+    ids = {value: index for (value,), index in by_value.items()}
+    return LabelFormat("", ids, hint="for masks of colours --mask_values takes the colour R,G,B of every class")
 
 
 def _parsed(text: str) -> tuple[int, ...]:
@@ -158,6 +165,8 @@ def _by_name(files: Sequence[RawFile], suffix: str = "", without: str = "") -> d
     found: dict[str, RawFile] = {}
     for (*folders, stem), file in pictures:
         name = "/".join((*(_SPLITS.get(folder, folder) for folder in folders[:1]), *folders[1:], stem))
+        with reading(f"the name of {file}"):
+            name.encode()  # file systems and archives allow names that are no text
         if name in found:
             raise InputError(f"{found[name]} and {file} have the same name but for what it ends in")
         found[name] = file
@@ -179,11 +188,13 @@ def _complete(
             f"no picture in {images} has a mask of its name in {masks}{found} (--mask_suffix says what the names of "
             "masks have beside those of the images)"
         )
+    without_mask = [name for name, (_, mask) in pairs.items() if mask is None]
+    without_image = [name for name, (image, _) in pairs.items() if image is None]
     problems = [
-        f"{len(names):,} {what}: {first_names(names)}"
-        for what, names in (
-            ("images have no mask", [name for name, (_, mask) in pairs.items() if mask is None]),
-            ("masks have no image", [name for name, (image, _) in pairs.items() if image is None]),
+        f"{counted(len(names), one, more)}: {first_names(names)}"
+        for one, more, names in (
+            ("image has no mask", "images have no mask", without_mask),
+            ("mask has no image", "masks have no image", without_image),
         )
         if names
     ]
@@ -226,9 +237,8 @@ def _record(images: Path, classes: Sequence[str], label_format: LabelFormat) -> 
     layout = RawLayout(
         images=(), labels=(label_format,), splits={}, description="", mapping=f"In the masks {mapping}."
     )
-    return Benchmark(
-        "folder", images.resolve().name, tuple(classes), tuple(generate_palette(len(classes))), raw=layout
-    )
+    title = os.fsencode(images.resolve().name).decode(errors="replace")  # it need not be text
+    return Benchmark("folder", title, tuple(classes), tuple(generate_palette(len(classes))), raw=layout)
 
 
 def absent_classes(output_dir: str | Path, classes: Sequence[str]) -> list[str]:
@@ -262,12 +272,13 @@ def prepare(arguments: FolderArguments) -> None:
     if prepared.turned:
         print(turned_note(prepared.turned))
     if prepared.skipped:
-        print(f"{len(prepared.skipped):,} examples were left out:", *prepared.skipped, sep="\n  ")
+        left_out = counted(len(prepared.skipped), "example was left out", "examples were left out")
+        print(f"{left_out}:", *prepared.skipped, sep="\n  ")
     if absent := absent_classes(arguments.output_dir, arguments.classes):
         print(f"in no mask: {', '.join(absent)} (--mask_values says which value stands for which class)")
     if arguments.hub_dataset_id:
         sent = push_dataset(arguments.output_dir, arguments.hub_dataset_id)
-        print(f"{arguments.hub_dataset_id}: {f'sent {len(sent)} files' if sent else 'up to date'}")
+        print(f"{arguments.hub_dataset_id}: {'published' if sent else 'up to date'}")
 
 
 __all__ = ["absent_classes", "prepare", "prepare_folder"]

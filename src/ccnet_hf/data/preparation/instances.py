@@ -19,7 +19,7 @@ from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmarks.record import InstanceBenchmark
 from ccnet_hf.data.images import open_image
 from ccnet_hf.data.preparation.examples import read_same
-from ccnet_hf.data.preparation.shards import PreparedDataset, Shard, mapped, plan_shards, write_shard
+from ccnet_hf.data.preparation.shards import PreparedDataset, Shard, identity, mapped, plan_shards, write_shard
 from ccnet_hf.errors import InputError, reading, using
 from ccnet_hf.files import atomic_file
 from ccnet_hf.hub import CARD_FILE
@@ -110,13 +110,13 @@ class InstanceShard(Shard):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when other files, or files of other sizes, or other annotations are to go into the shard."""
+        """Changes when other files, or files with another content, or other annotations are to go into the shard."""
         members = [
             [
                 one.name,
                 one.image_id,
                 one.annotations,
-                [(PurePosixPath(file.path).name, file.size) for file in one.image],
+                [identity(file) for file in one.image],
             ]
             for one in self.examples
         ]
@@ -174,6 +174,8 @@ def _read_annotations(files: Sequence[RawFile], images: Mapping[str, Sequence[Ra
             )
             for image in content["images"]
         ]
+        for one in examples:
+            one.name.encode()  # JSON allows names that are no text
         if objects:
             raise ValueError(f"it annotates an image that it does not have, {next(iter(objects))}")
     return sorted(examples, key=lambda one: one.name)
@@ -255,11 +257,12 @@ def write_instances(
     planned = {shard.path for group in shards.values() for shard in group}
     if foreign := [path.name for path in sorted(folder.glob("[!.]*")) if path not in planned]:
         raise InputError(f"not part of this dataset: {foreign[0]} in {folder}; remove or choose another --output_dir")
-    finished = {path for group in shards.values() for shard in group if shard.is_finished() for path in [shard.path]}
+    features = instance_features()
+    finished = {shard.path for group in shards.values() for shard in group if shard.is_finished(features)}
     if len(finished) < len(planned):
         (output_dir / CARD_FILE).unlink(missing_ok=True)
     make = partial(_row_or_error, categories=set(benchmark.categories), max_image_pixels=max_image_pixels)
-    skipped, features, total = [], instance_features(), sum(map(len, examples.values()))
+    skipped, total = [], sum(map(len, examples.values()))
     with mapped(make, num_proc) as make_rows, tqdm(total=total, unit="image", disable=None) as bar:
         for shard in (shard for group in shards.values() for shard in group):
             bar.set_description(shard.path.stem)

@@ -17,9 +17,9 @@ from ccnet_hf.data.preparation.examples import RawExample, find_examples
 from ccnet_hf.data.preparation.instances import verified_instances, write_instances
 from ccnet_hf.data.preparation.prepare_arguments import PrepareArguments, main
 from ccnet_hf.data.preparation.shards import PreparedDataset
-from ccnet_hf.data.preparation.writing import first_names, write_dataset
+from ccnet_hf.data.preparation.writing import check_output_dir, counted, first_names, write_dataset
 from ccnet_hf.errors import InputError
-from ccnet_hf.files import check_writable, exclusive, remove_leftovers
+from ccnet_hf.files import exclusive, remove_leftovers
 from ccnet_hf.hub import check_token, publish
 from ccnet_hf.limits import MAX_PROCESSES, check_range
 
@@ -52,7 +52,7 @@ def prepare_dataset(
 
     Raises:
         InputError: files are missing, damaged or of another kind, and the message names them; another process is
-            preparing in the same folder; or a worker died.
+            preparing in the same folder, which may also hold a `README.md` that is no such card; or a worker died.
         OSError: `output_dir` cannot be written, or the disk is full.
     """
     benchmark = get_benchmark(name)
@@ -62,10 +62,8 @@ def prepare_dataset(
     check_max_pixels(max_image_pixels)
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     output_dir = Path(output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"{output_dir} is a file; --output_dir must be a folder")
     check_sources(sources)
-    check_writable(output_dir)
+    check_output_dir(output_dir)
     scratch = output_dir / ".unpacked"
     with exclusive(output_dir, inside=True):
         for folder in (output_dir, scratch, output_dir / "data"):
@@ -169,14 +167,15 @@ def prepare(arguments: PrepareArguments) -> None:
     counts = (f"{split} {prepared.num_examples.get(split, 0):,} of {count:,}" for split, count in official.items())
     print(f"{arguments.name} written to {arguments.output_dir}: {', '.join(counts)}")
     if prepared.num_kept_shards:
-        print(f"{prepared.num_kept_shards} finished shards were kept")
+        print(counted(prepared.num_kept_shards, "finished shard was kept", "finished shards were kept"))
     if prepared.turned:
         print(turned_note(prepared.turned))
     if prepared.skipped:
-        print(f"{len(prepared.skipped):,} examples were left out:", *prepared.skipped, sep="\n  ")
+        left_out = counted(len(prepared.skipped), "example was left out", "examples were left out")
+        print(f"{left_out}:", *prepared.skipped, sep="\n  ")
     if arguments.hub_dataset_id:
         sent = push_dataset(arguments.output_dir, arguments.hub_dataset_id)
-        print(f"{arguments.hub_dataset_id}: {f'sent {len(sent)} files' if sent else 'up to date'}")
+        print(f"{arguments.hub_dataset_id}: {'published' if sent else 'up to date'}")
 
 
 __all__ = ["PreparedDataset", "build", "main", "prepare", "prepare_dataset", "push_dataset"]

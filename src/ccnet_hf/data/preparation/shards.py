@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +22,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmarks.record import Benchmark
 from ccnet_hf.data.images import open_image
 from ccnet_hf.data.preparation.examples import RawExample, read_same
@@ -30,6 +32,7 @@ from ccnet_hf.models.image_transforms_ccnet import fit_labels, stored_orientatio
 
 
 _SOURCE_KEY = b"ccnet_hf.source"  # in a shard's metadata: what it was made from, if nothing was left out
+_FEATURES_KEY = b"huggingface"  # there as well: the columns, as `datasets` writes them
 _ROW_GROUP_BYTES = 32 << 20  # what a reader of a stream holds at once
 
 
@@ -104,6 +107,8 @@ def row_maker(
 def mapped(make: Callable[[Any], Any], num_proc: int) -> Iterator[Callable[[Sequence[Any]], Iterable]]:
     """Yield a function that gives what `make` makes of many values, in their order, in `num_proc` workers.
 
+    Ctrl-C, which a terminal sends to every process, is for the caller alone: workers finish what they are at and end.
+
     Raises:
         InputError: a worker died.
     """
@@ -113,7 +118,7 @@ def mapped(make: Callable[[Any], Any], num_proc: int) -> Iterator[Callable[[Sequ
     # Not forked: the threads of PyTorch and Arrow do not survive a fork.
     with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
         try:
-            yield partial(pool.map, make, chunksize=4)
+            yield partial(_submitted, pool, make)
         except BrokenProcessPool as error:
             raise InputError(
                 "a worker died: killed for want of memory (try a smaller --num_proc), or because the script that made "
@@ -121,6 +126,18 @@ def mapped(make: Callable[[Any], Any], num_proc: int) -> Iterator[Callable[[Sequ
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _submitted(pool: ProcessPoolExecutor, make: Callable[[Any], Any], values: Sequence[Any]) -> Iterable:
+    """What `make` makes of the values, in workers that start here and inherit that SIGINT is blocked, so that it does
+    not meet them while they import, either."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return pool.map(make, values, chunksize=4)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.map(make, values, chunksize=4)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @dataclass(frozen=True)
@@ -140,6 +157,11 @@ class PreparedDataset:
     turned: list[str]
 
 
+def identity(file: RawFile) -> tuple[str, int, float]:
+    """What tells a file from others, and from itself with another content, without reading it."""
+    return PurePosixPath(file.path).name, file.size, file.stamp
+
+
 @dataclass(frozen=True)
 class Shard:
     """A parquet file and the examples it is made of."""
@@ -149,9 +171,10 @@ class Shard:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when other files, or files of other sizes, or labels of another meaning are to go into the shard."""
+        """Changes when other files, or files with another content, or labels of another meaning are to go into the
+        shard."""
         members = [
-            [example.name, *([(PurePosixPath(file.path).name, file.size) for file in group])]
+            [example.name, *map(identity, group)]
             for example in self.examples
             for group in (example.image, example.label)
         ]
@@ -163,8 +186,9 @@ class Shard:
         """Rows of the written file."""
         return pq.read_metadata(self.path).num_rows
 
-    def is_finished(self) -> bool:
-        """Whether the file is there, undamaged, with all examples, made from these files. Reads all of it."""
+    def is_finished(self, features: datasets.Features) -> bool:
+        """Whether the file is there, undamaged, with all examples, made from these files, and has these columns, names
+        of classes included. Reads all of it."""
         try:
             found = check_parquet(self.path)
         except InputError:
@@ -173,6 +197,7 @@ class Shard:
         # What earlier versions wrote has no checksum: nobody knows whether all of it is there.
         return (
             metadata.get(_SOURCE_KEY) == self.fingerprint.encode()
+            and metadata.get(_FEATURES_KEY) == features.arrow_schema.metadata[_FEATURES_KEY]
             and CHECKSUM_KEY in metadata
             and found.num_rows == len(self.examples)
         )

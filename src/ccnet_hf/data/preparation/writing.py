@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ccnet_hf.data.benchmarks.record import Benchmark
-from ccnet_hf.data.preparation.card import write_card
+from ccnet_hf.data.preparation.card import check_no_other_card, write_card
 from ccnet_hf.data.preparation.examples import RawExample
 from ccnet_hf.data.preparation.shards import (
     PreparedDataset,
@@ -19,8 +19,8 @@ from ccnet_hf.data.preparation.shards import (
     row_maker,
     write_shard,
 )
-from ccnet_hf.errors import InputError
-from ccnet_hf.files import remove_leftovers
+from ccnet_hf.errors import InputError, reading
+from ccnet_hf.files import check_writable, remove_leftovers
 from ccnet_hf.hub import CARD_FILE
 
 
@@ -28,6 +28,26 @@ def first_names(names: Sequence[str], count: int = 3) -> str:
     """A few of many names."""
     more = len(names) - count
     return ", ".join(names[:count]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def counted(number: int, one: str, more: str) -> str:
+    """How many there are: "1 file", "2 files"."""
+    return f"{number:,} {one if number == 1 else more}"
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Find out before the work, not after it, that no dataset can be written there; makes nothing.
+
+    Raises:
+        InputError: it is a file, holds a `README.md` of somebody else's, or has a name that is no text.
+        OSError: it cannot be written.
+    """
+    with reading(f"the name of {output_dir}"):
+        str(output_dir).encode()  # Arrow writes to no other
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"{output_dir} is a file; --output_dir must be a folder")
+    check_no_other_card(output_dir)
+    check_writable(output_dir)
 
 
 def write_dataset(
@@ -55,7 +75,7 @@ def write_dataset(
         raise InputError(
             f"not part of this dataset: {first_names(foreign)} in {folder}; remove or choose another --output_dir"
         )
-    finished = {shard.path.name for group in shards.values() for shard in group if shard.is_finished()}
+    finished = {shard.path.name for group in shards.values() for shard in group if shard.is_finished(features)}
     if len(finished) < len(planned):
         # Nobody shall load a part of a dataset, or parts of two, unawares.
         (output_dir / CARD_FILE).unlink(missing_ok=True)
