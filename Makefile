@@ -13,7 +13,7 @@ help:  ## list the targets
 demo: .venv/.demo  ## segment examples/ with the embedded checkpoint
 	$(BIN)/python scripts/segment.py examples --model_name_or_path checkpoints/ccnet-mobilenetv2-camvid --output_dir demo_output
 
-test: .venv/.dev  ## run the whole test suite, on all cores
+test: .venv/.dev  ## run the test suite on all cores, in about 20 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" $(PARALLEL) $(PYTEST_ARGUMENTS)
 
 nightly: .venv/.dev  ## run what takes many minutes: real networks, all variants, mutations of the kernels

@@ -13,7 +13,7 @@ SUBCOMMANDS = {
     "train": ("ccnet_hf.training.training_arguments", "train a model"),
     "eval": ("ccnet_hf.evaluation.eval_arguments", "score a checkpoint on a dataset"),
     "export": ("ccnet_hf.exporting.export", "make a folder for ONNX Runtime, OpenVINO or transformers.js"),
-    "prepare_dataset": ("ccnet_hf.data.preparation.prepare_arguments", "turn a benchmark's archives into a dataset"),
+    "prepare_dataset": ("ccnet_hf.data.preparation.prepare_arguments", "make a dataset of images and masks"),
     "convert_checkpoint": ("ccnet_hf.zoo.convert", "convert checkpoints of mmsegmentation, PaddleSeg or the authors"),
     "push_to_hub": ("ccnet_hf.zoo.push", "publish checkpoints or a dataset on the Hub"),
     "benchmark": ("ccnet_hf.benchmark", "measure speed and memory"),

@@ -198,7 +198,7 @@ def run_command(
         Anything else is a mistake of the package's and keeps its traceback.
     """
     if description is None and not isinstance(command, str):
-        description = command.__doc__
+        description = (command.__doc__ or "").partition("\n\n    Raises:")[0]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     classes = [arguments_class] if isinstance(arguments_class, type) else arguments_class

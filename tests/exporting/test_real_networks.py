@@ -1,4 +1,4 @@
-"""The trained checkpoint and a real ResNet in every form: logits, labels, scores on CamVid, and what int8 costs."""
+"""The trained checkpoints and a real ResNet in every form: logits, labels, scores on CamVid, and what int8 costs."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,9 @@ from ccnet_hf.inference.loading import load_checkpoint
 
 pytestmark = pytest.mark.nightly
 
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "ccnet-mobilenetv2-camvid"
+_CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+SMALL = str(_CHECKPOINTS / "ccnet-mobilenetv2-camvid")
+LARGE = str(_CHECKPOINTS / "ccnet-efficientnet-camvid")
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +43,16 @@ def score(model: str, camvid: str, file: Path, *options: str) -> float:
 @pytest.mark.parametrize("program_format", ["onnx", "openvino"])
 def test_int8_scores_as_float32(program_format, camvid, calibration, tmp_path):
     exported = str(tmp_path / "exported")
-    words = ["export", str(CHECKPOINT), "--format", program_format, "--int8", "--calibration", str(calibration)]
+    words = ["export", SMALL, "--format", program_format, "--int8", "--calibration", str(calibration)]
     assert main([*words, "--output", exported]) == 0
-    expected = score(str(CHECKPOINT), camvid, tmp_path / "float32.json")
+    expected = score(SMALL, camvid, tmp_path / "float32.json")
     assert score(exported, camvid, tmp_path / "int8.json") > expected - 0.003
 
 
-def test_float32_forms_give_the_same_labels(camvid):
+@pytest.mark.parametrize("checkpoint", [SMALL, LARGE], ids=["small", "large"])
+def test_float32_forms_give_the_same_labels(checkpoint, camvid):
     datasets = pytest.importorskip("datasets")
-    model, processor = load_checkpoint(str(CHECKPOINT), "float32", "cpu")
+    model, processor = load_checkpoint(checkpoint, "float32", "cpu")
     split = datasets.load_dataset(camvid, split="test").select(range(0, 230, 23))
     images = [processor(image.convert("RGB"), return_tensors="pt")["pixel_values"] for image in split["image"]]
     for backend in ("eager", "onnx", "openvino"):
@@ -57,9 +60,9 @@ def test_float32_forms_give_the_same_labels(camvid):
 
 
 def test_bfloat16_loses_at_most_half_of_what_the_model_in_bfloat16_loses(camvid, tmp_path):
-    expected = score(str(CHECKPOINT), camvid, tmp_path / "float32.json")
-    plain = score(str(CHECKPOINT), camvid, tmp_path / "plain.json", "--dtype", "bfloat16")
-    folded = score(str(CHECKPOINT), camvid, tmp_path / "folded.json", "--dtype", "bfloat16", "--runtime", "eager")
+    expected = score(SMALL, camvid, tmp_path / "float32.json")
+    plain = score(SMALL, camvid, tmp_path / "plain.json", "--dtype", "bfloat16")
+    folded = score(SMALL, camvid, tmp_path / "folded.json", "--dtype", "bfloat16", "--runtime", "eager")
     assert expected - folded <= 0.5 * max(expected - plain, 0.002)
 
 

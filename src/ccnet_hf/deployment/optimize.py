@@ -139,7 +139,7 @@ def _hints(runtime: OptimizedRuntime, dtype: torch.dtype | Literal["auto"] | Non
     """What would be faster, or might be."""
     hints = []
     if dtype is None and has_bfloat16(runtime.device):
-        hints.append("dtype='auto', bfloat16, would be faster")
+        hints.append("in bfloat16 it would be faster (dtype='auto'; of a command --dtype bfloat16)")
     if runtime.device.type == "cpu":
         if missing := missing_packages("openvino") + missing_packages("onnx"):
             hints.append(f"without {missing[0]} (pip install 'ccnet-hf[export]') other runtimes were not considered")

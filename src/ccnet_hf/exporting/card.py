@@ -43,13 +43,14 @@ wrong results then.""",
 }
 
 _JAVASCRIPT = """```javascript
-import {{ pipeline }} from "@huggingface/transformers";
+import {{ env, pipeline }} from "@huggingface/transformers";
 
+env.localModelPath = "./"; // the folder that {name} lies in
 const segment = await pipeline("image-segmentation", "{name}", {{ dtype: "{dtype}" }});
 const segments = await segment("street.jpg");
 ```
 
-transformers.js knows no CCNet: the configuration is a Segformer's, which asks the same of its program. Images are
+transformers.js knows no CCNet: the configuration is a Segformer's, whose inputs and outputs are the same. Images are
 resized a little differently there than by the image processor of the checkpoint."""
 
 _KINDS = {
