@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import BaseImageProcessor
 
 from ccnet_hf.data.images import read_image
-from ccnet_hf.deployment.programs import Format
+from ccnet_hf.deployment.programs import Network
 from ccnet_hf.errors import InputError
+
+
+if TYPE_CHECKING:
+    from transformers.exporters.quantizers.base import ExportQuantizer
 
 
 class Pictures:
@@ -38,24 +42,25 @@ class Pictures:
             yield {"pixel_values": inputs["pixel_values"]}
 
 
-def make_quantizer(program_format: Format, pictures: Collection[dict[str, torch.Tensor]]) -> Any:
-    """The quantizer for a format, calibrated on network inputs as [`Pictures`] makes them. Only convolutions
-    are quantized: they are nearly all of the work, and the attention's scores need their digits.
+def make_quantizer(
+    pictures: Collection[dict[str, torch.Tensor]], network: Network, most_changed: float = 0.01
+) -> ExportQuantizer:
+    """The quantizer of ONNX and OpenVINO programs. Only convolutions are quantized: they are nearly all of the work,
+    and the attention's scores need their digits.
+
+    Args:
+        pictures: network inputs as [`Pictures`] makes them, which it is calibrated on.
+        network: in float32, whose labels are to be kept.
+        most_changed: fraction of the labels of the pictures that may change; where more do, the convolutions that
+            change most stay in float32.
 
     Raises:
         InputError: its package is not installed.
     """
-    from transformers import exporters
-
     try:
-        import nncf
+        from ccnet_hf.exporting.quantizer import LabelKeepingQuantizer
     except ModuleNotFoundError as error:
+        if error.name != "nncf":
+            raise
         raise InputError("nncf, which int8 needs, is not installed: pip install 'ccnet-hf[export]'") from error
-    if program_format == "onnx":
-        from ccnet_hf.exporting.onnx_quantizer import NNCFOnnxQuantizer
-
-        return NNCFOnnxQuantizer(pictures)
-    config = exporters.NNCFQuantizationConfig(
-        subset_size=len(pictures), ignored_scope=nncf.IgnoredScope(types=["MatMul"])
-    )
-    return exporters.NNCFOpenVINOQuantizer(config, pictures)
+    return LabelKeepingQuantizer(pictures, network, most_changed)

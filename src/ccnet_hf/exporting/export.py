@@ -90,7 +90,7 @@ def export(arguments: ExportArguments) -> None:
     pictures = quantizer = None
     if arguments.int8:
         pictures = Pictures(find_images(arguments.calibration), image_processor, arguments.calibration_images)
-        quantizer = make_quantizer(arguments.format, pictures)
+        quantizer = make_quantizer(pictures, lambda pixel_values: model(pixel_values=pixel_values).logits)
     program = make_program(rewrite(model, torch.float32), arguments.format, quantizer)
     with atomic_folder(arguments.output) as folder:
         if arguments.javascript:
