@@ -162,6 +162,11 @@ def test_events_that_say_too_little(visitor, picture, capfd):
 def test_large_uploads_are_turned_away(visitor):
     answer = visitor.http.post("gradio_api/upload", files={"files": ("large.png", bytes(1_200_000))})
     assert answer.status_code == 413
+    many = [("files", (f"{number}.png", bytes(300_000))) for number in range(4)]
+    answer = visitor.http.post("gradio_api/upload", files=many)
+    assert answer.status_code == 413 and "at most 1,048,576 bytes" in answer.text
+    parts = iter([b"a part", b"another"])  # of a size that is not announced
+    assert visitor.http.post("gradio_api/upload", content=parts).status_code == 413
 
 
 def test_nothing_but_its_own_files_is_served(visitor, picture, tmp_path):

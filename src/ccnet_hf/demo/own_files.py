@@ -1,8 +1,10 @@
 """What the page turns away that gradio would answer."""
 
 import json
+import math
 import re
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,19 +18,22 @@ _FETCHED = re.compile(
     r"gradio_api/(file=(?!\s*(?i:https?):).+|heartbeat/[^/]+|queue/data|upload_progress|app_id|startup-events))"
 )
 _UPLOAD = "/gradio_api/upload"
+_MAX_FORM_BYTES = 1 << 16  # of an upload, around its file
 _POSTED_JSON = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
 
 
 class OwnFilesOnly:
-    """Turns away what the page itself does not ask for, JSON that is too large, and requests by which gradio would
-    fetch a file from another server: to pass it on, or as an upload.
+    """Turns away what the page itself does not ask for, JSON that is too large, uploads of more than one large file,
+    and requests by which gradio would fetch a file from another server: to pass it on, or as an upload.
 
     Args:
         app: what answers the other requests.
+        max_upload_bytes: largest file; gradio counts each file of an upload for itself.
     """
 
-    def __init__(self, app: ASGIApp):
+    def __init__(self, app: ASGIApp, max_upload_bytes: int):
         self.app = app
+        self.max_upload_bytes = max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,9 +49,18 @@ class OwnFilesOnly:
                 answer = PlainTextResponse("this page takes its own files only", 403)
             else:
                 receive = _replay(body, receive)
-        elif not ((method in ("GET", "HEAD") and _FETCHED.fullmatch(path)) or (method == "POST" and path == _UPLOAD)):
+        elif method == "POST" and path == _UPLOAD:
+            if _content_length(scope) > self.max_upload_bytes + _MAX_FORM_BYTES:
+                answer = PlainTextResponse(f"this page takes uploads of at most {self.max_upload_bytes:,} bytes", 413)
+        elif not (method in ("GET", "HEAD") and _FETCHED.fullmatch(path)):
             answer = PlainTextResponse("this page serves what it shows and no more", 403)
         await (answer or self.app)(scope, receive, send)
+
+
+def _content_length(scope: Scope) -> float:
+    """The size of a body, to which the server holds the sender; infinite where it is not announced, as browsers do."""
+    length = Headers(scope=scope).get("content-length", "")
+    return int(length) if length.isascii() and length.isdecimal() else math.inf
 
 
 async def _read_body(request: Request) -> bytes | None:

@@ -67,7 +67,9 @@ def running(arguments: DemoArguments) -> Iterator[tuple[Any, str]]:
                 state_session_capacity=_SESSIONS,
                 enable_monitoring=False,
                 allowed_paths=[settings["GRADIO_TEMP_DIR"]],  # without which names that begin with a dot are refused
-                app_kwargs={"middleware": [Middleware(OwnFilesOnly)]},
+                app_kwargs={
+                    "middleware": [Middleware(OwnFilesOnly, max_upload_bytes=arguments.max_upload_megabytes * 2**20)]
+                },
                 footer_links=[],
                 theme=theme(),
                 css=CSS,
