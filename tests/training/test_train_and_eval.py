@@ -45,7 +45,8 @@ def test_trains_logs_and_scores(coloured_folder, tmp_path, capsys):
     more = ["--class_weight_power", "0.25", "--ema_decay", "0.9", "--checkpointing_steps", "1"]
     more += ["--report_to", "tensorboard", "--logging_steps", "1", "--freeze", "model.backbone._backbone.conv_stem"]
     assert train(train_arguments(coloured_folder, output_dir, *more)) == 0
-    assert "step 2: eval_mean_iou" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "step 2: eval_mean_iou" in printed and f"{output_dir} holds the last model" in printed
     assert list(output_dir.rglob("events.out.tfevents*"))
     assert (output_dir / "checkpoint-1" / "model.safetensors").is_file()
     assert Image.open(output_dir / "training_curves.png").width > 1000

@@ -141,6 +141,8 @@ def _train(
     num_processes, precision = accelerator.num_processes, accelerator.mixed_precision
     options, split = given_options(parts, recipe), data.validation_split
     write_card(settings.output_dir, repo_id, config, options, split, scores, num_processes, precision)
+    which = "best" if settings.load_best_model_at_end and loop.state.best_score is not None else "last"
+    print(f"{settings.output_dir} holds the {which} model, its card, curves and predictions")
     if publishing.push_to_hub:
         upload(settings.output_dir, repo_id)
 
