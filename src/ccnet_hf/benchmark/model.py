@@ -153,10 +153,7 @@ class _Comparison:
         start = time.perf_counter()
         try:
             with quiet():
-                most_changed = (
-                    0.01 if self.arguments.model_name_or_path else 1.0
-                )  # random weights have no labels to keep
-                runtime = make_runtime(name, self.model, self.dtype, self.batches, most_changed)
+                runtime = make_runtime(name, self.model, self.dtype, self.batches)
         except InputError as error:
             print(f"{name}: not measured: {error}")
             return

@@ -44,26 +44,20 @@ RUNTIME_FORMS = {
 
 
 class Int8Runtime:
-    """A model in int8 as what a `Predictor` asks for, on the CPU.
+    """A model with all its convolutions in int8 as what a `Predictor` asks for, on the CPU.
 
     Args:
         model: on the CPU, in eval mode.
         program_format: "onnx" or "openvino".
         batches: of network input (B, 3, H, W), which it is calibrated on.
         dtype: of what is not in int8.
-        most_changed: fraction of the labels of the batches that may change.
 
     Raises:
         InputError: a package is not installed, another dtype than the runtime has, or another kind of model.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        program_format: Format,
-        batches: Sequence[torch.Tensor],
-        dtype: torch.dtype,
-        most_changed: float,
+        self, model: PreTrainedModel, program_format: Format, batches: Sequence[torch.Tensor], dtype: torch.dtype
     ):
         check_model(model)
         if model.device.type != "cpu":
@@ -71,18 +65,15 @@ class Int8Runtime:
         require_packages(program_format)
         self.config = model.config
         inputs = [{"pixel_values": batch} for batch in batches]
-        rewritten = rewrite(model, torch.float32)
-        quantizer = make_quantizer(inputs, lambda pixel_values: model(pixel_values=pixel_values).logits, most_changed)
-        self._network = load_program(make_program(rewritten, program_format, quantizer), dtype)
+        program = make_program(rewrite(model, torch.float32), program_format, make_quantizer(inputs))
+        self._network = load_program(program, dtype)
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """As `Runtime.logits`."""
         return self._network(pixel_values.float())
 
 
-def make_runtime(
-    name: str, model: PreTrainedModel, dtype: torch.dtype, batches: Sequence[torch.Tensor], most_changed: float = 1.0
-) -> Runtime:
+def make_runtime(name: str, model: PreTrainedModel, dtype: torch.dtype, batches: Sequence[torch.Tensor]) -> Runtime:
     """Make one of `RUNTIME_FORMS`.
 
     Args:
@@ -90,14 +81,13 @@ def make_runtime(
         model: in float32 and eval mode; is left as it is.
         dtype: of the forms that have none of their own.
         batches: of network input; int8 is calibrated on them.
-        most_changed: fraction of their labels that may change in int8; those of random weights say nothing.
 
     Raises:
         InputError: this machine or installation cannot make or run it.
     """
     form = RUNTIME_FORMS[name]
     if form.int8:
-        return Int8Runtime(model, form.backend, batches, form.dtype or torch.float32, most_changed)
+        return Int8Runtime(model, form.backend, batches, form.dtype or torch.float32)
     if form.dtype == torch.bfloat16 and not has_bfloat16(model.device):
         raise InputError("this device has no instructions for bfloat16")
     check_model(model)

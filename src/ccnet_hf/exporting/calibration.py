@@ -42,25 +42,22 @@ class Pictures:
             yield {"pixel_values": inputs["pixel_values"]}
 
 
-def make_quantizer(
-    pictures: Collection[dict[str, torch.Tensor]], network: Network, most_changed: float = 0.01
-) -> ExportQuantizer:
+def make_quantizer(pictures: Collection[dict[str, torch.Tensor]], network: Network | None = None) -> ExportQuantizer:
     """The quantizer of ONNX and OpenVINO programs. Only convolutions are quantized: they are nearly all of the work,
     and the attention's scores need their digits.
 
     Args:
         pictures: network inputs as [`Pictures`] makes them, which it is calibrated on.
-        network: in float32, whose labels are to be kept.
-        most_changed: fraction of the labels of the pictures that may change; where more do, the convolutions that
-            change most stay in float32.
+        network: in float32, whose labels are kept: where more than 1 % of them change, the convolutions that change
+            most stay in float32. Without it all are quantized.
 
     Raises:
         InputError: its package is not installed.
     """
     try:
-        from ccnet_hf.exporting.quantizer import LabelKeepingQuantizer
+        from ccnet_hf.exporting.quantizer import ConvolutionQuantizer
     except ModuleNotFoundError as error:
         if error.name != "nncf":
             raise
         raise InputError("nncf, which int8 needs, is not installed: pip install 'ccnet-hf[export]'") from error
-    return LabelKeepingQuantizer(pictures, network, most_changed)
+    return ConvolutionQuantizer(pictures, network)

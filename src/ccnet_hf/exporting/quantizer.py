@@ -26,28 +26,25 @@ if TYPE_CHECKING:
     import openvino
 
 
+_MOST_CHANGED = 0.01  # fraction of labels
 _RANKING_PICTURES = 4  # those that change most, on which every convolution is tried in float32
 _MOST_FLOAT = 8  # groups of convolutions that may stay in float32, so that int8 stays what it is for
 
 
-class LabelKeepingQuantizer(ExportQuantizer):
+class ConvolutionQuantizer(ExportQuantizer):
     """Quantizes convolutions, weights by channel; the matrix products of the attention keep their digits.
 
     Args:
         calibration_dataset: network inputs, `{"pixel_values": (1, 3, H, W) float32}` each; may be read more than once.
-        network: in float32; its labels, at output stride, are those to keep.
-        most_changed: fraction of the labels that may change.
+        network: in float32; its labels, at output stride, are those to keep. Without it all are quantized.
     """
 
     supported_formats: ClassVar = (ExportFormat.ONNX, ExportFormat.OPENVINO)
     required_packages: ClassVar = ("nncf",)
 
-    def __init__(
-        self, calibration_dataset: Collection[dict[str, torch.Tensor]], network: Network, most_changed: float
-    ):
+    def __init__(self, calibration_dataset: Collection[dict[str, torch.Tensor]], network: Network | None = None):
         super().__init__(calibration_dataset)
         self.network = network
-        self.most_changed = most_changed
 
     def quantize(self, model: Any, sample_inputs: dict[str, Any], export_format: ExportFormat) -> Any:
         """As every quantizer's of transformers' exporters: the quantized program, with its weights in memory."""
@@ -61,6 +58,14 @@ class LabelKeepingQuantizer(ExportQuantizer):
 
     def _quantize(self, model: Any, feed: Callable[[dict], dict], load: Callable[[Any], Callable]) -> Any:
         pictures = _Feeds(self.calibration_dataset, feed)
+        calibration = nncf.Dataset(pictures, lambda item: item[1])
+        options = {
+            "preset": nncf.QuantizationPreset.MIXED,
+            "subset_size": len(self.calibration_dataset),
+            "ignored_scope": nncf.IgnoredScope(types=["MatMul"]),
+        }
+        if self.network is None:
+            return nncf.quantize(model, calibration, **options)
         with torch.no_grad():
             labels = [self.network(inputs["pixel_values"]).argmax(1).numpy() for inputs in self.calibration_dataset]
 
@@ -71,16 +76,14 @@ class LabelKeepingQuantizer(ExportQuantizer):
 
         return nncf.quantize_with_accuracy_control(
             model,
-            nncf.Dataset(pictures, lambda item: item[1]),
+            calibration,
             nncf.Dataset(pictures),
             equal_labels,
-            max_drop=self.most_changed,
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(labels),
-            ignored_scope=nncf.IgnoredScope(types=["MatMul"]),
+            max_drop=_MOST_CHANGED,
             advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
                 max_num_iterations=_MOST_FLOAT, ranking_subset_size=_RANKING_PICTURES, num_ranking_workers=1
             ),
+            **options,
         )
 
 
@@ -105,4 +108,4 @@ def _onnx_network(program: onnx.ModelProto) -> Callable[[dict], np.ndarray]:
     return lambda inputs: session.run(None, inputs)[0]
 
 
-__all__ = ["LabelKeepingQuantizer"]
+__all__ = ["ConvolutionQuantizer"]
