@@ -43,7 +43,10 @@ def changed_labels(model: nn.Module, program_format: str, keeps_labels: bool) ->
     return float(torch.stack(changed).mean())
 
 
-@pytest.mark.parametrize(("program_format", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+@pytest.mark.parametrize(
+    ("program_format", "package"),
+    [("onnx", "onnxruntime"), pytest.param("openvino", "openvino", marks=pytest.mark.nightly)],
+)
 def test_what_changes_the_labels_stays_in_float32(program_format, package):
     for name in (package, "nncf", "onnxscript"):
         pytest.importorskip(name)
