@@ -49,7 +49,7 @@ def command(*words: str | Path) -> None:
 def street_overlay(folder: Path) -> None:
     command("segment", SAMPLE, "--model_name_or_path", EMBEDDED_CHECKPOINT, "--output_dir", folder)
     with Image.open(folder / "street_overlay.png") as picture:
-        save(picture.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG), "street_overlay")
+        save(picture.convert("RGB"), "street_overlay")
 
 
 def attention(folder: Path) -> None:
@@ -85,9 +85,10 @@ def growth(folder: Path) -> None:
     blocks: dict[str, list[Point]] = {name: [] for name in names}
     for row in re.findall(r"^\| (\d+x\d+) \| (.+) \|$", section, re.M):
         height, width = map(int, row[0].split("x"))
-        numbers = [float(number) for number in row[1].split(" | ")]
+        numbers = [float(number) if number.strip() else None for number in row[1].split("|")]
         for name, milliseconds, mebibytes in zip(names, numbers[:3], numbers[3:], strict=True):
-            blocks[name].append(Point(name, height, width, [milliseconds / 1000], int(mebibytes * 2**20)))
+            if milliseconds is not None:  # it fitted into memory
+                blocks[name].append(Point(name, height, width, [milliseconds / 1000], int(mebibytes * 2**20)))
     save(draw_growth(blocks, "processor time"), "growth")
 
 

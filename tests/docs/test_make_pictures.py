@@ -36,6 +36,6 @@ def test_growth_is_drawn_from_the_numbers_on_the_page(pictures, tmp_path, monkey
     monkeypatch.setattr(pictures, "draw_growth", lambda blocks, time: drawn.update(blocks) or draw(blocks, time))
     pictures.growth(tmp_path)
     assert Image.open(tmp_path / "growth.png").size == (1200, 480)
-    assert [len(points) for points in drawn.values()] == [5, 5, 5]
+    assert [len(points) for points in drawn.values()] == [7, 7, 6]
     largest = drawn["non-local block"][-1]
-    assert (largest.height, largest.seconds, largest.bytes) == (1024, [6.984], 2120 * 2**20)
+    assert (largest.height, largest.seconds, largest.bytes) == (1536, [37.547], 10530 * 2**20)
