@@ -40,13 +40,16 @@ def score(model: str, camvid: str, file: Path, *options: str) -> float:
     return json.loads(file.read_text())["mean_iou"]
 
 
-@pytest.mark.parametrize("program_format", ["onnx", "openvino"])
-def test_int8_scores_as_float32(program_format, camvid, calibration, tmp_path):
-    exported = str(tmp_path / "exported")
-    words = ["export", SMALL, "--format", program_format, "--int8", "--calibration", str(calibration)]
-    assert main([*words, "--output", exported]) == 0
-    expected = score(SMALL, camvid, tmp_path / "float32.json")
-    assert score(exported, camvid, tmp_path / "int8.json") > expected - 0.003
+@pytest.mark.parametrize(
+    ("checkpoint", "program_format", "number", "frames"),
+    [(SMALL, "onnx", "64", ""), (SMALL, "openvino", "64", ""), (LARGE, "openvino", "10", "0001TP")],
+)
+def test_int8_scores_as_float32(checkpoint, program_format, number, frames, camvid, calibration, tmp_path):
+    exported, chosen = str(tmp_path / "exported"), ["--name_prefix", frames] if frames else []
+    words = ["export", checkpoint, "--format", program_format, "--int8", "--calibration", str(calibration)]
+    assert main([*words, "--calibration_images", number, "--output", exported]) == 0
+    expected = score(checkpoint, camvid, tmp_path / "float32.json", *chosen)
+    assert score(exported, camvid, tmp_path / "int8.json", *chosen) > expected - 0.003
 
 
 @pytest.mark.parametrize("checkpoint", [SMALL, LARGE], ids=["small", "large"])
