@@ -11,7 +11,7 @@ help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: .venv/.demo  ## segment examples/ with the embedded checkpoint
-	$(BIN)/python scripts/segment.py examples --model_name_or_path checkpoints/ccnet-mobilenetv2-camvid --output_dir demo_output
+	$(BIN)/python scripts/segment.py examples --model_name_or_path checkpoints/ccnet-efficientnet-camvid --output_dir demo_output
 
 test: .venv/.dev  ## run the test suite on all cores, in about 20 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" $(PARALLEL) $(PYTEST_ARGUMENTS)

@@ -12,7 +12,7 @@ from ccnet_hf.limits import MAX_PIXELS, check_range
 
 # Of the repository, where the package is installed from it; an installed wheel has neither.
 _REPOSITORY = Path(__file__).parents[3]
-EMBEDDED_CHECKPOINT = _REPOSITORY / "checkpoints" / "ccnet-mobilenetv2-camvid"
+EMBEDDED_CHECKPOINT = _REPOSITORY / "checkpoints" / "ccnet-efficientnet-camvid"
 SAMPLES = _REPOSITORY / "examples"
 
 
