@@ -11,6 +11,7 @@ from tiny_training import build_trainer
 
 from ccnet_hf import CCNetForSemanticSegmentation
 from ccnet_hf.deployment.programs import quiet
+from ccnet_hf.inference.loading import load_checkpoint
 from ccnet_hf.recipes import RECIPES
 from ccnet_hf.training.progress import LOG_FILE, read_log
 from ccnet_hf.training.train import main as train
@@ -47,6 +48,14 @@ def trained(request, tmp_path_factory):
     trainer = build_trainer(folder, recipe, tiny_network(request.param))
     trainer.run()
     return request.param, trainer, folder
+
+
+def test_commands_load_what_was_trained(trained):
+    """Also of backbones whose tensors transformers calls otherwise in files than in memory."""
+    _, _, folder = trained
+    model, _ = load_checkpoint(str(folder), "float32", "cpu")
+    expected = CCNetForSemanticSegmentation.from_pretrained(folder).state_dict()
+    torch.testing.assert_close(dict(model.state_dict()), dict(expected), rtol=0, atol=0)
 
 
 def test_twenty_steps_lower_the_loss(trained):

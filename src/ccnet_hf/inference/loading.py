@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import (
     CONFIG_NAME,
     IMAGE_PROCESSOR_NAME,
@@ -276,7 +277,11 @@ def _check_weights(folder: Path, config: PreTrainedConfig) -> None:
     if not found:
         return
     with reading(folder / CONFIG_NAME), torch.device("meta"):
-        expected = model_class(config)(config).state_dict()
+        model = model_class(config)(config)
+        expected = model.state_dict()
+        if not expected.keys() <= found.keys():
+            # In files transformers keeps the names that some of its backbones once had.
+            expected = revert_weight_conversion(model, expected)
     if missing := expected.keys() - found.keys():
         raise InputError(f"cannot load {folder}: {_missing(missing)}")
     for name, tensor in expected.items():
