@@ -241,19 +241,24 @@ def test_auto_takes_the_fastest_of_those_installed(monkeypatch, said):
 
 
 @pytest.mark.parametrize(
-    ("instructions", "dtype", "backend", "chosen"),
+    ("name", "instructions", "dtype", "backend", "chosen"),
     [
-        ((), None, "eager", torch.float32),
-        ((), "auto", "eager", torch.float32),
-        (("avx512_bf16",), "auto", "eager", torch.bfloat16),
-        (("amx_bf16",), "auto", "openvino", torch.bfloat16),
-        (("amx_bf16",), None, "eager", torch.float32),
+        ("resnet", (), None, "eager", torch.float32),
+        ("resnet", (), "auto", "eager", torch.float32),
+        ("resnet", ("avx512_bf16",), "auto", "eager", torch.bfloat16),
+        ("mobile", ("avx512_bf16",), "auto", "openvino", torch.bfloat16),
+        ("mobile", ("avx512_bf16",), None, "eager", torch.float32),
+        ("mobile", (), torch.bfloat16, "eager", torch.bfloat16),
+        ("resnet", ("amx_bf16",), "auto", "openvino", torch.bfloat16),
+        ("resnet", ("amx_bf16",), None, "eager", torch.float32),
     ],
 )
-def test_auto_without_an_example_goes_by_the_machine(monkeypatch, instructions, dtype, backend, chosen):
+def test_auto_without_an_example_goes_by_the_machine(monkeypatch, name, instructions, dtype, backend, chosen):
+    if name == "mobile":
+        pytest.importorskip("timm")
     pretend(monkeypatch, {})
     monkeypatch.setattr(machine, "_has_instructions", lambda *names: any(name in instructions for name in names))
-    runtime = ccnet_hf.optimize(tiny_model(), dtype=dtype)
+    runtime = ccnet_hf.optimize(tiny_model(**MODELS[name]), dtype=dtype)
     assert (runtime.backend, runtime.dtype) == (backend, chosen)
 
 

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ccnet_hf.deployment.fusion import Rewritable
 from ccnet_hf.deployment.machine import has_amx, has_bfloat16, missing_packages
-from ccnet_hf.deployment.runtimes import RUNTIMES, OptimizedRuntime, check_model
+from ccnet_hf.deployment.runtimes import RUNTIMES, OptimizedRuntime, check_model, is_mobile
 from ccnet_hf.errors import InputError
 
 
@@ -86,16 +86,17 @@ def _dtype(dtype: torch.dtype | Literal["auto"] | None, device: torch.device) ->
 def backend_by_machine(model: Rewritable, dtype: torch.dtype) -> str:
     """What "auto" takes without an example to measure.
 
-    On processors PyTorch, unless matrix tiles multiply bfloat16: Winograd's method saves multiplications there that
-    the other runtimes do; and where it cannot, as with depthwise convolutions, they are ahead by a few percent at
-    best, which the half minute that a program takes to make seldom pays for. With tiles the multiplications are nearly
-    free, and the runtime counts that handles everything around them best.
+    On processors PyTorch: Winograd's method saves multiplications there that the other runtimes do; and where it
+    cannot, as with depthwise convolutions, they are ahead by a few percent at best, which the half minute that a
+    program takes to make seldom pays for. In bfloat16 OpenVINO where matrix tiles make the multiplications nearly
+    free, so that the runtime counts that handles everything around them best, and for depthwise convolutions, which
+    PyTorch leaves in float32.
     """
     device = model.device
     if device.type == "cuda":
         return "cuda_graphs"
-    if device.type == "cpu" and dtype == torch.bfloat16 and has_amx() and not missing_packages("openvino"):
-        return "openvino"
+    if device.type == "cpu" and dtype == torch.bfloat16 and has_bfloat16(device) and not missing_packages("openvino"):
+        return "openvino" if has_amx() or is_mobile(model) else "eager"
     return "eager"
 
 
