@@ -42,3 +42,19 @@ def test_one_call_equals_two(activation, groups):
         found = network(images)
     assert [type(layer) for layer in network] == [onednn.FusedConv2d, onednn.FusedConv2d, nn.Conv2d]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dilation", [2, 4])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_dilated_depthwise_convolutions_on_subgrids(kernel_size, dilation):
+    torch.manual_seed(0)
+    padding = dilation * (kernel_size // 2)
+    convolution = nn.Conv2d(8, 8, kernel_size, padding=padding, dilation=dilation, groups=8)
+    network = nn.Sequential(ActivatedConv2d(convolution, nn.ReLU6()), nn.Conv2d(8, 4, 1))
+    images = 3 * torch.randn(2, 8, 13, 18).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = network(images)
+        onednn.use_onednn_convolutions(network)
+        found = network(images)
+    assert type(network[0]) is onednn.PhasedConv2d
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -37,6 +37,9 @@ MODELS = {
     },
     "no concatenation": {"concat_input": False, "recurrence": 0},
     "mobile": {"backbone_config": TimmBackboneConfig(backbone="mobilenetv2_050", out_indices=[3, 4], output_stride=8)},
+    "efficientnet": {
+        "backbone_config": TimmBackboneConfig(backbone="efficientnet_lite0", out_indices=[3, 4], output_stride=8)
+    },
     "convnext": {
         "backbone_config": ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_indices=[3, 4])
     },
@@ -249,12 +252,14 @@ def test_auto_takes_the_fastest_of_those_installed(monkeypatch, said):
         ("mobile", ("avx512_bf16",), "auto", "openvino", torch.bfloat16),
         ("mobile", ("avx512_bf16",), None, "eager", torch.float32),
         ("mobile", (), torch.bfloat16, "eager", torch.bfloat16),
+        ("efficientnet", (), None, "openvino", torch.float32),
+        ("efficientnet", (), torch.bfloat16, "eager", torch.bfloat16),
         ("resnet", ("amx_bf16",), "auto", "openvino", torch.bfloat16),
         ("resnet", ("amx_bf16",), None, "eager", torch.float32),
     ],
 )
 def test_auto_without_an_example_goes_by_the_machine(monkeypatch, name, instructions, dtype, backend, chosen):
-    if name == "mobile":
+    if name in ("mobile", "efficientnet"):
         pytest.importorskip("timm")
     pretend(monkeypatch, {})
     monkeypatch.setattr(machine, "_has_instructions", lambda *names: any(name in instructions for name in names))

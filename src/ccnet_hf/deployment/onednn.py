@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ccnet_hf.deployment.fusion import ActivatedConv2d
+from ccnet_hf.deployment.phases import has_phases, merge_phases, split_phases
 from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone, CCNetResNetBottleneck, CCNetResNetConvLayer
 
 
@@ -57,6 +58,20 @@ class FusedConv2d(nn.Module):
         )
 
 
+class PhasedConv2d(FusedConv2d):
+    """A dilated depthwise convolution that keeps the image's size, on its subgrids."""
+
+    def __init__(self, convolution: nn.Conv2d, activation: nn.Module):
+        super().__init__(convolution, activation)
+        self.step = convolution.dilation[0]
+        self.geometry = ([size // 2 for size in convolution.kernel_size], [1, 1], [1, 1], convolution.groups)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """(B, channels, H, W) -> the same shape."""
+        outputs = super().forward(split_phases(hidden_state, self.step))
+        return merge_phases(outputs, self.step, *hidden_state.shape[2:])
+
+
 class FusedBottleneck(nn.Module):
     """[`CCNetResNetBottleneck`] whose batch norms are folded.
 
@@ -103,11 +118,15 @@ def use_onednn_convolutions(backbone: nn.Module) -> None:
     convolution for itself."""
     for name, layer in list(backbone.named_modules()):
         if isinstance(layer, ActivatedConv2d) and _is_plain(layer[0]):
-            backbone.set_submodule(name, FusedConv2d(*layer))
+            backbone.set_submodule(name, _one_call(*layer))
     inside = {layer.convolution for layer in backbone.modules() if isinstance(layer, FusedConv2d)}
     for name, layer in list(backbone.named_modules()):
         if _is_plain(layer) and layer not in inside:
-            backbone.set_submodule(name, FusedConv2d(layer, nn.Identity()))
+            backbone.set_submodule(name, _one_call(layer, nn.Identity()))
+
+
+def _one_call(convolution: nn.Conv2d, activation: nn.Module) -> FusedConv2d:
+    return (PhasedConv2d if has_phases(convolution) else FusedConv2d)(convolution, activation)
 
 
 def _is_plain(layer: nn.Module) -> bool:

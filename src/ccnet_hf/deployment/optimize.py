@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ccnet_hf.deployment.fusion import Rewritable
 from ccnet_hf.deployment.machine import has_amx, has_bfloat16, missing_packages
-from ccnet_hf.deployment.runtimes import RUNTIMES, OptimizedRuntime, check_model, is_mobile
+from ccnet_hf.deployment.runtimes import RUNTIMES, OptimizedRuntime, check_model, has_large_phases, is_mobile
 from ccnet_hf.errors import InputError
 
 
@@ -90,13 +90,17 @@ def backend_by_machine(model: Rewritable, dtype: torch.dtype) -> str:
     cannot, as with depthwise convolutions, they are ahead by a few percent at best, which the half minute that a
     program takes to make seldom pays for. In bfloat16 OpenVINO where matrix tiles make the multiplications nearly
     free, so that the runtime counts that handles everything around them best, and for depthwise convolutions, which
-    PyTorch leaves in float32.
+    PyTorch leaves in float32. In float32 OpenVINO for large dilated depthwise convolutions, which PyTorch computes on
+    subgrids that have to be copied together and apart.
     """
     device = model.device
     if device.type == "cuda":
         return "cuda_graphs"
-    if device.type == "cpu" and dtype == torch.bfloat16 and has_bfloat16(device) and not missing_packages("openvino"):
-        return "openvino" if has_amx() or is_mobile(model) else "eager"
+    if device.type == "cpu" and not missing_packages("openvino"):
+        if dtype == torch.bfloat16 and has_bfloat16(device) and (has_amx() or is_mobile(model)):
+            return "openvino"
+        if dtype == torch.float32 and has_large_phases(model):
+            return "openvino"
     return "eager"
 
 
