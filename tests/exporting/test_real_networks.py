@@ -78,6 +78,7 @@ def test_a_real_resnet(backend):
     torch.nn.init.constant_(model.model.head.attention.gamma, 0.7)
     with torch.no_grad():
         model.train()(torch.randn(2, 3, 160, 160))  # running statistics that fit the weights
+    model.eval()
     runtime = ccnet_hf.optimize(model, backend)
     for shape in ((1, 3, 512, 512), (2, 3, 257, 321)):
         pixel_values = torch.randn(shape)
