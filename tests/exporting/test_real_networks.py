@@ -1,55 +1,19 @@
-"""The trained checkpoints and a real ResNet in every form: logits, labels, scores on CamVid, and what int8 costs."""
-
-import json
-from pathlib import Path
+"""The trained checkpoints and a real ResNet in every form: logits, labels, and what bfloat16 costs."""
 
 import pytest
 import torch
+from camvid_scores import LARGE, SMALL, score
 
 import ccnet_hf
-from ccnet_hf.cli import main
 from ccnet_hf.inference.loading import load_checkpoint
 
 
 pytestmark = pytest.mark.nightly
 
-_CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
-SMALL = str(_CHECKPOINTS / "ccnet-mobilenetv2-camvid")
-LARGE = str(_CHECKPOINTS / "ccnet-efficientnet-camvid")
-
 
 @pytest.fixture(scope="module")
 def camvid(shared_dir) -> str:
     return str(shared_dir / "camvid")
-
-
-@pytest.fixture(scope="module")
-def calibration(camvid, tmp_path_factory) -> Path:
-    """Forty pictures of the training split."""
-    datasets = pytest.importorskip("datasets")
-    folder = tmp_path_factory.mktemp("pictures")
-    split = datasets.load_dataset(camvid, split="train")
-    for index in range(0, len(split), len(split) // 40):
-        split[index]["image"].convert("RGB").save(folder / f"{index}.png")
-    return folder
-
-
-def score(model: str, camvid: str, file: Path, *options: str) -> float:
-    words = ["eval", "--model_name_or_path", model, "--dataset_name", camvid, "--split", "test", "--device", "cpu"]
-    assert main([*words, "--output_json", str(file), *options]) == 0
-    return json.loads(file.read_text())["mean_iou"]
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "program_format", "number", "frames"),
-    [(SMALL, "onnx", "64", ""), (SMALL, "openvino", "64", ""), (LARGE, "openvino", "10", "0001TP")],
-)
-def test_int8_scores_as_float32(checkpoint, program_format, number, frames, camvid, calibration, tmp_path):
-    exported, chosen = str(tmp_path / "exported"), ["--name_prefix", frames] if frames else []
-    words = ["export", checkpoint, "--format", program_format, "--int8", "--calibration", str(calibration)]
-    assert main([*words, "--calibration_images", number, "--output", exported]) == 0
-    expected = score(checkpoint, camvid, tmp_path / "float32.json", *chosen)
-    assert score(exported, camvid, tmp_path / "int8.json", *chosen) > expected - 0.003
 
 
 @pytest.mark.parametrize("checkpoint", [SMALL, LARGE], ids=["small", "large"])
@@ -63,9 +27,9 @@ def test_float32_forms_give_the_same_labels(checkpoint, camvid):
 
 
 def test_bfloat16_loses_at_most_half_of_what_the_model_in_bfloat16_loses(camvid, tmp_path):
-    expected = score(SMALL, camvid, tmp_path / "float32.json")
-    plain = score(SMALL, camvid, tmp_path / "plain.json", "--dtype", "bfloat16")
-    folded = score(SMALL, camvid, tmp_path / "folded.json", "--dtype", "bfloat16", "--runtime", "eager")
+    expected = score(SMALL, camvid, tmp_path)
+    plain = score(SMALL, camvid, tmp_path, "--dtype", "bfloat16")
+    folded = score(SMALL, camvid, tmp_path, "--dtype", "bfloat16", "--runtime", "eager")
     assert expected - folded <= 0.5 * max(expected - plain, 0.002)
 
 
