@@ -134,29 +134,29 @@ def test_programs_give_the_model_s_logits_of_any_size(backend, lively):
     assert_equal_logits(runtime, model)
 
 
-def test_openvino_in_bfloat16_is_compiled_for_every_size_of_images(lively, monkeypatch):
+@pytest.mark.parametrize(("kind", "precisions"), [("wide", ["bf16"]), ("mobile", ["f32", "bf16"])])
+def test_openvino_in_bfloat16_is_compiled_for_every_size_of_images(kind, precisions, lively, monkeypatch):
     """In float32 here, which every processor computes in: what is proven is the way to the logits."""
     pytest.importorskip("openvino")
     compiled = []
-    model = lively(tiny_model())
+    model = lively(tiny_model(**MODELS[kind]))
     monkeypatch.setattr(programs, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(programs, "_MAX_SIZES", 1)
-    compile_model = programs.OpenVINONetwork._compile
+    compile_part = programs._compiled
 
-    def compile_in_float32(network, size):
-        compiled.append((size, network.dtype))
-        with monkeypatch.context() as patch:
-            patch.setattr(network, "dtype", torch.float32)
-            return compile_model(network, size)
+    def compile_in_float32(part, precision):
+        images = part.inputs[-1].get_partial_shape()
+        compiled.append((tuple(side.get_length() for side in list(images)[2:]), precision))
+        return compile_part(part, "f32")
 
-    monkeypatch.setattr(programs.OpenVINONetwork, "_compile", compile_in_float32)
+    monkeypatch.setattr(programs, "_compiled", compile_in_float32)
     runtime = ccnet_hf.optimize(model, "openvino", torch.bfloat16)
     assert_equal_logits(runtime, model)
     first, second = (batch[:1] for batch in batches())
     assert torch.equal(runtime.logits(second), runtime.logits(second))
     runtime.logits(first)
     sizes = [tuple(size[2:]) for size in BATCHES]
-    assert compiled == [(size, torch.bfloat16) for size in (*sizes, sizes[0])]
+    assert compiled == [(size, precision) for size in (*sizes, sizes[0]) for precision in precisions]
 
 
 def test_openvino_in_bfloat16_is_right_at_every_size(lively):

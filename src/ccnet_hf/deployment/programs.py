@@ -19,12 +19,14 @@ import transformers.utils.logging
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ccnet_hf.deployment.bfloat16 import cut_after_large_maps
 from ccnet_hf.deployment.machine import has_bfloat16, require_packages
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.limits import read_settings
 
 
 if TYPE_CHECKING:
+    import numpy as np
     import openvino
     from transformers.exporters.base import ExportedModel
 
@@ -121,7 +123,7 @@ def _openvino_core() -> openvino.Core:
 
 class OpenVINONetwork:
     """A network in OpenVINO on the CPU: images (B, 3, H, W), float32, to logits; in bfloat16 compiled once for every
-    size of images.
+    size of images, and the first layers of MobileNets and their kind in float32 still.
 
     A program for images of any size goes wrong in bfloat16 with OpenVINO 2026.4: it returns the logits of an earlier
     image, none, or ends the process.
@@ -135,7 +137,7 @@ class OpenVINONetwork:
         self.model = model
         self.dtype = dtype
         # By height and width; in float32 the only one is for images of any size.
-        self._compiled: OrderedDict[tuple[int, int] | None, openvino.CompiledModel] = OrderedDict()
+        self._compiled: OrderedDict[tuple[int, int] | None, Callable[[np.ndarray], np.ndarray]] = OrderedDict()
         if dtype == torch.float32:
             self._compiled[None] = self._compile(None)
 
@@ -146,17 +148,26 @@ class OpenVINONetwork:
                 self._compiled.popitem(last=False)
             self._compiled[size] = self._compile(size)
         self._compiled.move_to_end(size)
-        results = self._compiled[size]([pixel_values.contiguous().numpy()])
-        return torch.from_numpy(results["logits"].copy())  # they lie in memory that the next call writes over
+        logits = self._compiled[size](pixel_values.contiguous().numpy())
+        return torch.from_numpy(logits.copy())  # they lie in memory that the next call writes over
 
-    def _compile(self, size: tuple[int, int] | None) -> openvino.CompiledModel:
-        model = self.model
-        if size is not None:
-            model = model.clone()
-            model.reshape([-1, 3, *size])
-        precision = "bf16" if self.dtype == torch.bfloat16 else "f32"
-        options = _runner_options("openvino", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision})
-        return _openvino_core().compile_model(model, "CPU", options["config"])
+    def _compile(self, size: tuple[int, int] | None) -> Callable[[np.ndarray], np.ndarray]:
+        if size is None:
+            return _compiled(self.model, "f32")
+        model = self.model.clone()
+        model.reshape([-1, 3, *size])
+        parts = cut_after_large_maps(model)
+        if parts is None:
+            return _compiled(model, "bf16")
+        before, after = _compiled(parts[0], "f32"), _compiled(parts[1], "bf16")
+        return lambda images: after(before(images), images)
+
+
+def _compiled(model: openvino.Model, precision: str) -> Callable[..., np.ndarray]:
+    """A model of one output as a function of its inputs; the result lies in memory that the next call writes over."""
+    options = _runner_options("openvino", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision})
+    compiled = _openvino_core().compile_model(model, "CPU", options["config"])
+    return lambda *inputs: compiled(list(inputs))[0]
 
 
 def _runner_options(export_format: str, options: dict[str, Any] | None = None) -> dict[str, Any]:
