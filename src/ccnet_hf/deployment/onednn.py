@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ccnet_hf.deployment.fusion import ActivatedConv2d
-from ccnet_hf.deployment.phases import has_phases, merge_phases, split_phases
+from ccnet_hf.deployment.phases import is_faster_by_phases, merge_phases, split_phases
 from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone, CCNetResNetBottleneck, CCNetResNetConvLayer
 
 
@@ -59,7 +59,7 @@ class FusedConv2d(nn.Module):
 
 
 class PhasedConv2d(FusedConv2d):
-    """A dilated depthwise convolution that keeps the image's size, on its subgrids."""
+    """A dilated depthwise convolution for which `is_faster_by_phases`, on its subgrids."""
 
     def __init__(self, convolution: nn.Conv2d, activation: nn.Module):
         super().__init__(convolution, activation)
@@ -126,7 +126,7 @@ def use_onednn_convolutions(backbone: nn.Module) -> None:
 
 
 def _one_call(convolution: nn.Conv2d, activation: nn.Module) -> FusedConv2d:
-    return (PhasedConv2d if has_phases(convolution) else FusedConv2d)(convolution, activation)
+    return (PhasedConv2d if is_faster_by_phases(convolution) else FusedConv2d)(convolution, activation)
 
 
 def _is_plain(layer: nn.Module) -> bool:

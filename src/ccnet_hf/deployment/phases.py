@@ -20,6 +20,12 @@ def has_phases(convolution: nn.Conv2d) -> bool:
     )
 
 
+def is_faster_by_phases(convolution: nn.Conv2d) -> bool:
+    """Whether `has_phases` and the kernel is larger than 3x3: oneDNN has code for 3x3 that takes less than copying the
+    subgrids apart and together."""
+    return has_phases(convolution) and convolution.kernel_size > (3, 3)
+
+
 def split_phases(hidden_state: torch.Tensor, step: int) -> torch.Tensor:
     """(B, C, H, W) -> (step * step * B, C, ceil(H / step), ceil(W / step)) in channels_last: the subgrids of every
     `step`-th row and column. Zeros fill them up, which act as the convolution's own padding."""
@@ -40,4 +46,4 @@ def merge_phases(grids: torch.Tensor, step: int, height: int, width: int) -> tor
     return merged.permute(0, 3, 1, 2)[:, :, :height, :width]
 
 
-__all__ = ["has_phases", "merge_phases", "split_phases"]
+__all__ = ["has_phases", "is_faster_by_phases", "merge_phases", "split_phases"]

@@ -13,7 +13,7 @@ from torch import nn
 from ccnet_hf.deployment import onednn
 from ccnet_hf.deployment.fusion import Rewritable, example_image, fuse, join_activations
 from ccnet_hf.deployment.machine import has_amx, has_bfloat16, require_packages
-from ccnet_hf.deployment.phases import has_phases
+from ccnet_hf.deployment.phases import is_faster_by_phases
 from ccnet_hf.deployment.programs import check_dtype, load_program, make_program
 from ccnet_hf.deployment.winograd import use_winograd
 from ccnet_hf.errors import InputError
@@ -144,7 +144,7 @@ def is_mobile(model: Rewritable) -> bool:
 def has_large_phases(model: Rewritable) -> bool:
     """Whether a dilated depthwise convolution of a model's backbone is larger than 3x3, as in EfficientNets."""
     layers = model.base_model.backbone.modules()
-    return any(isinstance(layer, nn.Conv2d) and has_phases(layer) and layer.kernel_size > (3, 3) for layer in layers)
+    return any(isinstance(layer, nn.Conv2d) and is_faster_by_phases(layer) for layer in layers)
 
 
 def _takes_onednn(backbone: nn.Module) -> bool:
