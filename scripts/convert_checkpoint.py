@@ -1,4 +1,4 @@
-"""Convert a checkpoint of mmsegmentation or of the authors: `--variant V [--checkpoint F.pth] --output DIR`."""
+"""Convert a checkpoint of mmsegmentation, the authors and others: `--variant V [--checkpoint F.pth] --output DIR`."""
 
 from ccnet_hf.zoo.convert import main
 

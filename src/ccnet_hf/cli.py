@@ -12,13 +12,13 @@ SUBCOMMANDS = {
     "demo": ("ccnet_hf.demo", "open a web page that segments pictures and shows attention"),
     "train": ("ccnet_hf.training.training_arguments", "train a model"),
     "eval": ("ccnet_hf.evaluation.eval_arguments", "score a checkpoint on a dataset"),
-    "export": ("ccnet_hf.exporting.export", "make a folder for ONNX Runtime, OpenVINO or transformers.js"),
+    "export": ("ccnet_hf.exporting.export", "make a folder for ONNX Runtime, OpenVINO, PyTorch or a browser"),
     "prepare_dataset": ("ccnet_hf.data.preparation.prepare_arguments", "make a dataset of images and masks"),
-    "convert_checkpoint": ("ccnet_hf.zoo.convert", "convert checkpoints of mmsegmentation, PaddleSeg or the authors"),
+    "convert_checkpoint": ("ccnet_hf.zoo.convert", "convert published checkpoints of mmsegmentation and others"),
     "push_to_hub": ("ccnet_hf.zoo.push", "publish checkpoints or a dataset on the Hub"),
     "benchmark": ("ccnet_hf.benchmark", "measure speed and memory"),
     "kernels": ("ccnet_hf.kernels.__main__", "compile the CUDA operator, say what is in use, lay it out for the Hub"),
-    "zoo": ("ccnet_hf.zoo.__main__", "list the model zoo, verify or export a converted folder"),
+    "zoo": ("ccnet_hf.zoo.__main__", "list the zoo, verify a converted folder, write it for mmsegmentation"),
 }
 
 # Experiments, which are evidence rather than tools.

@@ -54,7 +54,10 @@ def test_int8_is_calibrated_on_what_is_measured():
     for package in ("openvino", "nncf"):
         pytest.importorskip(package)
     model, batches = tiny_model(), [noise((1, 3, 48, 64), seed) for seed in range(2)]
-    logits = make_runtime("openvino-int8", model, torch.float32, batches).logits(batches[0])
+    runtime = make_runtime("openvino-int8", model, torch.float32, batches)
+    assert model_benchmark._is_program(runtime)  # whose memory PyTorch does not see
+    assert not model_benchmark._is_program(make_runtime("eager", model, torch.float32, batches))
+    logits = runtime.logits(batches[0])
     with torch.no_grad():
         expected = model(batches[0]).logits
     error, _ = speed.compare_logits(logits, expected, False, (48, 64))

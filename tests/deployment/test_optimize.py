@@ -43,6 +43,7 @@ MODELS = {
     "convnext": {
         "backbone_config": ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_indices=[3, 4])
     },
+    "frozen batch norms": {"backbone_config": tiny_backbone_config(frozen_batch_norm=True)},
     "attention in the trunk": {
         "backbone_config": tiny_backbone_config(attention_stage="stage3", attention_query_key_size=4)
     },

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_model, tiny_parsing_model
+from tiny_models import tiny_backbone_config, tiny_model, tiny_parsing_model
 
 from ccnet_hf import CCNetImageProcessor
 from ccnet_hf.inference import Predictor
@@ -30,6 +30,14 @@ def test_attention_of_a_pixel(image):
     torch.testing.assert_close(attention.map(), attention_map(expected, (1, 14)), rtol=0, atol=0)
     torch.testing.assert_close(attention.map(2), attention_map(expected[1:2], (1, 14)), rtol=0, atol=0)
     assert attention.at_image_size(attention.map()).shape == (60, 90)
+
+
+def test_attention_in_the_backbone_is_not_the_head_s(image):
+    trunk = tiny_backbone_config(attention_stage="stage3", attention_query_key_size=4, attention_recurrence=3)
+    model = tiny_model(recurrence=2, backbone_config=trunk)
+    torch.nn.init.constant_(model.model.backbone.stages[2].attention.gamma, 0.3)
+    attention = Predictor(model, CCNetImageProcessor(size={"height": 80, "width": 120})).attention(image, (9, 9))
+    assert attention.gammas == pytest.approx([0.7] * 2) and len(attention.rounds) == 2
 
 
 @pytest.mark.parametrize(("point", "position"), [((0, 0), (0, 0)), ((89, 59), (9, 14)), ((45, 30), (5, 7))])
@@ -72,9 +80,10 @@ def test_the_command(image, tmp_path, capsys):
     }.items():
         assert main([*arguments, "--output", str(output), "--point", point]) == 1
         assert message in capsys.readouterr().err
-    tiny_model(recurrence=0).save_pretrained(tmp_path / "model")
-    assert main([*arguments, "--output", str(output), "--point", "1,1"]) == 1
-    assert "the model has no criss-cross attention to look at" in capsys.readouterr().err
+    for backbone in (tiny_backbone_config(), tiny_backbone_config(attention_stage="stage3")):
+        tiny_model(recurrence=0, backbone_config=backbone).save_pretrained(tmp_path / "model")
+        assert main([*arguments, "--output", str(output), "--point", "1,1"]) == 1
+        assert "the model's head has no criss-cross attention to look at" in capsys.readouterr().err
     assert not output.exists()
 
 

@@ -360,7 +360,7 @@ def test_wrong_folder(how, message, hub, checkpoints, tmp_path, capsys):
     [
         ("ccnet-r101-ade20k", "holds no folder ccnet-r101-ade20k-512x512-80k or ccnet-r101-ade20k"),
         ("ccnet-r18-ade20k", "unknown variant 'ccnet-r18-ade20k'"),
-        ("ccnet-mobilenetv2-camvid", "is a variant of neither mmsegmentation's zoo, human parsing nor video"),
+        ("ccnet-mobilenetv2-camvid", "names no published checkpoint that could be converted"),
     ],
 )
 def test_wrong_variant(variant, message, hub, checkpoints, capsys):

@@ -40,7 +40,7 @@ _LARGEST = {
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name, made the current one; `ValueError` if nothing can be measured on it."""
+    """The device of this name, made the current one; `InputError` if nothing can be measured on it."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -15,9 +15,10 @@ from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.forms import einsum_attention
 from ccnet_hf.benchmark.networks import build_network, network_inputs
 from ccnet_hf.benchmark.rivals import RIVALS, rival_call
-from ccnet_hf.benchmark.runtimes import RUNTIME_FORMS, make_runtime
+from ccnet_hf.benchmark.runtimes import RUNTIME_FORMS, Int8Runtime, make_runtime
 from ccnet_hf.benchmark.speed import Speed, auto_line, compare_logits, table
 from ccnet_hf.deployment.programs import quiet
+from ccnet_hf.deployment.runtimes import ProgramRuntime
 from ccnet_hf.errors import InputError
 from ccnet_hf.inference.images import find_images
 from ccnet_hf.inference.runtime import Runtime
@@ -182,7 +183,7 @@ class _Comparison:
 
 def _is_program(runtime: Runtime) -> bool:
     """Whether a runtime allocates by itself, unseen by PyTorch."""
-    return hasattr(runtime, "program")
+    return isinstance(runtime, ProgramRuntime | Int8Runtime)
 
 
 def _in_nchw(model: PreTrainedModel) -> PreTrainedModel:

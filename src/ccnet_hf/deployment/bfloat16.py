@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ccnet_hf.deployment.machine import require_packages
-
 
 if TYPE_CHECKING:
     import openvino
@@ -30,7 +28,6 @@ def cut_after_large_maps(model: openvino.Model) -> tuple[openvino.Model, openvin
         From images to a map, and from this map and the images, whose size the rest reads, to logits. `None` for
         another kind of network, and where no single map larger than 1/8 of the images carries all that follows.
     """
-    require_packages("openvino")
     import openvino
 
     model = model.clone()

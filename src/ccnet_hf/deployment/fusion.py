@@ -18,6 +18,7 @@ from ccnet_hf.models.modeling_ccnet import (
     RecurrentCrissCrossAttention,
 )
 from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing, CCNetPyramidPooling
+from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetFrozenBatchNorm
 
 
 Rewritable = CCNetForSemanticSegmentation | CCNetForHumanParsing
@@ -184,7 +185,7 @@ def _can_be_folded(layer: nn.Module) -> bool:
 
 def _rest_of(normalization: nn.Module) -> nn.Module | None:
     """What a batch norm does beside normalising, or `None` if a module is no batch norm that can be folded."""
-    if type(normalization) is nn.BatchNorm2d:
+    if type(normalization) in (nn.BatchNorm2d, CCNetResNetFrozenBatchNorm):
         return nn.Identity()
     if isinstance(normalization, nn.BatchNorm2d) and hasattr(normalization, "act"):  # timm's, with its activation
         return nn.Sequential(getattr(normalization, "drop", nn.Identity()), normalization.act)

@@ -64,7 +64,8 @@ def optimize(
         reason = "for this kind of processor" if model.device.type == "cpu" else "for this device"
     else:
         runtime, reason = _by_measuring(model, chosen_dtype, example)
-    hints = "".join(f"; {hint}" for hint in _hints(runtime, dtype))
+    others = ["openvino"] if example is None or chosen_dtype != torch.float32 else ["openvino", "onnx"]
+    hints = "".join(f"; {hint}" for hint in _hints(runtime, dtype, others))
     logger.warning(f"optimize took {runtime.backend} in {str(chosen_dtype).removeprefix('torch.')}, {reason}{hints}.")
     return runtime
 
@@ -140,13 +141,13 @@ def measure(runtimes: Mapping[str, OptimizedRuntime], example: torch.Tensor) -> 
     return best
 
 
-def _hints(runtime: OptimizedRuntime, dtype: torch.dtype | Literal["auto"] | None) -> list[str]:
-    """What would be faster, or might be."""
+def _hints(runtime: OptimizedRuntime, dtype: torch.dtype | Literal["auto"] | None, others: list[str]) -> list[str]:
+    """What would be faster, or might be; `others` would have been considered on a CPU if they were installed."""
     hints = []
     if dtype is None and has_bfloat16(runtime.device):
         hints.append("in bfloat16 it would be faster (dtype='auto'; of a command --dtype bfloat16)")
     if runtime.device.type == "cpu":
-        if missing := missing_packages("openvino") + missing_packages("onnx"):
+        if missing := [package for name in others for package in missing_packages(name)]:
             hints.append(f"without {missing[0]} (pip install 'ccnet-hf[export]') other runtimes were not considered")
         hints.append("int8 is faster still (ccnet-hf export --int8)")
     if runtime.backend != "compile":

@@ -18,7 +18,7 @@ from ccnet_hf.deployment.programs import check_dtype, load_program, make_program
 from ccnet_hf.deployment.winograd import use_winograd
 from ccnet_hf.errors import InputError
 from ccnet_hf.models.modeling_ccnet_parsing import CCNetForHumanParsing
-from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone
+from ccnet_hf.models.modeling_ccnet_resnet import CCNetResNetBackbone, CCNetResNetFrozenBatchNorm
 from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
 from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
@@ -156,7 +156,7 @@ def _takes_onednn(backbone: nn.Module) -> bool:
         and onednn.is_available()
         and (backbone.dtype == torch.float32 or (backbone.dtype == torch.bfloat16 and has_bfloat16(backbone.device)))
         and not attends
-        and not any(isinstance(layer, nn.BatchNorm2d) for layer in backbone.modules())
+        and not any(isinstance(layer, nn.BatchNorm2d | CCNetResNetFrozenBatchNorm) for layer in backbone.modules())
     )
 
 

@@ -72,8 +72,9 @@ class ExportArguments:
 def export(arguments: ExportArguments) -> None:
     """Export a CCNet for ONNX Runtime, OpenVINO or torch.export, for images of any number and size.
 
-    The folder runs in transformers' `pipeline`, in `ccnet-hf segment` and in `ccnet-hf eval`. It is compared with the
-    checkpoint before it gets its name.
+    A folder for ONNX Runtime or OpenVINO runs in transformers' `pipeline`, in `ccnet-hf segment` and in
+    `ccnet-hf eval`, one of torch.export in the pipeline, one with `--javascript` in transformers.js. It is compared
+    with the checkpoint before it gets its name.
 
     Raises:
         InputError: a checkpoint, pictures or options that cannot be used, or a runtime that is not installed.

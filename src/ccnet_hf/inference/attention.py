@@ -7,7 +7,7 @@ from torch import nn
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.models.image_letterbox_ccnet import inverse_letterbox_map
-from ccnet_hf.models.layers_ccnet import CrissCrossAttention, RecurrentCrissCrossAttention
+from ccnet_hf.models.layers_ccnet import CrissCrossAttention, FeatureMapAttention, RecurrentCrissCrossAttention
 from ccnet_hf.models.post_processing_ccnet import resize_logits
 from ccnet_hf.visualization import attention_map
 
@@ -62,7 +62,7 @@ def attend(
         letterbox: whether the image lies in the middle of `pixel_values`.
 
     Raises:
-        InputError: the model has no attention, or the point is not on the image.
+        InputError: the model's head has no attention, or the point is not on the image.
     """
     height, width = target_size
     x, y = point
@@ -70,7 +70,7 @@ def attend(
         raise InputError(f"the point {x:g},{y:g} is not on the image of {width}x{height} (width x height)")
     gammas = _gammas(model)
     if not gammas:
-        raise InputError("the model has no criss-cross attention to look at")
+        raise InputError("the model's head has no criss-cross attention to look at")
     attentions = model(pixel_values=pixel_values, output_attentions=True).attentions
     input_size = tuple(pixel_values.shape[-2:])
     fractions = ((y + 0.5) / height, (x + 0.5) / width)
@@ -84,8 +84,10 @@ def attend(
 
 
 def _gammas(model: nn.Module) -> list[float]:
-    """gamma of every round, in order."""
+    """gamma of every round of the head, in order."""
     for module in model.modules():
+        if isinstance(module, FeatureMapAttention):
+            continue  # in the backbone, whose weights no model returns
         if isinstance(module, RecurrentCrissCrossAttention) and module.rounds is None:
             return [module.gamma.item()] * module.recurrence
         if isinstance(module, RecurrentCrissCrossAttention):

@@ -214,6 +214,7 @@ class RecurrentCrissCrossAttention(CrissCrossAttention):
         self, hidden_state: torch.Tensor, output_attentions: bool = False, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """As [`CrissCrossAttention.forward`], with one tensor of weights for each round."""
+        # Apart from this method, which a kernel from the Hub replaces, and falls back from.
         return self._all_rounds(hidden_state, output_attentions, mask)
 
     def _all_rounds(
@@ -266,9 +267,8 @@ class FeatureMapAttention(GradientCheckpointingLayer, RecurrentCrissCrossAttenti
 
 
 def init_attention(attention: CrissCrossAttention) -> None:
-    """Give an attention layer the weights it starts with: its projections PyTorch's, gamma 0 or what it was
-    told. Weights that have been
-    loaded stay."""
+    """Give an attention layer the weights it starts with: its projections PyTorch's, gamma 0 or what it was told.
+    Weights that have been loaded stay."""
     if not hasattr(attention, "query"):
         return  # every round has weights of its own, and is asked for itself
     for projection in (attention.query, attention.key, attention.value):

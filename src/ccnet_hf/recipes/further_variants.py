@@ -52,7 +52,7 @@ def _authors_recipe(name: str, **losses: Any) -> Recipe:
 
 
 def _camvid_recipe(name: str, recurrence: int) -> Recipe:
-    """The small checkpoint that the demo uses; with `recurrence=0` its control without attention."""
+    """The smaller checkpoint in the repository; with `recurrence=0` its control without attention."""
     return Recipe(
         name=name,
         benchmark="camvid",

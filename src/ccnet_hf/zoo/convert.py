@@ -69,7 +69,7 @@ class ConvertArguments:
 
 
 def convert(arguments: ConvertArguments) -> None:
-    """Convert a checkpoint of mmsegmentation, the authors, PaddleSeg, CE2P or SCHP into a folder that
+    """Convert a checkpoint of mmsegmentation, the authors, PaddleSeg, CE2P, SCHP or torchvision into a folder that
     `from_pretrained` reads."""
     transformers.utils.logging.disable_progress_bar()
     checkpoints = Path(arguments.checkpoints or Path(torch.hub.get_dir()) / "checkpoints")

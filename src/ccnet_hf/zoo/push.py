@@ -85,7 +85,7 @@ def list_repositories(arguments: PushArguments) -> list[HubRepository]:
         recipes = {recipe.name: recipe for recipe in map(get_recipe, arguments.variant)}.values()
     for recipe in recipes:
         if not recipe.checkpoint_file and recipe.task == "semantic":
-            raise InputError(f"{recipe.name} is a variant of neither mmsegmentation's zoo, human parsing nor video")
+            raise InputError(f"{recipe.name} names no published checkpoint that could be converted")
     return [
         repository
         for recipe in recipes
