@@ -15,7 +15,7 @@
 #
 # From pictures and label maps to a checkpoint that knows other classes than it was trained on. The data here is
 # drawn in the first cells, so that everything runs in minutes on a CPU; put your own files in its place. Needs
-# `pip install 'ccnet-hf[train,timm]'` and a clone of the repository, whose checkpoint it starts from.
+# `pip install '.[train,timm]'` in a clone of the repository, whose checkpoint it starts from.
 
 # %%
 import random

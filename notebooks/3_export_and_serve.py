@@ -14,7 +14,7 @@
 # # Export a checkpoint, and serve it
 #
 # A checkpoint becomes a program for ONNX Runtime, is compared with the checkpoint, and answers over HTTP. Needs
-# `pip install 'ccnet-hf[export,timm]'` and a clone of the repository, whose checkpoint and picture it uses.
+# `pip install '.[export,timm]'` in a clone of the repository, whose checkpoint and picture it uses.
 
 # %%
 import base64

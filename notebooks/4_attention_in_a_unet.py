@@ -15,8 +15,8 @@
 #
 # `RecurrentCrissCrossAttention` goes on a feature map between two layers of any network, here into the bottleneck of
 # a small 2-D U-Net. Both, with and without it, learn images in which one coloured square decides the class of every
-# pixel: red, green or blue. Whoever cannot see the square can only guess. Needs `pip install ccnet-hf`; it takes a
-# minute or two on a CPU.
+# pixel: red, green or blue. Whoever cannot see the square can only guess. It needs
+# `pip install .` in a clone of the repository, and takes a minute or two on a CPU.
 
 # %%
 import torch

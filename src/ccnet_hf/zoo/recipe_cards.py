@@ -17,7 +17,7 @@ $metadata
 
 $network
 
-**This project publishes no weights of it, and has neither trained nor scored it.** If weights lie beside this card,
+**This project publishes neither weights nor a score of it.** If weights lie beside this card,
 whoever put them here $origin; $licence
 
 ## Use
