@@ -14,7 +14,8 @@
 # # Segment a picture, and look at what a pixel attends to
 #
 # A checkpoint of CCNet, a picture, its classes; then the weights that the criss-cross attention gives. Needs
-# `pip install '.[timm]'` in a clone of the repository, whose checkpoint and picture it uses; it takes seconds on a CPU.
+# `pip install '.[timm]'` in a clone of the repository, whose checkpoint and picture it uses; it takes seconds on a
+# CPU.
 
 # %%
 from PIL import Image

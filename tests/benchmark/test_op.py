@@ -183,7 +183,10 @@ def test_every_size_is_compiled():
         return graph.forward
 
     form = op.Form(torch.compile(einsum_attention, dynamic=False, backend=backend))
-    with torch._dynamo.config.patch(recompile_limit=1):
+    limit = (
+        "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    )  # PyTorch 2.6
+    with torch._dynamo.config.patch({limit: 1}):
         for width in (3, 4, 5):
             op.compare({"compiled": form}, Case("float32", 1, 2, width, False), torch.device("cpu"), repeats=1)
     assert len(compiled) == 3

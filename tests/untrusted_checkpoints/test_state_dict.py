@@ -67,7 +67,7 @@ def test_the_hand_is_good_enough(tmp_path):
 
 
 HOSTILE = {
-    "storage of 10^12": (checkpoint(tensor(numbers=10**12)), "damaged"),
+    "storage of 10^12": (checkpoint(tensor(numbers=10**12)), "damaged|more than it has"),
     "storage of 2^62": (checkpoint(tensor(numbers=2**62)), "damaged"),
     "negative storage": (checkpoint(tensor(numbers=-4)), "damaged"),
     "10^12 of 4 numbers": (checkpoint(tensor(size=(10**12,))), "damaged"),
@@ -79,7 +79,10 @@ HOSTILE = {
     "zeros of Python 2": (checkpoint(called(name("__builtin__", "bytearray"), number(10**10))), "asks for bytearray"),
     "compressed": (checkpoint(tensor(numbers=10**7), bytes(4 * 10**7), zipfile.ZIP_DEFLATED), "are not compressed"),
     "code": (checkpoint(called(name("os", "system"), text("true"))), "its pickle asks for os.system, and only"),
-    "more code": (checkpoint(called(name("builtins", "exec"), text("1"))), "its pickle asks for exec, and only"),
+    "more code": (
+        checkpoint(called(name("builtins", "exec"), text("1"))),
+        "its pickle asks for (builtins.)?exec, and only",
+    ),
     "nested": (checkpoint(b"]" * 100_000 + b"a" * 99_999), "is no plain tensor"),
     "a long name": (saved({"x" * 10_000_000: 1}), "is no plain tensor"),
     "sparse": (saved({"weight": torch.eye(3).to_sparse()}), "is no plain tensor"),

@@ -52,7 +52,7 @@ WITHOUT_WEIGHTS = [recipe for recipe in RECIPES.values() if recipe.task != "sema
 @pytest.mark.parametrize("recipe", WITHOUT_WEIGHTS, ids=lambda recipe: recipe.name)
 def test_cards_of_models_without_weights(recipe):
     card = render_card(recipe, namespace="me")
-    assert "This project publishes no weights of it" in card and "$" not in card
+    assert "This project publishes neither weights nor a score of it" in card and "$" not in card
     data = ModelCard(card).data
     assert data.eval_results is None and "ccnet" in data.tags
     has_attention = recipe.model.get("context_module") != "pyramid"

@@ -63,7 +63,7 @@ def in_dtype_of_weights(pixel_values: torch.Tensor, model: nn.Module) -> torch.T
         )
     device_type = pixel_values.device.type
     # The meta device knows no autocast, and refuses the question whether it is on.
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return pixel_values
     # None of them: a replica of `torch.nn.DataParallel`.
     dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), pixel_values.dtype)
