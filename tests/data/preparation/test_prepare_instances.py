@@ -11,7 +11,8 @@ import pytest
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.dataset_arguments import DatasetArguments
 from ccnet_hf.data.instances import coco_annotation
-from ccnet_hf.data.preparation.instances import InstanceShard, RawInstances
+from ccnet_hf.data.preparation.card import dataset_repository
+from ccnet_hf.data.preparation.instances import InstanceShard, RawInstances, instance_features
 from ccnet_hf.data.preparation.prepare import prepare_dataset
 from ccnet_hf.data.preparation.prepare_arguments import main
 from ccnet_hf.errors import InputError
@@ -48,6 +49,11 @@ def test_every_image_and_every_object(source, tmp_path):
                 crowds += found["iscrowd"]
             empty += not expected
     assert (crowds, empty) == (3, 1)
+    repository = dataset_repository(tmp_path / "out", "me/coco")
+    assert len(repository.files) == 3
+    (info,) = datasets.get_dataset_infos(str(tmp_path / "out")).values()
+    assert {split: entry.num_examples for split, entry in info.splits.items()} == prepared.num_examples
+    assert info.features == instance_features()
     split = DatasetArguments(dataset_name=str(tmp_path / "out")).load_split("validation")
     assert {"image", "label", "image_id", "name"} <= set(split.column_names)
 

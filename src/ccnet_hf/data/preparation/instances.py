@@ -12,16 +12,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import DatasetCardData
 from tqdm.auto import tqdm
 
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmarks.record import InstanceBenchmark
 from ccnet_hf.data.images import open_image
+from ccnet_hf.data.preparation.card import skipped_note, split_rows, write_card
 from ccnet_hf.data.preparation.examples import read_same
 from ccnet_hf.data.preparation.shards import PreparedDataset, Shard, identity, mapped, plan_shards, write_shard
 from ccnet_hf.errors import InputError, reading, using
-from ccnet_hf.files import atomic_file
 from ccnet_hf.hub import CARD_FILE
 from ccnet_hf.models.annotations_ccnet import mask_of_segmentation
 
@@ -272,7 +272,8 @@ def write_instances(
     num_examples = {split: sum(shard.num_rows for shard in group) for split, group in shards.items()}
     if not any(num_examples.values()):
         raise InputError(f"every image was left out, the first because of: {skipped[0]}")
-    _write_card(output_dir, benchmark, num_examples, skipped)
+    num_bytes = {split: sum(shard.path.stat().st_size for shard in group) for split, group in shards.items()}
+    write_card(output_dir, *_card(benchmark, num_examples, skipped), features, num_examples, num_bytes)
     return PreparedDataset(num_examples, skipped, len(finished), [])
 
 
@@ -304,9 +305,10 @@ The pixels of an object are its `polygons`, or, where there are none, the compre
 """
 
 
-def _write_card(
-    output_dir: Path, benchmark: InstanceBenchmark, num_examples: Mapping[str, int], skipped: Sequence[str]
-) -> None:
+def _card(
+    benchmark: InstanceBenchmark, num_examples: Mapping[str, int], skipped: Sequence[str]
+) -> tuple[DatasetCardData, str]:
+    """Metadata and text for `write_card`; arguments as for `label_map_card`."""
     data = DatasetCardData(
         pretty_name=benchmark.title,
         license="other",
@@ -314,12 +316,6 @@ def _write_card(
         license_link=benchmark.license_link,
         task_categories=["image-segmentation", "object-detection"],
         task_ids=["instance-segmentation"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in num_examples],
-            }
-        ],
     )
     text = _CARD.format(
         title=benchmark.title,
@@ -327,11 +323,8 @@ def _write_card(
         count=f"{sum(num_examples.values()):,}",
         license=benchmark.license,
         homepage=benchmark.homepage,
-        splits="\n".join(
-            f"| {split} | {number:,} | {benchmark.num_examples[split]:,} |" for split, number in num_examples.items()
-        ),
-        skipped=f"\nLeft out because a file was missing or damaged: {len(skipped):,}.\n" if skipped else "",
+        splits=split_rows(benchmark, num_examples),
+        skipped=skipped_note(skipped),
         categories="\n".join(f"| {label} | {name} |" for label, name in benchmark.categories.items()),
     )
-    with atomic_file(output_dir / CARD_FILE) as unfinished:
-        DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(unfinished)
+    return data, text

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ccnet_hf.data.benchmarks.record import Benchmark
-from ccnet_hf.data.preparation.card import check_no_other_card, write_card
+from ccnet_hf.data.preparation.card import check_no_other_card, label_map_card, write_card
 from ccnet_hf.data.preparation.examples import RawExample
 from ccnet_hf.data.preparation.shards import (
     PreparedDataset,
@@ -107,7 +107,7 @@ def write_dataset(
         shard.path.unlink()  # of a split that is not there
     num_bytes = {split: sum(shard.path.stat().st_size for shard in shards[split]) for split in num_examples}
     folder.rename(data)
-    write_card(output_dir, benchmark, features, num_examples, num_bytes, skipped)
+    write_card(output_dir, *label_map_card(benchmark, num_examples, skipped), features, num_examples, num_bytes)
     return PreparedDataset(num_examples, skipped, len(finished), turned)
 
 
