@@ -19,7 +19,7 @@ from ccnet_hf.data.preparation.examples import RawExample
 from ccnet_hf.data.preparation.prepare import push_dataset
 from ccnet_hf.data.preparation.prepare_arguments import FolderArguments
 from ccnet_hf.data.preparation.shards import PreparedDataset
-from ccnet_hf.data.preparation.writing import check_output_dir, counted, first_names, write_dataset
+from ccnet_hf.data.preparation.writing import check_output_dir, counted, first_names, label_maps, write_dataset
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.files import exclusive, remove_leftovers
 from ccnet_hf.hub import check_token
@@ -93,9 +93,8 @@ def prepare_folder(
             names = sorted(found.keys() | found_masks.keys())
             pairs = {name: (found.get(name), found_masks.get(name)) for name in names}
             examples = _splits(_complete(pairs, label_format, images, masks, skip_corrupt), validation_fraction)
-            benchmark = _record(Path(images), classes, label_format)
-            arguments = (output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels)
-            prepared = write_dataset(benchmark, examples, *arguments)
+            kind = label_maps(_record(Path(images), classes, label_format), max_image_pixels)
+            prepared = write_dataset(kind, examples, output_dir, num_proc, skip_corrupt, max_shard_size)
         finally:
             close_archives()
         shutil.rmtree(scratch, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,16 +13,15 @@ from typing import Any
 
 import datasets
 from huggingface_hub import DatasetCardData
-from tqdm.auto import tqdm
 
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmarks.record import InstanceBenchmark
 from ccnet_hf.data.images import open_image
-from ccnet_hf.data.preparation.card import skipped_note, split_rows, write_card
+from ccnet_hf.data.preparation.card import skipped_note, split_rows
 from ccnet_hf.data.preparation.examples import read_same
-from ccnet_hf.data.preparation.shards import PreparedDataset, Shard, identity, mapped, plan_shards, write_shard
+from ccnet_hf.data.preparation.shards import Shard, identity
+from ccnet_hf.data.preparation.writing import DatasetKind
 from ccnet_hf.errors import InputError, reading, using
-from ccnet_hf.hub import CARD_FILE
 from ccnet_hf.models.annotations_ccnet import mask_of_segmentation
 
 
@@ -206,28 +205,29 @@ def _verified(
     return {split: list(found) for split, found in examples.items() if found}
 
 
-def _row_or_error(example: RawInstances, categories: set[int], max_image_pixels: int | None) -> dict[str, Any] | str:
-    """Errors travel as text, so that one bad file does not end the work of the others."""
+def make_row(example: RawInstances, categories: Set[int], max_image_pixels: int | None = None) -> dict[str, Any]:
+    """Read one image and check it and its annotations.
+
+    Raises:
+        InputError: a file is missing, damaged or does not fit the other; the message names it.
+    """
+    if not example.image:
+        raise InputError(f"{example.name}: has no image")
+    encoded = read_same(example.image)
     try:
-        if not example.image:
-            raise InputError(f"{example.name}: has no image")
-        encoded = read_same(example.image)
-        try:
-            image = open_image(encoded, max_image_pixels)
-        except InputError as error:
-            raise InputError(f"{example.image[0]}: {error}") from error
-        if (image.height, image.width) != (example.height, example.width):
-            raise InputError(
-                f"{example.image[0]}: the image is {image.height}x{image.width}, its annotations are of "
-                f"{example.height}x{example.width}"
-            )
-        size = (example.height, example.width)
-        objects = [object_row(annotation, size, example.name) for annotation in example.annotations]
-        for row in objects:
-            if row["category_id"] not in categories:
-                raise InputError(f"{example.name}: there is no category {row['category_id']}")
+        image = open_image(encoded, max_image_pixels)
     except InputError as error:
-        return str(error)
+        raise InputError(f"{example.image[0]}: {error}") from error
+    if (image.height, image.width) != (example.height, example.width):
+        raise InputError(
+            f"{example.image[0]}: the image is {image.height}x{image.width}, its annotations are of "
+            f"{example.height}x{example.width}"
+        )
+    size = (example.height, example.width)
+    objects = [object_row(annotation, size, example.name) for annotation in example.annotations]
+    for row in objects:
+        if row["category_id"] not in categories:
+            raise InputError(f"{example.name}: there is no category {row['category_id']}")
     return {
         "image": {"bytes": encoded, "path": PurePosixPath(example.image[0].path).name},
         "objects": objects,
@@ -238,43 +238,14 @@ def _row_or_error(example: RawInstances, categories: set[int], max_image_pixels:
     }
 
 
-def write_instances(
-    benchmark: InstanceBenchmark,
-    examples: Mapping[str, Sequence[RawInstances]],
-    output_dir: Path,
-    num_proc: int,
-    skip_corrupt: bool,
-    max_shard_size: int,
-    max_image_pixels: int | None,
-) -> PreparedDataset:
-    """Write the shards that are not there yet. The card, without which nobody takes the folder for a dataset, comes
-    last."""
-    folder = output_dir / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = {
-        split: plan_shards(InstanceShard, folder, split, found, max_shard_size) for split, found in examples.items()
-    }
-    planned = {shard.path for group in shards.values() for shard in group}
-    if foreign := [path.name for path in sorted(folder.glob("[!.]*")) if path not in planned]:
-        raise InputError(f"not part of this dataset: {foreign[0]} in {folder}; remove or choose another --output_dir")
-    features = instance_features()
-    finished = {shard.path for group in shards.values() for shard in group if shard.is_finished(features)}
-    if len(finished) < len(planned):
-        (output_dir / CARD_FILE).unlink(missing_ok=True)
-    make = partial(_row_or_error, categories=set(benchmark.categories), max_image_pixels=max_image_pixels)
-    skipped, total = [], sum(map(len, examples.values()))
-    with mapped(make, num_proc) as make_rows, tqdm(total=total, unit="image", disable=None) as bar:
-        for shard in (shard for group in shards.values() for shard in group):
-            bar.set_description(shard.path.stem)
-            if shard.path not in finished:
-                skipped += write_shard(shard, make_rows(shard.examples), features, skip_corrupt)
-            bar.update(len(shard.examples))
-    num_examples = {split: sum(shard.num_rows for shard in group) for split, group in shards.items()}
-    if not any(num_examples.values()):
-        raise InputError(f"every image was left out, the first because of: {skipped[0]}")
-    num_bytes = {split: sum(shard.path.stat().st_size for shard in group) for split, group in shards.items()}
-    write_card(output_dir, *_card(benchmark, num_examples, skipped), features, num_examples, num_bytes)
-    return PreparedDataset(num_examples, skipped, len(finished), [])
+def instances(benchmark: InstanceBenchmark, max_image_pixels: int | None) -> DatasetKind:
+    """Datasets of images with objects."""
+    return DatasetKind(
+        instance_features(),
+        partial(make_row, categories=frozenset(benchmark.categories), max_image_pixels=max_image_pixels),
+        partial(_card, benchmark),
+        InstanceShard,
+    )
 
 
 _CARD = """# {title}

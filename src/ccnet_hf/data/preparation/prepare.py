@@ -14,10 +14,10 @@ from ccnet_hf.data.benchmarks import Benchmark, InstanceBenchmark, get_benchmark
 from ccnet_hf.data.images import check_max_pixels, turned_note
 from ccnet_hf.data.preparation.card import dataset_repository
 from ccnet_hf.data.preparation.examples import RawExample, find_examples
-from ccnet_hf.data.preparation.instances import verified_instances, write_instances
+from ccnet_hf.data.preparation.instances import instances, verified_instances
 from ccnet_hf.data.preparation.prepare_arguments import PrepareArguments, main
 from ccnet_hf.data.preparation.shards import PreparedDataset
-from ccnet_hf.data.preparation.writing import check_output_dir, counted, first_names, write_dataset
+from ccnet_hf.data.preparation.writing import check_output_dir, counted, first_names, label_maps, write_dataset
 from ccnet_hf.errors import InputError
 from ccnet_hf.files import exclusive, remove_leftovers
 from ccnet_hf.hub import check_token, publish
@@ -71,11 +71,13 @@ def prepare_dataset(
         try:
             files = list_files(sources, scratch)
             if isinstance(benchmark, InstanceBenchmark):
-                examples, write = verified_instances(benchmark, files, allow_incomplete, skip_corrupt), write_instances
+                kind = instances(benchmark, max_image_pixels)
+                examples = verified_instances(benchmark, files, allow_incomplete, skip_corrupt)
             else:
+                kind = label_maps(benchmark, max_image_pixels)
                 found = find_examples(files, benchmark.raw)
-                examples, write = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt), write_dataset
-            prepared = write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels)
+                examples = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt)
+            prepared = write_dataset(kind, examples, output_dir, num_proc, skip_corrupt, max_shard_size)
         finally:
             close_archives()
         shutil.rmtree(scratch, ignore_errors=True)
