@@ -20,7 +20,7 @@ from ccnet_hf.data.images import open_image
 from ccnet_hf.data.preparation.card import skipped_note, split_rows
 from ccnet_hf.data.preparation.examples import read_same
 from ccnet_hf.data.preparation.shards import Shard, identity
-from ccnet_hf.data.preparation.writing import DatasetKind
+from ccnet_hf.data.preparation.writing import DatasetKind, first_names
 from ccnet_hf.errors import InputError, reading, using
 from ccnet_hf.models.annotations_ccnet import mask_of_segmentation
 
@@ -137,7 +137,7 @@ def _find(benchmark: InstanceBenchmark, files: Sequence[RawFile]) -> dict[str, l
     """The images that the annotations of each split name, in the order of their names."""
     found = {}
     for split, raw_split in benchmark.raw_splits.items():
-        annotations = [file for file in files if _ends_with(file, f"instances_{raw_split}.json")]
+        annotations = [file for file in files if PurePosixPath(file.path).name == f"instances_{raw_split}.json"]
         if not annotations:
             continue
         images = defaultdict(list)
@@ -149,10 +149,6 @@ def _find(benchmark: InstanceBenchmark, files: Sequence[RawFile]) -> dict[str, l
     if not any(one.image for split in found.values() for one in split):
         raise InputError(f"no annotated image of {benchmark.title} is there; looked for {benchmark.description}")
     return found
-
-
-def _ends_with(file: RawFile, name: str) -> bool:
-    return PurePosixPath(file.path).name == name
 
 
 def _read_annotations(files: Sequence[RawFile], images: Mapping[str, Sequence[RawFile]]) -> list[RawInstances]:
@@ -197,8 +193,7 @@ def _verified(
             hints.append("--allow_incomplete takes what is there")
         missing = [one.name for one in found if not one.image]
         if missing and not skip_corrupt:
-            more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
-            problems.append(f"split {split} has no image file for {', '.join(missing[:3])}{more}")
+            problems.append(f"split {split} has no image file for {first_names(missing)}")
             hints.append("--skip_corrupt leaves out images that lack a file")
     if problems:
         raise InputError(f"{benchmark.title} is incomplete: {'; '.join(problems)}. {'; '.join(dict.fromkeys(hints))}")

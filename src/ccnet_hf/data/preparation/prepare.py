@@ -152,6 +152,20 @@ def push_dataset(output_dir: str | Path, hub_dataset_id: str) -> bool:
     return publish(HfApi(), dataset_repository(Path(output_dir), hub_dataset_id), private=True)
 
 
+def report_and_push(prepared: PreparedDataset, output_dir: str | Path, hub_dataset_id: str | None) -> None:
+    """Print what was kept, turned and left out, and push the dataset where a repository is named."""
+    if prepared.num_kept_shards:
+        print(counted(prepared.num_kept_shards, "finished shard was kept", "finished shards were kept"))
+    if prepared.turned:
+        print(turned_note(prepared.turned))
+    if prepared.skipped:
+        left_out = counted(len(prepared.skipped), "example was left out", "examples were left out")
+        print(f"{left_out}:", *prepared.skipped, sep="\n  ")
+    if hub_dataset_id:
+        sent = push_dataset(output_dir, hub_dataset_id)
+        print(f"{hub_dataset_id}: {'published' if sent else 'up to date'}")
+
+
 def prepare(arguments: PrepareArguments) -> None:
     """Turn a benchmark's official distribution into a Hugging Face dataset of parquet shards, and push it if asked."""
     if arguments.hub_dataset_id:
@@ -168,16 +182,7 @@ def prepare(arguments: PrepareArguments) -> None:
     official = get_benchmark(arguments.name).num_examples
     counts = (f"{split} {prepared.num_examples.get(split, 0):,} of {count:,}" for split, count in official.items())
     print(f"{arguments.name} written to {arguments.output_dir}: {', '.join(counts)}")
-    if prepared.num_kept_shards:
-        print(counted(prepared.num_kept_shards, "finished shard was kept", "finished shards were kept"))
-    if prepared.turned:
-        print(turned_note(prepared.turned))
-    if prepared.skipped:
-        left_out = counted(len(prepared.skipped), "example was left out", "examples were left out")
-        print(f"{left_out}:", *prepared.skipped, sep="\n  ")
-    if arguments.hub_dataset_id:
-        sent = push_dataset(arguments.output_dir, arguments.hub_dataset_id)
-        print(f"{arguments.hub_dataset_id}: {'published' if sent else 'up to date'}")
+    report_and_push(prepared, arguments.output_dir, arguments.hub_dataset_id)
 
 
-__all__ = ["PreparedDataset", "build", "main", "prepare", "prepare_dataset", "push_dataset"]
+__all__ = ["PreparedDataset", "build", "main", "prepare", "prepare_dataset", "push_dataset", "report_and_push"]
