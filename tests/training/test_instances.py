@@ -44,11 +44,11 @@ def model_folder(tmp_path_factory):
     return folder
 
 
-def dataset_of(folder, split="train", streaming=False, transform=None):
+def dataset_of(folder, split="train", streaming=False, transform=None, seed=0):
     arguments = DatasetArguments(dataset_name=str(folder), streaming=streaming)
     config = tiny_instance_config(num_labels=4)
     processor = CCNetInstanceImageProcessor(size=SIZE)
-    return instance_dataset(arguments, arguments.load_split(split), config, processor, transform)
+    return instance_dataset(arguments, arguments.load_split(split), config, processor, transform, seed)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -81,6 +81,21 @@ def test_mirroring_takes_boxes_and_masks_along(shapes):
         center = label["boxes"][0, 0] * 96
         assert abs(center - (columns.min() + columns.max() + 1) / 2) < 2
         assert torch.equal(label["boxes"][:, 1:], example["label"]["boxes"][:, 1:])
+
+
+def test_draws_depend_on_seed_epoch_and_index_alone(shapes):
+    def draw(pixels, label):
+        return torch.rand(2), label
+
+    def drawn(seed, epoch, index):
+        return dataset_of(shapes, transform=draw, seed=seed)[(epoch, index)]["image"].tolist()
+
+    before = torch.get_rng_state()
+    first = drawn(0, 1, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert drawn(0, 1, 2) == first
+    assert first not in [drawn(1, 1, 2), drawn(0, 2, 2), drawn(0, 1, 3)]
 
 
 def test_a_training_its_scores_and_the_command_that_scores(shapes, model_folder, tmp_path, capsys):

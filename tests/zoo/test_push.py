@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny_zoo import connect, quiet, write_checkpoint
 
 from ccnet_hf.data.preparation.parquet import parquet_writer
-from ccnet_hf.data.preparation.prepare import push_dataset
+from ccnet_hf.data.preparation.prepare import prepare_dataset, push_dataset
 from ccnet_hf.hub import collect
 from ccnet_hf.recipes import get_recipe
 from ccnet_hf.zoo.push import main
@@ -477,6 +477,17 @@ class TestDataset:
         hub.create("me/public", "dataset")
         with pytest.raises(ValueError, match="me/public exists and is public"):
             push_dataset(folder, "me/public")
+
+    def test_a_prepared_coco_arrives(self, hub, shared_dir, tmp_path):
+        folder = tmp_path / "coco"
+        prepare_dataset("coco", shared_dir / "fixtures" / "coco", folder, allow_incomplete=True)
+        assert push_dataset(folder, "me/coco")
+        names = [f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation")]
+        files = {name: (folder / name).read_bytes() for name in ("README.md", *names)}
+        assert hub.repositories["dataset", "me/coco"].files == files
+        assert hub.repositories["dataset", "me/coco"].private
+        assert main(["--dataset", str(folder), "--hub_dataset_id", "me/second", "--private"]) == 0
+        assert hub.repositories["dataset", "me/second"].files == files
 
     @pytest.mark.parametrize("damage", ["empty", "cut", "missing", "other rows"])
     def test_incomplete_data_is_found_before_the_first_byte(self, damage, hub, tmp_path, capsys):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import PIL.Image
 import torch
 
@@ -123,11 +122,7 @@ class InstanceDataset(SegmentationDataset):
                 image, {"image_id": image_id, "annotations": annotations}, do_pad=False, return_tensors="pt"
             )
         pixels, label = inputs["pixel_values"][0], dict(inputs["labels"][0])
-        if self.transform is not None:
-            with torch.random.fork_rng(devices=[]):
-                state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0]
-                torch.default_generator.manual_seed(int(state))
-                pixels, label = self.transform(pixels, label)
+        pixels, label = self._transformed(pixels, label, epoch, index)
         return {"image": pixels, "label": label, "name": name, "corrupt": corrupt}
 
     def first(self, number: int) -> list[tuple[PIL.Image.Image, list[dict[str, Any]], int, str]]:

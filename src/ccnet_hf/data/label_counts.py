@@ -17,11 +17,6 @@ def label_counts(dataset: SegmentationDataset, start: int = 0, step: int = 1) ->
     return sum(_counts(dataset, start, step), torch.zeros(256, dtype=torch.int64))
 
 
-def class_counts(dataset: SegmentationDataset, start: int = 0, step: int = 1) -> torch.Tensor:
-    """Number of pixels of every class in every `step`-th label map from `start` on, (num_labels,) int64."""
-    return label_counts(dataset, start, step)[: dataset.num_labels]
-
-
 def sample_label_counts(dataset: SegmentationDataset, most: int = 64) -> tuple[torch.Tensor, int]:
     """Count the pixels of label maps from all over a split, or the first of a stream, until all classes have occurred.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -24,6 +24,8 @@ _TEXT = ("string", "large_string")
 # What `prepare_dataset.py coco` writes in the place of `label`, and beside it.
 _OBJECTS = "objects"
 _ABOUT_IMAGES = ("image_id", "height", "width")
+
+T = TypeVar("T")
 
 
 def load_split(
@@ -371,10 +373,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         image, label = self._transformed(image, label, epoch, index)
         return {"image": image, "label": label, "name": name, "corrupt": corrupt, "turned": turned}
 
-    def _transformed(
-        self, image: torch.Tensor, label: torch.Tensor, epoch: int, index: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and label map through the transform, with the random draws of this example in this epoch."""
+    def _transformed(self, image: torch.Tensor, label: T, epoch: int, index: int) -> tuple[torch.Tensor, T]:
+        """Image and label through the transform, with the random draws of this example in this epoch."""
         if self.transform is None:
             return image, label
         with torch.random.fork_rng(devices=[]):

@@ -33,7 +33,7 @@ from ccnet_hf.data.preparation.card import dataset_repository
 from ccnet_hf.data.preparation.examples import RawExample
 from ccnet_hf.data.preparation.parquet import check_parquet, parquet_writer
 from ccnet_hf.data.preparation.prepare import build, main, prepare_dataset
-from ccnet_hf.data.preparation.shards import mapped, row_maker
+from ccnet_hf.data.preparation.shards import make_row, mapped, row_maker
 from ccnet_hf.errors import InputError
 
 
@@ -594,12 +594,12 @@ import sys, time
 from pathlib import Path
 from ccnet_hf.data.preparation import shards
 make_row, go = shards.make_row, Path(sys.argv[3])
-def make_row_and_wait(*args):
+def make_row_and_wait(*args, **options):
     if not go.exists():
         print("waiting", flush=True)
     while not go.exists():
         time.sleep(0.05)
-    return make_row(*args)
+    return make_row(*args, **options)
 shards.make_row = make_row_and_wait
 from ccnet_hf.data.preparation.prepare import prepare_dataset
 prepare_dataset("lip", sys.argv[1], sys.argv[2], allow_incomplete=True)
@@ -720,12 +720,12 @@ KILLED = """
 import os, signal, sys
 from ccnet_hf.data.preparation import shards
 make_row, count = shards.make_row, 0
-def make_row_or_die(*args):
+def make_row_or_die(*args, **options):
     global count
     count += 1
     if count == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    return make_row(*args)
+    return make_row(*args, **options)
 shards.make_row = make_row_or_die
 from ccnet_hf.data.preparation.prepare import prepare_dataset
 prepare_dataset("lip", sys.argv[1], sys.argv[2], allow_incomplete=True)
@@ -808,8 +808,7 @@ def test_a_killed_worker_is_named(tmp_path):
     write(tmp_path, "1.png", b"label")
     image, label = (RawFile(name, tmp_path / name, (tmp_path / name).stat().st_size) for name in ("1.jpg", "1.png"))
     example = RawExample("1", (image,), (label,), LabelFormat("", {}, decode=die))
-    benchmark = benchmarks.get_benchmark("lip")
-    with pytest.raises(InputError, match="a worker died: killed"), row_maker(benchmark, 2) as make_rows:
+    with pytest.raises(InputError, match="a worker died: killed"), row_maker(make_row, 2) as make_rows:
         list(make_rows([example]))
 
 

@@ -11,6 +11,8 @@ import PIL.Image
 import pytest
 from huggingface_hub import DatasetCard
 
+from ccnet_hf.data.preparation import folder as folder_module
+from ccnet_hf.data.preparation import prepare as prepare_module
 from ccnet_hf.data.preparation.card import dataset_repository
 from ccnet_hf.data.preparation.folder import prepare_folder
 from ccnet_hf.data.preparation.prepare import main
@@ -160,6 +162,23 @@ def test_the_command_says_which_class_no_mask_has(tmp_path, capsys):
     assert main(["folder", *words[:-3], "--classes", *CLASSES, "--mask_values", "0", "255"]) == 0
     output = capsys.readouterr().out
     assert "out holds the dataset: train 5, validation 1" in output and "in no mask" not in output
+
+
+def test_the_command_says_what_was_kept_left_out_and_pushed(tmp_path, capsys, monkeypatch):
+    arguments = write_pairs(tmp_path, NAMES)
+    Path(arguments["images"], f"{NAMES[0]}.jpg").write_bytes(b"no image")
+    words = ["--images", str(arguments["images"]), "--masks", str(arguments["masks"])]
+    words += ["--output_dir", str(tmp_path / "out"), "--classes", *CLASSES, "--skip_corrupt"]
+    pushed = []
+    monkeypatch.setattr(folder_module, "check_token", lambda api, repo_id: None)
+    monkeypatch.setattr(prepare_module, "publish", lambda api, repository, private: pushed.append(repository) or True)
+    assert main(["folder", *words]) == 0
+    assert "shard was kept" not in capsys.readouterr().out and not pushed
+    assert main(["folder", *words, "--hub_dataset_id", "me/cracks"]) == 0
+    kept, left_out, reason, last = capsys.readouterr().out.splitlines()[1:]
+    assert kept == "1 finished shard was kept" and left_out == "1 example was left out:"
+    assert f"{NAMES[0]}.jpg: " in reason and last == "me/cracks: published"
+    assert [repository.repo_id for repository in pushed] == ["me/cracks"]
 
 
 def test_help_tells_of_the_folder(capsys):

@@ -11,7 +11,9 @@ import pytest
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.dataset_arguments import DatasetArguments
 from ccnet_hf.data.instances import coco_annotation
-from ccnet_hf.data.preparation.instances import InstanceShard, RawInstances
+from ccnet_hf.data.preparation import writing
+from ccnet_hf.data.preparation.card import dataset_repository
+from ccnet_hf.data.preparation.instances import InstanceShard, RawInstances, instance_features
 from ccnet_hf.data.preparation.prepare import prepare_dataset
 from ccnet_hf.data.preparation.prepare_arguments import main
 from ccnet_hf.errors import InputError
@@ -48,6 +50,11 @@ def test_every_image_and_every_object(source, tmp_path):
                 crowds += found["iscrowd"]
             empty += not expected
     assert (crowds, empty) == (3, 1)
+    repository = dataset_repository(tmp_path / "out", "me/coco")
+    assert len(repository.files) == 3
+    (info,) = datasets.get_dataset_infos(str(tmp_path / "out")).values()
+    assert {split: entry.num_examples for split, entry in info.splits.items()} == prepared.num_examples
+    assert info.features == instance_features()
     split = DatasetArguments(dataset_name=str(tmp_path / "out")).load_split("validation")
     assert {"image", "label", "image_id", "name"} <= set(split.column_names)
 
@@ -76,7 +83,9 @@ def test_what_is_missing_or_damaged_is_named(source, tmp_path):
     (source / "val2017" / "000000471345.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"000000471345\.jpg.*it is not an image"):
         prepare_dataset("coco", source, out, allow_incomplete=True)
-    assert not (out / "README.md").exists()
+    assert not (out / "README.md").exists() and not (out / "data").exists()
+    with pytest.raises(FileNotFoundError):
+        datasets.load_dataset(str(out))
     prepared = prepare_dataset("coco", source, out, allow_incomplete=True, skip_corrupt=True)
     assert prepared.num_examples["validation"] == 5 and len(prepared.skipped) == 1
     (source / "annotations" / "instances_val2017.json").write_text('{"images": ')
@@ -85,6 +94,34 @@ def test_what_is_missing_or_damaged_is_named(source, tmp_path):
     shutil.rmtree(source / "annotations")
     with pytest.raises(InputError, match="looked for annotations_trainval2017"):
         prepare_dataset("coco", source, tmp_path / "other", allow_incomplete=True)
+
+
+def test_a_split_of_which_nothing_was_readable_is_not_there(source, tmp_path):
+    for path in (source / "val2017").iterdir():
+        path.write_bytes(b"no image")
+    out = tmp_path / "out"
+    prepared = prepare_dataset("coco", source, out, allow_incomplete=True, skip_corrupt=True)
+    assert prepared.num_examples == {"train": 9} and len(prepared.skipped) == 6
+    assert [path.name for path in (out / "data").iterdir()] == ["train-00000-of-00001.parquet"]
+    assert datasets.load_dataset(str(out)).num_rows == {"train": 9}
+    assert len(dataset_repository(out, "me/coco").files) == 2
+    for path in (source / "train2017").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match="every example was left out, the first because of"):
+        prepare_dataset("coco", source, out, allow_incomplete=True, skip_corrupt=True)
+
+
+def test_the_bar_moves_by_image(source, tmp_path, monkeypatch):
+    moves = []
+
+    class Bar(writing.tqdm):
+        def update(self, n=1):
+            moves.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(writing, "tqdm", Bar)
+    prepare_dataset("coco", source, tmp_path / "out", allow_incomplete=True)
+    assert moves == [1] * 15
 
 
 def test_a_name_that_is_no_text_is_refused_with_its_file(tmp_path):

@@ -11,7 +11,7 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ccnet_hf.data.benchmarks.record import Benchmark
+from ccnet_hf.data.benchmarks.record import Benchmark, InstanceBenchmark
 from ccnet_hf.data.preparation.parquet import check_parquet
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.files import atomic_file
@@ -85,23 +85,45 @@ def check_no_other_card(output_dir: Path) -> None:
 
 def write_card(
     output_dir: Path,
-    benchmark: Benchmark,
+    data: DatasetCardData,
+    text: str,
     features: datasets.Features,
     num_examples: Mapping[str, int],
     num_bytes: Mapping[str, int],
-    skipped: Sequence[str],
 ) -> None:
     """Write `README.md` of a prepared dataset, replacing an older one at once.
 
     Args:
         output_dir: folder of the dataset, with its shards in `data/`.
-        benchmark: what was prepared.
+        data: the card's metadata, to which size, columns, splits and files are added.
+        text: what people read.
         features: the columns.
         num_examples: rows by split, in the order of the splits.
         num_bytes: bytes of the parquet files by split.
+    """
+    data.size_categories = [_size_category(sum(num_examples.values()))]
+    split_dict = datasets.SplitDict()
+    for split, number in num_examples.items():
+        split_dict.add(datasets.SplitInfo(split, num_bytes=num_bytes[split], num_examples=number))
+    size = sum(num_bytes.values())
+    info = datasets.DatasetInfo(features=features, splits=split_dict, download_size=size, dataset_size=size)
+    DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+    files = [{"split": split, "path": f"data/{split}-*"} for split in num_examples]
+    MetadataConfigs({"default": {"data_files": files}}).to_dataset_card_data(data)
+    with atomic_file(output_dir / CARD_FILE) as unfinished:
+        DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(unfinished)
+
+
+def label_map_card(
+    benchmark: Benchmark, num_examples: Mapping[str, int], skipped: Sequence[str]
+) -> tuple[DatasetCardData, str]:
+    """Metadata and text for `write_card` of a dataset of label maps.
+
+    Args:
+        benchmark: what was prepared.
+        num_examples: rows by split, in the order of the splits.
         skipped: why examples were left out.
     """
-    count = sum(num_examples.values())
     of_benchmark = {
         "license": "other",
         "license_name": benchmark.license_name,
@@ -113,22 +135,12 @@ def write_card(
         pretty_name=benchmark.title,
         task_categories=["image-segmentation"],
         task_ids=["semantic-segmentation"],
-        size_categories=[_size_category(count)],
         **(of_benchmark if benchmark.license else {}),
     )
-    split_dict = datasets.SplitDict()
-    for split, number in num_examples.items():
-        split_dict.add(datasets.SplitInfo(split, num_bytes=num_bytes[split], num_examples=number))
-    size = sum(num_bytes.values())
-    info = datasets.DatasetInfo(features=features, splits=split_dict, download_size=size, dataset_size=size)
-    DatasetInfosDict({"default": info}).to_dataset_card_data(data)
-    files = [{"split": split, "path": f"data/{split}-*"} for split in num_examples]
-    MetadataConfigs({"default": {"data_files": files}}).to_dataset_card_data(data)
-
     text = _TEXT.format(
         title=benchmark.title,
         origin=_origin(benchmark, num_examples),
-        skipped=f"\nLeft out because a file was missing or damaged: {len(skipped):,}.\n" if skipped else "",
+        skipped=skipped_note(skipped),
         last=benchmark.num_labels - 1,
         ignore_index=benchmark.ignore_index,
         mapping=benchmark.raw.mapping,
@@ -137,16 +149,25 @@ def write_card(
             for i, (name, colour) in enumerate(zip(benchmark.class_names, benchmark.palette, strict=True))
         ),
     )
-    with atomic_file(output_dir / CARD_FILE) as unfinished:
-        DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(unfinished)
+    return data, text
 
 
-def _origin(benchmark: Benchmark, num_examples: Mapping[str, int]) -> str:
-    """Where a dataset is from, on what terms, and how many of its images are here."""
+def split_rows(benchmark: Benchmark | InstanceBenchmark, num_examples: Mapping[str, int]) -> str:
+    """Rows of a card's table of splits."""
     rows = []
     for split, number in num_examples.items():
         official = benchmark.num_examples.get(split)
         rows.append(f"| {split} | {number:,} |" + (f" {official:,} |" if official is not None else ""))
+    return "\n".join(rows)
+
+
+def skipped_note(skipped: Sequence[str]) -> str:
+    """What a card says of examples that were left out."""
+    return f"\nLeft out because a file was missing or damaged: {len(skipped):,}.\n" if skipped else ""
+
+
+def _origin(benchmark: Benchmark, num_examples: Mapping[str, int]) -> str:
+    """Where a dataset is from, on what terms, and how many of its images are here."""
     return (_ORIGIN if benchmark.license else _OWN_ORIGIN).format(
         title=benchmark.title,
         name=benchmark.name,
@@ -154,7 +175,7 @@ def _origin(benchmark: Benchmark, num_examples: Mapping[str, int]) -> str:
         num_labels=benchmark.num_labels,
         license=benchmark.license,
         homepage=benchmark.homepage,
-        splits="\n".join(rows),
+        splits=split_rows(benchmark, num_examples),
     )
 
 

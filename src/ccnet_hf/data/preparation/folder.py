@@ -14,12 +14,12 @@ from huggingface_hub import HfApi
 from ccnet_hf.data.archives import RawFile, check_sources, close_archives, list_files
 from ccnet_hf.data.benchmarks.layout import LabelFormat, RawLayout
 from ccnet_hf.data.benchmarks.record import Benchmark
-from ccnet_hf.data.images import check_max_pixels, turned_note
+from ccnet_hf.data.images import check_max_pixels
 from ccnet_hf.data.preparation.examples import RawExample
-from ccnet_hf.data.preparation.prepare import push_dataset
+from ccnet_hf.data.preparation.prepare import report_and_push
 from ccnet_hf.data.preparation.prepare_arguments import FolderArguments
 from ccnet_hf.data.preparation.shards import PreparedDataset
-from ccnet_hf.data.preparation.writing import check_output_dir, counted, first_names, write_dataset
+from ccnet_hf.data.preparation.writing import check_output_dir, counted, first_names, label_maps, write_dataset
 from ccnet_hf.errors import InputError, reading
 from ccnet_hf.files import exclusive, remove_leftovers
 from ccnet_hf.hub import check_token
@@ -93,9 +93,8 @@ def prepare_folder(
             names = sorted(found.keys() | found_masks.keys())
             pairs = {name: (found.get(name), found_masks.get(name)) for name in names}
             examples = _splits(_complete(pairs, label_format, images, masks, skip_corrupt), validation_fraction)
-            benchmark = _record(Path(images), classes, label_format)
-            arguments = (output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels)
-            prepared = write_dataset(benchmark, examples, *arguments)
+            kind = label_maps(_record(Path(images), classes, label_format), max_image_pixels)
+            prepared = write_dataset(kind, examples, output_dir, num_proc, skip_corrupt, max_shard_size)
         finally:
             close_archives()
         shutil.rmtree(scratch, ignore_errors=True)
@@ -269,16 +268,9 @@ def prepare(arguments: FolderArguments) -> None:
     )
     counts = ", ".join(f"{split} {number:,}" for split, number in prepared.num_examples.items())
     print(f"{arguments.output_dir} holds the dataset: {counts}")
-    if prepared.turned:
-        print(turned_note(prepared.turned))
-    if prepared.skipped:
-        left_out = counted(len(prepared.skipped), "example was left out", "examples were left out")
-        print(f"{left_out}:", *prepared.skipped, sep="\n  ")
     if absent := absent_classes(arguments.output_dir, arguments.classes):
         print(f"in no mask: {', '.join(absent)} (--mask_values says which value stands for which class)")
-    if arguments.hub_dataset_id:
-        sent = push_dataset(arguments.output_dir, arguments.hub_dataset_id)
-        print(f"{arguments.hub_dataset_id}: {'published' if sent else 'up to date'}")
+    report_and_push(prepared, arguments.output_dir, arguments.hub_dataset_id)
 
 
 __all__ = ["absent_classes", "prepare", "prepare_folder"]

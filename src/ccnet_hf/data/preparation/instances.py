@@ -5,24 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
-from huggingface_hub import DatasetCard, DatasetCardData
-from tqdm.auto import tqdm
+from huggingface_hub import DatasetCardData
 
 from ccnet_hf.data.archives import RawFile
 from ccnet_hf.data.benchmarks.record import InstanceBenchmark
 from ccnet_hf.data.images import open_image
+from ccnet_hf.data.preparation.card import skipped_note, split_rows
 from ccnet_hf.data.preparation.examples import read_same
-from ccnet_hf.data.preparation.shards import PreparedDataset, Shard, identity, mapped, plan_shards, write_shard
+from ccnet_hf.data.preparation.shards import Shard, identity
+from ccnet_hf.data.preparation.writing import DatasetKind, first_names
 from ccnet_hf.errors import InputError, reading, using
-from ccnet_hf.files import atomic_file
-from ccnet_hf.hub import CARD_FILE
 from ccnet_hf.models.annotations_ccnet import mask_of_segmentation
 
 
@@ -138,7 +137,7 @@ def _find(benchmark: InstanceBenchmark, files: Sequence[RawFile]) -> dict[str, l
     """The images that the annotations of each split name, in the order of their names."""
     found = {}
     for split, raw_split in benchmark.raw_splits.items():
-        annotations = [file for file in files if _ends_with(file, f"instances_{raw_split}.json")]
+        annotations = [file for file in files if PurePosixPath(file.path).name == f"instances_{raw_split}.json"]
         if not annotations:
             continue
         images = defaultdict(list)
@@ -150,10 +149,6 @@ def _find(benchmark: InstanceBenchmark, files: Sequence[RawFile]) -> dict[str, l
     if not any(one.image for split in found.values() for one in split):
         raise InputError(f"no annotated image of {benchmark.title} is there; looked for {benchmark.description}")
     return found
-
-
-def _ends_with(file: RawFile, name: str) -> bool:
-    return PurePosixPath(file.path).name == name
 
 
 def _read_annotations(files: Sequence[RawFile], images: Mapping[str, Sequence[RawFile]]) -> list[RawInstances]:
@@ -198,36 +193,36 @@ def _verified(
             hints.append("--allow_incomplete takes what is there")
         missing = [one.name for one in found if not one.image]
         if missing and not skip_corrupt:
-            more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
-            problems.append(f"split {split} has no image file for {', '.join(missing[:3])}{more}")
+            problems.append(f"split {split} has no image file for {first_names(missing)}")
             hints.append("--skip_corrupt leaves out images that lack a file")
     if problems:
         raise InputError(f"{benchmark.title} is incomplete: {'; '.join(problems)}. {'; '.join(dict.fromkeys(hints))}")
     return {split: list(found) for split, found in examples.items() if found}
 
 
-def _row_or_error(example: RawInstances, categories: set[int], max_image_pixels: int | None) -> dict[str, Any] | str:
-    """Errors travel as text, so that one bad file does not end the work of the others."""
+def make_row(example: RawInstances, categories: Set[int], max_image_pixels: int | None = None) -> dict[str, Any]:
+    """Read one image and check it and its annotations.
+
+    Raises:
+        InputError: a file is missing, damaged or does not fit the other; the message names it.
+    """
+    if not example.image:
+        raise InputError(f"{example.name}: has no image")
+    encoded = read_same(example.image)
     try:
-        if not example.image:
-            raise InputError(f"{example.name}: has no image")
-        encoded = read_same(example.image)
-        try:
-            image = open_image(encoded, max_image_pixels)
-        except InputError as error:
-            raise InputError(f"{example.image[0]}: {error}") from error
-        if (image.height, image.width) != (example.height, example.width):
-            raise InputError(
-                f"{example.image[0]}: the image is {image.height}x{image.width}, its annotations are of "
-                f"{example.height}x{example.width}"
-            )
-        size = (example.height, example.width)
-        objects = [object_row(annotation, size, example.name) for annotation in example.annotations]
-        for row in objects:
-            if row["category_id"] not in categories:
-                raise InputError(f"{example.name}: there is no category {row['category_id']}")
+        image = open_image(encoded, max_image_pixels)
     except InputError as error:
-        return str(error)
+        raise InputError(f"{example.image[0]}: {error}") from error
+    if (image.height, image.width) != (example.height, example.width):
+        raise InputError(
+            f"{example.image[0]}: the image is {image.height}x{image.width}, its annotations are of "
+            f"{example.height}x{example.width}"
+        )
+    size = (example.height, example.width)
+    objects = [object_row(annotation, size, example.name) for annotation in example.annotations]
+    for row in objects:
+        if row["category_id"] not in categories:
+            raise InputError(f"{example.name}: there is no category {row['category_id']}")
     return {
         "image": {"bytes": encoded, "path": PurePosixPath(example.image[0].path).name},
         "objects": objects,
@@ -238,42 +233,14 @@ def _row_or_error(example: RawInstances, categories: set[int], max_image_pixels:
     }
 
 
-def write_instances(
-    benchmark: InstanceBenchmark,
-    examples: Mapping[str, Sequence[RawInstances]],
-    output_dir: Path,
-    num_proc: int,
-    skip_corrupt: bool,
-    max_shard_size: int,
-    max_image_pixels: int | None,
-) -> PreparedDataset:
-    """Write the shards that are not there yet. The card, without which nobody takes the folder for a dataset, comes
-    last."""
-    folder = output_dir / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = {
-        split: plan_shards(InstanceShard, folder, split, found, max_shard_size) for split, found in examples.items()
-    }
-    planned = {shard.path for group in shards.values() for shard in group}
-    if foreign := [path.name for path in sorted(folder.glob("[!.]*")) if path not in planned]:
-        raise InputError(f"not part of this dataset: {foreign[0]} in {folder}; remove or choose another --output_dir")
-    features = instance_features()
-    finished = {shard.path for group in shards.values() for shard in group if shard.is_finished(features)}
-    if len(finished) < len(planned):
-        (output_dir / CARD_FILE).unlink(missing_ok=True)
-    make = partial(_row_or_error, categories=set(benchmark.categories), max_image_pixels=max_image_pixels)
-    skipped, total = [], sum(map(len, examples.values()))
-    with mapped(make, num_proc) as make_rows, tqdm(total=total, unit="image", disable=None) as bar:
-        for shard in (shard for group in shards.values() for shard in group):
-            bar.set_description(shard.path.stem)
-            if shard.path not in finished:
-                skipped += write_shard(shard, make_rows(shard.examples), features, skip_corrupt)
-            bar.update(len(shard.examples))
-    num_examples = {split: sum(shard.num_rows for shard in group) for split, group in shards.items()}
-    if not any(num_examples.values()):
-        raise InputError(f"every image was left out, the first because of: {skipped[0]}")
-    _write_card(output_dir, benchmark, num_examples, skipped)
-    return PreparedDataset(num_examples, skipped, len(finished), [])
+def instances(benchmark: InstanceBenchmark, max_image_pixels: int | None) -> DatasetKind:
+    """Datasets of images with objects."""
+    return DatasetKind(
+        instance_features(),
+        partial(make_row, categories=frozenset(benchmark.categories), max_image_pixels=max_image_pixels),
+        partial(_card, benchmark),
+        InstanceShard,
+    )
 
 
 _CARD = """# {title}
@@ -304,9 +271,10 @@ The pixels of an object are its `polygons`, or, where there are none, the compre
 """
 
 
-def _write_card(
-    output_dir: Path, benchmark: InstanceBenchmark, num_examples: Mapping[str, int], skipped: Sequence[str]
-) -> None:
+def _card(
+    benchmark: InstanceBenchmark, num_examples: Mapping[str, int], skipped: Sequence[str]
+) -> tuple[DatasetCardData, str]:
+    """Metadata and text for `write_card`; arguments as for `label_map_card`."""
     data = DatasetCardData(
         pretty_name=benchmark.title,
         license="other",
@@ -314,12 +282,6 @@ def _write_card(
         license_link=benchmark.license_link,
         task_categories=["image-segmentation", "object-detection"],
         task_ids=["instance-segmentation"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in num_examples],
-            }
-        ],
     )
     text = _CARD.format(
         title=benchmark.title,
@@ -327,11 +289,8 @@ def _write_card(
         count=f"{sum(num_examples.values()):,}",
         license=benchmark.license,
         homepage=benchmark.homepage,
-        splits="\n".join(
-            f"| {split} | {number:,} | {benchmark.num_examples[split]:,} |" for split, number in num_examples.items()
-        ),
-        skipped=f"\nLeft out because a file was missing or damaged: {len(skipped):,}.\n" if skipped else "",
+        splits=split_rows(benchmark, num_examples),
+        skipped=skipped_note(skipped),
         categories="\n".join(f"| {label} | {name} |" for label, name in benchmark.categories.items()),
     )
-    with atomic_file(output_dir / CARD_FILE) as unfinished:
-        DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(unfinished)
+    return data, text

@@ -14,10 +14,10 @@ from ccnet_hf.data.benchmarks import Benchmark, InstanceBenchmark, get_benchmark
 from ccnet_hf.data.images import check_max_pixels, turned_note
 from ccnet_hf.data.preparation.card import dataset_repository
 from ccnet_hf.data.preparation.examples import RawExample, find_examples
-from ccnet_hf.data.preparation.instances import verified_instances, write_instances
+from ccnet_hf.data.preparation.instances import instances, verified_instances
 from ccnet_hf.data.preparation.prepare_arguments import PrepareArguments, main
 from ccnet_hf.data.preparation.shards import PreparedDataset
-from ccnet_hf.data.preparation.writing import check_output_dir, counted, first_names, write_dataset
+from ccnet_hf.data.preparation.writing import check_output_dir, counted, first_names, label_maps, write_dataset
 from ccnet_hf.errors import InputError
 from ccnet_hf.files import exclusive, remove_leftovers
 from ccnet_hf.hub import check_token, publish
@@ -71,11 +71,13 @@ def prepare_dataset(
         try:
             files = list_files(sources, scratch)
             if isinstance(benchmark, InstanceBenchmark):
-                examples, write = verified_instances(benchmark, files, allow_incomplete, skip_corrupt), write_instances
+                kind = instances(benchmark, max_image_pixels)
+                examples = verified_instances(benchmark, files, allow_incomplete, skip_corrupt)
             else:
+                kind = label_maps(benchmark, max_image_pixels)
                 found = find_examples(files, benchmark.raw)
-                examples, write = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt), write_dataset
-            prepared = write(benchmark, examples, output_dir, num_proc, skip_corrupt, max_shard_size, max_image_pixels)
+                examples = _verify(benchmark, found, sources, allow_incomplete, skip_corrupt)
+            prepared = write_dataset(kind, examples, output_dir, num_proc, skip_corrupt, max_shard_size)
         finally:
             close_archives()
         shutil.rmtree(scratch, ignore_errors=True)
@@ -150,6 +152,20 @@ def push_dataset(output_dir: str | Path, hub_dataset_id: str) -> bool:
     return publish(HfApi(), dataset_repository(Path(output_dir), hub_dataset_id), private=True)
 
 
+def report_and_push(prepared: PreparedDataset, output_dir: str | Path, hub_dataset_id: str | None) -> None:
+    """Print what was kept, turned and left out, and push the dataset where a repository is named."""
+    if prepared.num_kept_shards:
+        print(counted(prepared.num_kept_shards, "finished shard was kept", "finished shards were kept"))
+    if prepared.turned:
+        print(turned_note(prepared.turned))
+    if prepared.skipped:
+        left_out = counted(len(prepared.skipped), "example was left out", "examples were left out")
+        print(f"{left_out}:", *prepared.skipped, sep="\n  ")
+    if hub_dataset_id:
+        sent = push_dataset(output_dir, hub_dataset_id)
+        print(f"{hub_dataset_id}: {'published' if sent else 'up to date'}")
+
+
 def prepare(arguments: PrepareArguments) -> None:
     """Turn a benchmark's official distribution into a Hugging Face dataset of parquet shards, and push it if asked."""
     if arguments.hub_dataset_id:
@@ -166,16 +182,7 @@ def prepare(arguments: PrepareArguments) -> None:
     official = get_benchmark(arguments.name).num_examples
     counts = (f"{split} {prepared.num_examples.get(split, 0):,} of {count:,}" for split, count in official.items())
     print(f"{arguments.name} written to {arguments.output_dir}: {', '.join(counts)}")
-    if prepared.num_kept_shards:
-        print(counted(prepared.num_kept_shards, "finished shard was kept", "finished shards were kept"))
-    if prepared.turned:
-        print(turned_note(prepared.turned))
-    if prepared.skipped:
-        left_out = counted(len(prepared.skipped), "example was left out", "examples were left out")
-        print(f"{left_out}:", *prepared.skipped, sep="\n  ")
-    if arguments.hub_dataset_id:
-        sent = push_dataset(arguments.output_dir, arguments.hub_dataset_id)
-        print(f"{arguments.hub_dataset_id}: {'published' if sent else 'up to date'}")
+    report_and_push(prepared, arguments.output_dir, arguments.hub_dataset_id)
 
 
-__all__ = ["PreparedDataset", "build", "main", "prepare", "prepare_dataset", "push_dataset"]
+__all__ = ["PreparedDataset", "build", "main", "prepare", "prepare_dataset", "push_dataset", "report_and_push"]

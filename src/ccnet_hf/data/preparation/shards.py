@@ -87,20 +87,19 @@ def make_row(example: RawExample, ignore_index: int = 255, max_image_pixels: int
     return row if label is stored_label else row | {"turned": True}
 
 
-def _row_or_error(example: RawExample, ignore_index: int, max_image_pixels: int | None) -> dict[str, Any] | str:
+def row_maker(
+    make_row: Callable[[Any], dict[str, Any]], num_proc: int
+) -> AbstractContextManager[Callable[[Sequence[Any]], Iterable]]:
+    """As [`mapped`], with the message of an `InputError` in the place of its row."""
+    return mapped(partial(_row_or_error, make_row), num_proc)
+
+
+def _row_or_error(make_row: Callable[[Any], dict[str, Any]], example: Any) -> dict[str, Any] | str:
     """Errors travel as text, so that one bad file does not end the work of the others."""
     try:
-        return make_row(example, ignore_index, max_image_pixels)
+        return make_row(example)
     except InputError as error:
         return str(error)
-
-
-def row_maker(
-    benchmark: Benchmark, num_proc: int, max_image_pixels: int | None = None
-) -> AbstractContextManager[Callable[[Sequence[RawExample]], Iterable]]:
-    """As [`mapped`], making the rows (or error messages) of examples of a benchmark."""
-    make = partial(_row_or_error, ignore_index=benchmark.ignore_index, max_image_pixels=max_image_pixels)
-    return mapped(make, num_proc)
 
 
 @contextmanager

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import datasets
+from huggingface_hub import DatasetCardData
 from tqdm.auto import tqdm
 
 from ccnet_hf.data.benchmarks.record import Benchmark
-from ccnet_hf.data.preparation.card import check_no_other_card, write_card
-from ccnet_hf.data.preparation.examples import RawExample
+from ccnet_hf.data.preparation.card import check_no_other_card, label_map_card, write_card
 from ccnet_hf.data.preparation.shards import (
     PreparedDataset,
     Shard,
     dataset_features,
+    make_row,
     plan_shards,
     row_maker,
     write_shard,
@@ -50,22 +55,50 @@ def check_output_dir(output_dir: Path) -> None:
     check_writable(output_dir)
 
 
+@dataclass(frozen=True)
+class DatasetKind:
+    """What a writer asks of datasets of one kind.
+
+    Attributes:
+        features: the columns.
+        make_row: makes the row of an example, or raises `InputError`.
+        card: metadata and text for `write_card`, of the rows by split and why examples were left out.
+        shard_class: of the parquet files; knows by which examples they are made anew.
+    """
+
+    features: datasets.Features
+    make_row: Callable[[Any], dict[str, Any]]
+    card: Callable[[Mapping[str, int], Sequence[str]], tuple[DatasetCardData, str]]
+    shard_class: type[Shard] = Shard
+
+
+def label_maps(benchmark: Benchmark, max_image_pixels: int | None) -> DatasetKind:
+    """Datasets of images with label maps."""
+    return DatasetKind(
+        dataset_features(benchmark),
+        partial(make_row, ignore_index=benchmark.ignore_index, max_image_pixels=max_image_pixels),
+        partial(label_map_card, benchmark),
+    )
+
+
 def write_dataset(
-    benchmark: Benchmark,
-    examples: Mapping[str, Sequence[RawExample]],
+    kind: DatasetKind,
+    examples: Mapping[str, Sequence[Any]],
     output_dir: Path,
     num_proc: int,
     skip_corrupt: bool,
     max_shard_size: int,
-    max_image_pixels: int | None,
 ) -> PreparedDataset:
     """Write examples as parquet shards and a card, keeping the shards that are finished; as `prepare_dataset`."""
-    features = dataset_features(benchmark)
+    features = kind.features
     data, unfinished = output_dir / "data", output_dir / ".data"
     folder = data if data.exists() else unfinished
 
     def plan() -> dict[str, list[Shard]]:
-        return {split: plan_shards(Shard, folder, split, found, max_shard_size) for split, found in examples.items()}
+        return {
+            split: plan_shards(kind.shard_class, folder, split, found, max_shard_size)
+            for split, found in examples.items()
+        }
 
     remove_leftovers(folder)
     shards = plan()
@@ -89,7 +122,7 @@ def write_dataset(
     skipped, turned = [], []
     total = sum(map(len, examples.values()))
     with (
-        row_maker(benchmark, num_proc, max_image_pixels) as make_rows,
+        row_maker(kind.make_row, num_proc) as make_rows,
         tqdm(total=total, unit="image", disable=None) as bar,
     ):
         for shard in (shard for group in shards.values() for shard in group):
@@ -107,7 +140,7 @@ def write_dataset(
         shard.path.unlink()  # of a split that is not there
     num_bytes = {split: sum(shard.path.stat().st_size for shard in shards[split]) for split in num_examples}
     folder.rename(data)
-    write_card(output_dir, benchmark, features, num_examples, num_bytes, skipped)
+    write_card(output_dir, *kind.card(num_examples, skipped), features, num_examples, num_bytes)
     return PreparedDataset(num_examples, skipped, len(finished), turned)
 
 
