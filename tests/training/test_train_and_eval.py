@@ -1,6 +1,7 @@
 """train.py and eval.py by their own `main`, on images made here."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -280,6 +281,8 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
     assert "AutoImageProcessor" in json.loads(repository.files["config.json"])["auto_map"]
     assert repository.card.data.library_name == "transformers" and repository.card.data.eval_results is None
     assert 'model="me/model"' in repository.card.text
+    assert "skip_corrupt: true" in repository.card.text
+    assert not re.search("push_to_hub|hub_model_id|hub_private_repo|output_dir:", repository.card.text)
     # A finished training goes on with its upload.
     more = ["--streaming", "--skip_corrupt", "--push_to_hub", "--eval_steps", "0", "--resume_from_checkpoint", "last"]
     assert train(train_arguments(coloured_folder, output_dir, *more)) == 0
