@@ -87,6 +87,7 @@ def test_images_without_objects_and_annotations_without_masks():
         ({"pad_size": {"height": 32, "width": 32}}, "is less than an image"),
         ({"size_divisor": 0}, "`size_divisor` must be an integer of at least 1, got 0"),
         ({"size": {"shortest_edge": 100000, "longest_edge": 100000}}, "images are enlarged to at most"),
+        ({"size": {"height": 2**14, "width": 2**14 + 1}}, "16384x16385 .* images are enlarged to at most"),
         ({"resample": 3}, "`resample` must be bilinear"),
     ],
 )

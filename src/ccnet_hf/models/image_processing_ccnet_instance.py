@@ -281,12 +281,17 @@ def padded_batch(images: list[torch.Tensor], size_divisor: int) -> dict[str, tor
 
 
 def _output_size(size: Size, wanted: SizeDict) -> Size:
-    """Size of an image after resizing, as torchvision rounds it: down, but at least a pixel."""
+    """Size of an image after resizing, as torchvision rounds it: down, but at least a pixel.
+
+    Raises:
+        ValueError: If that would enlarge it beyond 268 megapixels.
+    """
     height, width = size
     if wanted.height and wanted.width:
-        return wanted.height, wanted.width
-    factor = min(wanted.shortest_edge / min(size), wanted.longest_edge / max(size))
-    new_height, new_width = max(math.floor(height * factor), 1), max(math.floor(width * factor), 1)
+        new_height, new_width = wanted.height, wanted.width
+    else:
+        factor = min(wanted.shortest_edge / min(size), wanted.longest_edge / max(size))
+        new_height, new_width = max(math.floor(height * factor), 1), max(math.floor(width * factor), 1)
     if new_height * new_width > max(MAX_PIXELS, height * width):
         raise ValueError(
             f"`size` {dict(wanted)} would make {new_height}x{new_width} (height x width) of an image of "
