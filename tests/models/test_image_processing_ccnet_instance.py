@@ -96,6 +96,16 @@ def test_what_makes_no_sense_is_refused(arguments, message):
         CCNetInstanceImageProcessor()(picture(40, 60), **arguments)
 
 
+def test_names_that_look_like_an_argument():
+    with pytest.raises(ValueError, match="no argument 'size_diviser'; did you mean size_divisor"):
+        CCNetInstanceImageProcessor(size_diviser=64)
+    with pytest.raises(ValueError, match="no argument 'do_resizes'"):
+        CCNetInstanceImageProcessor.from_dict({}, do_resizes=False)
+    later = CCNetInstanceImageProcessor().to_dict() | {"size_divisors": [32, 64], "mosaic": 4}
+    loaded = CCNetInstanceImageProcessor.from_dict(later)
+    assert loaded.to_dict() == later and loaded.size_divisor == 32
+
+
 def test_without_padding_only_images_of_one_size_make_a_batch():
     processor = CCNetInstanceImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}, do_pad=False)
     assert processor([picture(10, 15)] * 2, return_tensors="pt")["pixel_values"].shape == (2, 3, 32, 48)

@@ -35,7 +35,7 @@ from transformers.utils import logging
 
 from .annotations_ccnet import objects_of_annotations
 from .image_arguments_ccnet import check_arguments, check_form, image_list
-from .image_processing_common_ccnet import MAX_PIXELS, CCNetImageProcessorMixin
+from .image_processing_common_ccnet import MAX_PIXELS, CCNetImageProcessorMixin, CCNetProcessorMixin
 from .image_transforms_ccnet import image_to_array
 from .post_processing_ccnet import Size
 from .post_processing_instance_ccnet import InstancePostProcessingMixin
@@ -55,7 +55,7 @@ class CCNetInstanceImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor: int | None
 
 
-class CCNetInstanceImageProcessor(InstancePostProcessingMixin, TorchvisionBackend):
+class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMixin, TorchvisionBackend):
     r"""Prepares images and COCO's annotations for [`CCNetForInstanceSegmentation`], and makes masks and boxes of its
     outputs, by the rules of torchvision's Mask R-CNN.
 
@@ -98,10 +98,6 @@ class CCNetInstanceImageProcessor(InstancePostProcessingMixin, TorchvisionBacken
     size_divisor = 32
 
     fetch_images = CCNetImageProcessorMixin.fetch_images
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
 
     @property
     def padding_value(self) -> float:
