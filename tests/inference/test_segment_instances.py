@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import tiny_instance_model
+from turned import encode_turned
 
-from ccnet_hf import CCNetInstanceImageProcessor
+from ccnet_hf import CCNetForInstanceSegmentation, CCNetInstanceImageProcessor
 from ccnet_hf.inference.instances import InstancePredictor
 from ccnet_hf.inference.segment import main
 from ccnet_hf.models.annotations_ccnet import mask_of_segmentation
@@ -43,6 +44,20 @@ def test_pictures_and_annotations(folder, capsys):
         assert entry["score"] == pytest.approx(score, abs=1e-5) and entry["score"] > 0.5
         assert np.array_equal(mask_of_segmentation(entry["segmentation"], (50, 70)), mask.numpy())
     assert f"{len(expected.scores)} instances in 1 image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright_and_may_be_files(folder, orientation):
+    model = CCNetForInstanceSegmentation.from_pretrained(folder / "model").eval()
+    predictor = InstancePredictor(model, CCNetInstanceImageProcessor.from_pretrained(folder / "model"), 0.3)
+    image = Image.open(folder / "photo.png")
+    (expected,) = predictor.instances([image])
+    assert expected.masks.shape[1:] == (50, 70) and len(expected.scores)
+    file = folder / "turned.png"
+    file.write_bytes(encode_turned(np.asarray(image), orientation))
+    for found in predictor.instances([Image.open(file), file, str(file), np.array(image)]):
+        assert torch.equal(found.labels, expected.labels) and torch.equal(found.masks, expected.masks)
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-3)
 
 
 def test_what_cannot_be_read(folder, capsys):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import tiny_model, tiny_video_model
+from turned import encode_turned
 
 from ccnet_hf import CCNetForVideoSegmentation, CCNetImageProcessor, CCNetVideoProcessor
 from ccnet_hf.inference.segment import main
@@ -81,6 +82,17 @@ def test_a_session_forgets(model, frames):
     for wrong in (0, 1.5, True):
         with pytest.raises(ValueError, match="num_frames must be an integer of at least 1"):
             CCNetVideoSession(model, CCNetVideoProcessor(), wrong)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_frame_is_turned_upright_and_may_be_a_file(model, frames, tmp_path, orientation):
+    session, file = CCNetVideoSession(model, CCNetVideoProcessor(size=SIZE)), tmp_path / "turned.png"
+    expected = session.label_map(frames[0])
+    assert expected.shape == (30, 42) and len(expected.unique()) > 1
+    file.write_bytes(encode_turned(np.asarray(frames[0]), orientation))
+    for given in (Image.open(file), file, str(file), np.asarray(frames[0])):
+        session.reset()
+        assert torch.equal(session.step(given), expected)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

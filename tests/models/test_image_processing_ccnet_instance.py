@@ -87,12 +87,23 @@ def test_images_without_objects_and_annotations_without_masks():
         ({"pad_size": {"height": 32, "width": 32}}, "is less than an image"),
         ({"size_divisor": 0}, "`size_divisor` must be an integer of at least 1, got 0"),
         ({"size": {"shortest_edge": 100000, "longest_edge": 100000}}, "images are enlarged to at most"),
+        ({"size": {"height": 2**14, "width": 2**14 + 1}}, "16384x16385 .* images are enlarged to at most"),
         ({"resample": 3}, "`resample` must be bilinear"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         CCNetInstanceImageProcessor()(picture(40, 60), **arguments)
+
+
+def test_names_that_look_like_an_argument():
+    with pytest.raises(ValueError, match="no argument 'size_diviser'; did you mean size_divisor"):
+        CCNetInstanceImageProcessor(size_diviser=64)
+    with pytest.raises(ValueError, match="no argument 'do_resizes'"):
+        CCNetInstanceImageProcessor.from_dict({}, do_resizes=False)
+    later = CCNetInstanceImageProcessor().to_dict() | {"size_divisors": [32, 64], "mosaic": 4}
+    loaded = CCNetInstanceImageProcessor.from_dict(later)
+    assert loaded.to_dict() == later and loaded.size_divisor == 32
 
 
 def test_without_padding_only_images_of_one_size_make_a_batch():

@@ -153,6 +153,21 @@ def test_wrong_values_are_refused(fields, message):
         CCNetBackboneConfig(**fields)
 
 
+def test_names_that_look_like_a_field_and_values_given_while_loading():
+    with pytest.raises(ValueError, match="no argument 'attention_recurence'; did you mean attention_recurrence"):
+        CCNetBackboneConfig(attention_recurence=3)
+    saved = CCNetBackboneConfig(backbone_config=tiny_backbone_config(), attention_stage="stage3").to_dict()
+    with pytest.raises(ValueError, match="no argument 'attention_stages'"):
+        CCNetBackboneConfig.from_dict(saved, attention_stages="stage4")
+    for name, value in (("attention_recurrence", 0), ("attention_stage", "stage7")):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            CCNetBackboneConfig.from_dict(saved, **{name: value})
+    later = CCNetBackboneConfig.from_dict(saved | {"attention_stages": ["stage3"]})
+    assert later.attention_stages == ["stage3"] and later.attention_stage == "stage3"
+    assert CCNetBackboneConfig.from_dict(later.to_dict()).to_dict() == later.to_dict()
+    assert CCNetBackboneConfig.from_dict(saved, attention_stage="stage4").attention_stage == "stage4"
+
+
 def test_what_is_found_out_with_the_model_is_refused_then(pixel_values):
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=r"attention_stage must be one of .* layer2, layer3, got 'layer1'"):

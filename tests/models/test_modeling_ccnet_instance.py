@@ -427,6 +427,8 @@ def test_the_default_is_the_papers():
     ("fields", "message"),
     [
         ({"num_labels": 1}, "num_labels must be at least 2, the background and a class, got 1"),
+        ({"num_labels": 10**9}, "num_labels must be at most 65,536"),
+        ({"num_labels": None, "id2label": {1: "person", 3: "car"}}, r"id2label must name the labels 0 to 1"),
         ({"box_score_thresh": 1.5}, r"box_score_thresh must be in \[0, 1\], got 1.5"),
         ({"rpn_positive_fraction": float("nan")}, "rpn_positive_fraction must be in"),
         ({"box_detections_per_img": 0}, "box_detections_per_img must be at least 1, got 0"),
@@ -440,6 +442,44 @@ def test_the_default_is_the_papers():
 def test_wrong_values_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_instance_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("fpn_chanels", 128, "fpn_channels"),
+        ("box_nms_tresh", 0.3, "box_nms_thresh"),
+        ("anchor_size", [8], "anchor_sizes"),
+        ("num_classes", 91, "num_labels"),
+        ("backbone", "resnet50", "backbone_config"),
+        ("attention_stage", "stage4", "backbone_config"),
+    ],
+)
+def test_names_that_look_like_a_field_are_refused_with_it(name, value, meant):
+    with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}"):
+        CCNetInstanceConfig(**{name: value})
+    with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}"):
+        CCNetInstanceConfig.from_dict(tiny_instance_config().to_dict(), **{name: value})
+
+
+def test_files_of_other_versions_load():
+    later = tiny_instance_config().to_dict() | {"fpn_chanels": "many", "box_kind": "rotated", "project": "mine"}
+    config = CCNetInstanceConfig.from_dict(later)
+    assert (config.fpn_chanels, config.box_kind, config.project) == ("many", "rotated", "mine")
+    assert CCNetInstanceConfig.from_dict(copy.deepcopy(config).to_dict()).to_dict() == config.to_dict()
+    assert CCNetInstanceConfig(ignore_index=255).ignore_index == 255  # means nothing here, and looks like nothing
+
+
+def test_what_is_given_while_loading_is_checked(tmp_path):
+    tiny_instance_config().save_pretrained(tmp_path)
+    config = CCNetInstanceConfig.from_pretrained(tmp_path, box_nms_thresh=0.3, num_labels=7)
+    assert (config.box_nms_thresh, config.num_labels) == (0.3, 7)
+    assert CCNetInstanceConfig.from_pretrained(tmp_path, id2label={"0": "none", "1": "car"}).id2label[1] == "car"
+    for name, value in (("box_nms_thresh", 7), ("num_labels", 10**9), ("num_labels", 1), ("fpn_channels", 0)):
+        with pytest.raises(ValueError, match=name):
+            CCNetInstanceConfig.from_pretrained(tmp_path, **{name: value})
+    with pytest.raises(ValueError, match=r"id2label must name the labels 0 to 1, got \[1, 3\]"):
+        CCNetInstanceConfig.from_pretrained(tmp_path, id2label={1: "person", 3: "car"})
 
 
 def test_anchors_that_do_not_go_with_the_backbone_are_refused():

@@ -217,6 +217,16 @@ def test_segmentation_maps_are_made_frame_by_frame(clips):
     assert len(maps) == 6 and all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
 
 
+def test_names_that_look_like_an_argument_of_the_processor():
+    with pytest.raises(ValueError, match="no argument 'reduce_labels'; did you mean do_reduce_labels"):
+        CCNetVideoProcessor(reduce_labels=True)
+    with pytest.raises(ValueError, match="no argument 'align_corner'"):
+        CCNetVideoProcessor.from_dict({}, align_corner=True)
+    later = CCNetVideoProcessor().to_dict() | {"do_reduce_label": [3], "mosaic": 4}
+    loaded = CCNetVideoProcessor.from_dict(later)
+    assert loaded.to_dict() == later and not loaded.do_reduce_labels
+
+
 def test_clips_that_differ_are_named():
     with pytest.raises(ValueError, match="one number of frames and one size"):
         CCNetVideoProcessor(size={"height": 32, "width": 32})([frames(2), frames(3)], return_tensors="pt")

@@ -1,6 +1,7 @@
 """train.py and eval.py by their own `main`, on images made here."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from ccnet_hf.data.transforms import RandomHorizontalFlip
 from ccnet_hf.evaluation.eval import main as evaluate
 from ccnet_hf.evaluation.tasks import TASKS
-from ccnet_hf.recipes import TrainingRecipe, get_recipe
+from ccnet_hf.recipes import RECIPES, TrainingRecipe, get_recipe
 from ccnet_hf.training import building, publishing
 from ccnet_hf.training import train as train_module
+from ccnet_hf.training.card import write_card
 from ccnet_hf.training.distributed import precision_hint
 from ccnet_hf.training.train import main as train
-from ccnet_hf.training.training_arguments import ARGUMENTS, ModelArguments, run_training
+from ccnet_hf.training.training_arguments import ARGUMENTS, ModelArguments, given_options, run_training
 
 
 pytest.importorskip("timm", reason="the demo's backbone comes from timm")
@@ -57,7 +59,7 @@ def test_trains_logs_and_scores(coloured_folder, tmp_path, capsys):
     (result,) = card.data.eval_results
     assert result.metric_value == pytest.approx(100 * scores["eval_mean_iou"], abs=5e-3)
     assert result.dataset_split == "validation" and str(tmp_path) not in card.content
-    shown = yaml.safe_load(card.text.partition("```yaml\n")[2].partition("```")[0])
+    shown = yaml.safe_load(of_card(card.text))
     assert shown["ema_decay"] == 0.9 and shown["crop_size"] == [64, 64] and shown["dataset_name"] == "coloured"
     config = json.loads((output_dir / "config.json").read_text())
     assert config["id2label"]["3"] == "Road"
@@ -279,6 +281,8 @@ def test_streams_skip_and_name_corrupt_examples_and_the_model_is_uploaded(
     assert "AutoImageProcessor" in json.loads(repository.files["config.json"])["auto_map"]
     assert repository.card.data.library_name == "transformers" and repository.card.data.eval_results is None
     assert 'model="me/model"' in repository.card.text
+    assert "skip_corrupt: true" in repository.card.text
+    assert not re.search("push_to_hub|hub_model_id|hub_private_repo|output_dir:", repository.card.text)
     # A finished training goes on with its upload.
     more = ["--streaming", "--skip_corrupt", "--push_to_hub", "--eval_steps", "0", "--resume_from_checkpoint", "last"]
     assert train(train_arguments(coloured_folder, output_dir, *more)) == 0
@@ -341,6 +345,10 @@ def test_config_file(tmp_path):
         (b"learning_rate: fast", "learning_rate is a number, got 'fast'"),
         (b"learning_rate: {a: 1}", "learning_rate is a number, got {'a': 1}"),
         (b"crop_size: [1, two]", "crop_size is a list of 2, each an integer, got [1, 'two']"),
+        (b"crop_size: []", "crop_size is a list of 2, each an integer, got []"),
+        (b"seed: []", "seed is an integer, got []"),
+        (b"decay_steps: [1, two]", "decay_steps is a list, each an integer, got [1, 'two']"),
+        (b"frozen_modules: [--help]", "frozen_modules is a list, each a text, got ['--help']"),
         (b"crop_size: 4", "crop_size is a list of 2, each an integer, got 4"),
         (b"ratio_range: [1]", "ratio_range is a list of 2, each a number, got [1]"),
         (b"crop_size: [[1, 2], 3]", "crop_size is a list of 2, each an integer, got [[1, 2], 3]"),
@@ -374,6 +382,42 @@ def test_values_of_a_config_file_reach_the_command_as_they_are(tmp_path):
     assert (options["model_name_or_path"], str(options["output_dir"]), options["freeze"]) == ("-m", "2017", ["a", "b"])
     assert (options["learning_rate"], options["min_learning_rate"], options["seed"]) == (1e-3, 0, 16)
     assert options["ratio_range"] == (1, 1.5)
+
+
+def of_card(text: str) -> str:
+    """The file that a card shows."""
+    return text.partition("```yaml\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize("variant", RECIPES)
+def test_the_file_on_a_card_makes_the_same_settings(variant, tmp_path):
+    file, recipe, seen = tmp_path / "training.yaml", RECIPES[variant], []
+    argv = ["--config", str(file), "--output_dir", "o"]
+    values = {name: list(value) if type(value) is tuple else value for name, value in vars(recipe.training).items()}
+    start = {"model_name_or_path": "m", "dataset_name": "d", "freeze": ["a"], "seed": 3, "do_reduce_labels": False}
+    file.write_text(yaml.safe_dump(start | values))
+    assert run_training(lambda *parts: seen.append(parts), argv) == 0
+    assert seen[0][ARGUMENTS.index(TrainingRecipe)] == recipe.training
+    write_card(tmp_path, "me/m", recipe.config(), given_options(seen[0], None), "validation", {}, 1, "no")
+    file.write_text(of_card((tmp_path / "README.md").read_text()))
+    assert run_training(lambda *parts: seen.append(parts), argv) == 0
+    assert seen[1] == seen[0]
+
+
+@pytest.mark.parametrize("values", [(), ("a",), ("a", "b", "c")])
+def test_a_recipes_lists_of_any_length_are_replaced(values, tmp_path):
+    file, recipe = tmp_path / "training.yaml", get_recipe("ccnet-r50-coco")
+    assert recipe.training.frozen_modules and recipe.training.decay_steps
+    steps = tuple(range(1, len(values) + 1))
+    content = {"variant": recipe.name, "dataset_name": "d", "output_dir": "o", "group_by_shape": False}
+    file.write_text(yaml.safe_dump(content | {"frozen_modules": list(values), "decay_steps": list(steps)}))
+    seen = []
+    assert run_training(lambda *parts: seen.append(parts), ["--config", str(file)]) == 0
+    training = seen[0][ARGUMENTS.index(TrainingRecipe)]
+    assert (training.frozen_modules, training.decay_steps) == (values, steps)
+    given = given_options(seen[0], recipe)
+    assert (given["frozen_modules"], given["decay_steps"]) == (list(values), list(steps))
+    assert parsed(["--config", str(file), "--frozen_modules", "x"])["frozen_modules"] == ("x",)
 
 
 NEEDED = ["--dataset_name", "d", "--output_dir", "o"]

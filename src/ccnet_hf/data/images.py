@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import torch
 
 from ccnet_hf.errors import InputError, describe
 from ccnet_hf.models import image_transforms_ccnet as transforms
 
+
+# What is segmented: an image of Pillow's, an array or tensor as the image processors take it, or an image file.
+InputImage = PIL.Image.Image | np.ndarray | torch.Tensor | str | os.PathLike
 
 _NO_IMAGE = f"it is not an image in {', '.join(transforms.FORMATS[:-1])} or {transforms.FORMATS[-1]}"
 
@@ -75,6 +79,18 @@ def read_image(path: str | os.PathLike, max_image_pixels: int | None = None) -> 
             return to_rgb(open_image(path, max_image_pixels))
         except InputError as error:
             raise CorruptExample(f"{path}: {error}") from error
+
+
+def upright_image(image: InputImage) -> PIL.Image.Image | np.ndarray | torch.Tensor:
+    """An image as the results of it lie: of a file what `read_image` gives, Pillow's turned upright as its EXIF
+    orientation says, arrays and tensors as they are.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    return transforms.upright(image) if isinstance(image, PIL.Image.Image) else image
 
 
 def label_ids(image: PIL.Image.Image) -> np.ndarray:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
+
+from ccnet_hf.data.images import InputImage, upright_image
+from ccnet_hf.models.image_transforms_ccnet import image_size
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,20 @@ class InstancePredictor:
         self.image_processor = image_processor
         self.threshold = threshold
 
-    def instances(self, images: Sequence[Image.Image]) -> Iterator[Instances]:
-        """The instances of every image, which pass the network in one batch; masks are made one image at a time."""
-        inputs = self.image_processor(list(images), return_tensors="pt").to(self.model.device, self.model.dtype)
+    def instances(self, images: Sequence[InputImage]) -> Iterator[Instances]:
+        """The instances of every image, which pass the network in one batch; masks are made one image at a time.
+
+        Args:
+            images: PIL images, which are turned upright as their EXIF orientation says, arrays or tensors as the image
+                processor takes them, or image files.
+        """
+        images = [upright_image(image) for image in images]
+        inputs = self.image_processor(images, return_tensors="pt").to(self.model.device, self.model.dtype)
         with torch.inference_mode():
             outputs = self.model(**inputs)
         for index, image in enumerate(images):
             one = type(outputs)(**{name: tensor[index : index + 1] for name, tensor in outputs.items()})
-            size = [(image.height, image.width)]
+            size = [image_size(image)]
             found = self.image_processor.post_process_object_detection(one, self.threshold, size)[0]
             masks = self.image_processor.post_process_instance_segmentation(
                 one, self.threshold, target_sizes=size, return_binary_maps=True

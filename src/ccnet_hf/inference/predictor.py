@@ -1,7 +1,6 @@
 """From images to label maps by the definitions of mmsegmentation's test pipelines, augmentation included."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -9,23 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from transformers import BaseImageProcessor
 
 from ccnet_hf.data import benchmarks
-from ccnet_hf.data.images import read_image
+from ccnet_hf.data.images import InputImage, upright_image
 from ccnet_hf.errors import InputError
 from ccnet_hf.inference.attention import PixelAttention, attend
 from ccnet_hf.inference.logits import Size, positive, resize, slide_logits, sliding_window
 from ccnet_hf.inference.runtime import Runtime, as_runtime
 from ccnet_hf.limits import MAX_PIXELS
 from ccnet_hf.models.configuration_ccnet import AVERAGES
-from ccnet_hf.models.image_transforms_ccnet import image_size, output_size, rescale_output_size, upright
+from ccnet_hf.models.image_transforms_ccnet import image_size, output_size, rescale_output_size
 from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits, resize_logits
-
-
-InputImage = Image.Image | np.ndarray | torch.Tensor | str | os.PathLike
 
 
 class Predictor:
@@ -118,7 +113,7 @@ class Predictor:
             (num_labels, H, W) float32: logits by the plain protocol and where logits are averaged, mean softmax
             probabilities with augmentation otherwise.
         """
-        image = _upright(image)
+        image = upright_image(image)
         if self._averages_probabilities:
             return self._mean_probabilities([image])[0]
         ((logits, input_size),) = self._logits(self._inputs([image]))
@@ -133,7 +128,7 @@ class Predictor:
         is_batch = isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4
         if not is_batch and not isinstance(images, list | tuple):
             raise InputError(f"label_maps takes a list of images, label_map one; got {type(images).__name__}")
-        images = [_upright(image) for image in images]
+        images = [upright_image(image) for image in images]
         if self._averages_probabilities:
             return [probabilities.argmax(dim=0) for probabilities in self._mean_probabilities(images)]
         return [
@@ -145,7 +140,7 @@ class Predictor:
         """`label_map` in three steps for those who overlap them, each in any thread: the image processor now, the
         network when the result is called, and when the result of that is called, the label map. Between the steps only
         what is small is kept: scores as large as the image are made a label map at once."""
-        image = _upright(image)
+        image = upright_image(image)
         at_once = self.is_augmented or self.crop_size is not None
         inputs = [] if at_once else self._inputs([image])
 
@@ -170,7 +165,7 @@ class Predictor:
         """
         if not isinstance(self.model, nn.Module):
             raise InputError("only a PyTorch model tells what it attends to")
-        image = _upright(image)
+        image = upright_image(image)
         (pixel_values,) = self._inputs([image], pads=False)  # what is drawn covers the image
         weight = next(self.model.parameters())
         pixel_values = pixel_values[None].to(weight.device, weight.dtype)
@@ -312,9 +307,3 @@ def _check_enlarged(size: tuple[int, int], pixels: float, by: str) -> None:
             f"{by} makes {pixels / 1e6:.4g} megapixels of an image of {size[0]}x{size[1]} (height x width); "
             f"{MAX_PIXELS / 1e6:.4g} are allowed"
         )
-
-
-def _upright(image: InputImage) -> Image.Image | np.ndarray | torch.Tensor:
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
-    return upright(image) if isinstance(image, Image.Image) else image

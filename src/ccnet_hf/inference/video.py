@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ccnet_hf.data.images import InputImage, upright_image
 from ccnet_hf.errors import InputError
-from ccnet_hf.inference.predictor import InputImage
 from ccnet_hf.models.image_transforms_ccnet import image_size
 from ccnet_hf.models.modeling_ccnet import run_backbone
 from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
@@ -74,8 +74,10 @@ class CCNetVideoSession:
         """The label map (H, W), int64, of the next frame, at its own size.
 
         Args:
-            frame: a PIL image, an array or a tensor, as the image processor takes it.
+            frame: a PIL image, which is turned upright as its EXIF orientation says, an array or tensor as the image
+                processor takes it, or an image file.
         """
+        frame = upright_image(frame)
         model, head = self.model.model, self.model.model.head
         pixel_values = self.image_processor(frame, return_tensors="pt")["pixel_values"]
         weight = self.model.classifier.weight

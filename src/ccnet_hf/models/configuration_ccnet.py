@@ -82,16 +82,29 @@ class CCNetModelConfigMixin(CCNetConfigMixin):
         if kwargs.get("num_labels") is None:
             kwargs.pop("num_labels", None)
         else:
-            _check_number_of_labels(kwargs["num_labels"])
+            self._check_number_of_labels(kwargs["num_labels"])
         self.id2label = _integer_labels(self.id2label)
 
     def _check_labels(self) -> None:
         self.id2label = _integer_labels(self.id2label)  # which may have been replaced while a file was loaded
-        _check_number_of_labels(self.num_labels)
+        self._check_number_of_labels(self.num_labels)
         if set(self.id2label) != set(range(self.num_labels)):
             raise ValueError(
                 f"id2label must name the labels 0 to {self.num_labels - 1}, got {sorted(self.id2label)[:20]}"
             )
+
+    def _check_number_of_labels(self, number: Any) -> None:
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ValueError(f"num_labels must be an integer, got {number!r}")
+        if number > MAX_NUM_LABELS:
+            raise ValueError(f"num_labels must be at most {MAX_NUM_LABELS:,}, got {number}")
+        if number < 2:
+            raise ValueError(
+                f"num_labels must be at least 2, got {number}: with a single class every pixel is right and nothing "
+                "is learnt. A class and its background are two"
+            )
+
+    def _check_ignore_index(self) -> None:
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             ignored = self.semantic_loss_ignore_index
             raise ValueError(
@@ -231,6 +244,7 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
 
     def _check_values(self) -> None:
         self._check_labels()
+        self._check_ignore_index()
         check_range("hidden_size", self.hidden_size, 1, MAX_CHANNELS)
         check_range("recurrence", self.recurrence, 0, MAX_RECURRENCE)
         check_range("auxiliary_channels", self.auxiliary_channels, 1, MAX_CHANNELS)
@@ -250,18 +264,6 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
         for name in (*weights, *FURTHER_LOSS_FIELDS, "initializer_range"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be a finite number, at least 0, got {getattr(self, name)}")
-
-
-def _check_number_of_labels(number: Any) -> None:
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise ValueError(f"num_labels must be an integer, got {number!r}")
-    if number > MAX_NUM_LABELS:
-        raise ValueError(f"num_labels must be at most {MAX_NUM_LABELS:,}, got {number}")
-    if number < 2:
-        raise ValueError(
-            f"num_labels must be at least 2, got {number}: with a single class every pixel is right and nothing is "
-            "learnt. A class and its background are two"
-        )
 
 
 def _integer_labels(id2label: dict | None) -> dict[int, str] | None:

@@ -20,11 +20,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_ccnet_resnet import CCNetResNetConfig, read_backbone_config
+from .configuration_ccnet_resnet import CCNetConfigMixin, CCNetResNetConfig, read_backbone_config
+from .mistaken_names_ccnet import refuse
 
 
 @strict
-class CCNetBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
+class CCNetBackboneConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`CCNetBackbone`]: any backbone, with recurrent criss-cross attention on one of its feature
     maps. It is a backbone's configuration itself, so that Mask2Former, MaskFormer, UperNet, DETR and all other models
@@ -61,6 +62,7 @@ class CCNetBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "ccnet_backbone"
+    more_names: ClassVar[tuple[str, ...]] = CCNetResNetConfig.more_names
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -69,6 +71,7 @@ class CCNetBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     query_key_size: int | None = None
 
     def __post_init__(self, **kwargs):
+        refuse(type(self), self._mistaken_names(kwargs))
         if self.backbone_config is None:
             self.backbone_config = CCNetResNetConfig(out_features=[f"stage{index}" for index in range(1, 5)])
         self.backbone_config = read_backbone_config(self.backbone_config, CCNetBackboneConfig)

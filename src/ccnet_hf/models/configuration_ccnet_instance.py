@@ -13,17 +13,20 @@
 # limitations under the License.
 """Configuration of Mask R-CNN with criss-cross attention."""
 
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .configuration_ccnet import CCNetModelConfigMixin
 from .configuration_ccnet_backbone import CCNetBackboneConfig
 from .configuration_ccnet_resnet import CCNetResNetConfig, read_backbone_config
+from .mistaken_names_ccnet import refuse
 
 
 @strict
-class CCNetInstanceConfig(PreTrainedConfig):
+class CCNetInstanceConfig(CCNetModelConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`CCNetForInstanceSegmentation`]. The defaults are the paper's Mask R-CNN (section 4.5) of
     ResNet-50 with a feature pyramid: recurrent criss-cross attention before the last block of the third stage. All
@@ -107,13 +110,16 @@ class CCNetInstanceConfig(PreTrainedConfig):
     """
 
     model_type = "ccnet_instance"
-    # Where transformers finds the classes of a saved folder that holds this code, if the package is not installed.
     remote_classes: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_ccnet_instance.CCNetInstanceConfig",
         "AutoModelForInstanceSegmentation": "modeling_ccnet_instance.CCNetForInstanceSegmentation",
         "AutoModelForImageSegmentation": "modeling_ccnet_instance.CCNetForInstanceSegmentation",
         "AutoModelForObjectDetection": "modeling_ccnet_instance.CCNetForInstanceSegmentation",
         "AutoImageProcessor": "image_processing_ccnet_instance.CCNetInstanceImageProcessor",
+    }
+    # No label is ignored.
+    foreign_names: ClassVar[dict[str, str]] = {
+        name: meant for name, meant in CCNetModelConfigMixin.foreign_names.items() if name != "ignore_index"
     }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_dict"]
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
@@ -147,31 +153,30 @@ class CCNetInstanceConfig(PreTrainedConfig):
     box_positive_fraction: float | int = 0.25
 
     def __post_init__(self, **kwargs):
+        refuse(type(self), self._mistaken_names(kwargs))
         if self.backbone_config is None:
             self.backbone_config = default_backbone_config()
         self.backbone_config = read_backbone_config(self.backbone_config, CCNetBackboneConfig)
         self.anchor_sizes = list(self.anchor_sizes)
         self.anchor_aspect_ratios = list(self.anchor_aspect_ratios)
+        self._read_labels(kwargs)
         super().__post_init__(**kwargs)
         self._check_values()
 
-    def __init_subclass__(cls, *args, **kwargs):
-        super().__init_subclass__(*args, **kwargs)
-        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
-
-    def to_dict(self) -> dict[str, Any]:
-        """The configuration as `config.json` holds it, with the classes that can be loaded from the code beside it."""
-        return super().to_dict() | {"auto_map": dict(self.remote_classes)}
+    def _check_number_of_labels(self, number: Any) -> None:
+        if isinstance(number, int) and number < 2:
+            raise ValueError(f"num_labels must be at least 2, the background and a class, got {number}")
+        super()._check_number_of_labels(number)
 
     def _check_values(self) -> None:
-        if self.num_labels < 2:
-            raise ValueError(f"num_labels must be at least 2, the background and a class, got {self.num_labels}")
-        for name, value in vars(self).items():
-            is_field = name.startswith(("fpn_", "rpn_", "box_", "mask_"))
-            if is_field and name.endswith(("_thresh", "_fraction")):
+        self._check_labels()
+        names = [field.name for field in fields(self) if field.name.startswith(("fpn_", "rpn_", "box_", "mask_"))]
+        for name in names:
+            value = getattr(self, name)
+            if name.endswith(("_thresh", "_fraction")):
                 if not 0 <= value <= 1:
                     raise ValueError(f"{name} must be in [0, 1], got {value}")
-            elif is_field and value < (0 if name == "box_num_convolutions" else 1):
+            elif value < (0 if name == "box_num_convolutions" else 1):
                 raise ValueError(f"{name} must be at least {int(name != 'box_num_convolutions')}, got {value}")
         for name in ("anchor_sizes", "anchor_aspect_ratios"):
             values = getattr(self, name)

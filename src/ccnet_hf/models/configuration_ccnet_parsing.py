@@ -151,6 +151,7 @@ class CCNetParsingConfig(CCNetModelConfigMixin, PreTrainedConfig):
 
     def _check_values(self) -> None:
         self._check_labels()
+        self._check_ignore_index()
         check_range("recurrence", self.recurrence, 0, MAX_RECURRENCE)
         channels = ("hidden_size", "decoder_channels", "shortcut_channels", "edge_channels")
         for name in (*channels, "category_consistent_channels"):

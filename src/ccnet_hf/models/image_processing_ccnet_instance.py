@@ -35,7 +35,7 @@ from transformers.utils import logging
 
 from .annotations_ccnet import objects_of_annotations
 from .image_arguments_ccnet import check_arguments, check_form, image_list
-from .image_processing_common_ccnet import MAX_PIXELS, CCNetImageProcessorMixin
+from .image_processing_common_ccnet import MAX_PIXELS, CCNetImageProcessorMixin, CCNetProcessorMixin
 from .image_transforms_ccnet import image_to_array
 from .post_processing_ccnet import Size
 from .post_processing_instance_ccnet import InstancePostProcessingMixin
@@ -55,7 +55,7 @@ class CCNetInstanceImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor: int | None
 
 
-class CCNetInstanceImageProcessor(InstancePostProcessingMixin, TorchvisionBackend):
+class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMixin, TorchvisionBackend):
     r"""Prepares images and COCO's annotations for [`CCNetForInstanceSegmentation`], and makes masks and boxes of its
     outputs, by the rules of torchvision's Mask R-CNN.
 
@@ -98,10 +98,6 @@ class CCNetInstanceImageProcessor(InstancePostProcessingMixin, TorchvisionBacken
     size_divisor = 32
 
     fetch_images = CCNetImageProcessorMixin.fetch_images
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
 
     @property
     def padding_value(self) -> float:
@@ -281,12 +277,17 @@ def padded_batch(images: list[torch.Tensor], size_divisor: int) -> dict[str, tor
 
 
 def _output_size(size: Size, wanted: SizeDict) -> Size:
-    """Size of an image after resizing, as torchvision rounds it: down, but at least a pixel."""
+    """Size of an image after resizing, as torchvision rounds it: down, but at least a pixel.
+
+    Raises:
+        ValueError: If that would enlarge it beyond 268 megapixels.
+    """
     height, width = size
     if wanted.height and wanted.width:
-        return wanted.height, wanted.width
-    factor = min(wanted.shortest_edge / min(size), wanted.longest_edge / max(size))
-    new_height, new_width = max(math.floor(height * factor), 1), max(math.floor(width * factor), 1)
+        new_height, new_width = wanted.height, wanted.width
+    else:
+        factor = min(wanted.shortest_edge / min(size), wanted.longest_edge / max(size))
+        new_height, new_width = max(math.floor(height * factor), 1), max(math.floor(width * factor), 1)
     if new_height * new_width > max(MAX_PIXELS, height * width):
         raise ValueError(
             f"`size` {dict(wanted)} would make {new_height}x{new_width} (height x width) of an image of "

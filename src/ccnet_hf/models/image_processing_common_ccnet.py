@@ -89,7 +89,33 @@ class CCNetImageProcessorKwargs(ImagesKwargs, total=False):
     palette: list[list[int]] | None
 
 
-class CCNetImageProcessorMixin(SemanticPostProcessingMixin):
+class CCNetProcessorMixin:
+    """What CCNet's processors of images and of video share beyond transformers' own: names that look like an
+    argument's but are not are refused in Python and kept, with a warning, from a file."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
+
+    def __init__(self, **kwargs):
+        refuse(type(self), mistaken_names(kwargs, self.valid_kwargs.__annotations__))
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, processor_dict: dict[str, Any], **kwargs):
+        """As every processor's; what in a file looks like an argument but is none is kept, with a warning."""
+        refuse(cls, mistaken_names(kwargs, cls.valid_kwargs.__annotations__))
+        mistaken = mistaken_names(processor_dict, cls.valid_kwargs.__annotations__)
+        warn(cls, mistaken)
+        known = {name: value for name, value in processor_dict.items() if name not in mistaken}
+        loaded = super().from_dict(known, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name in mistaken:
+            setattr(processor, name, processor_dict[name])
+        return loaded
+
+
+class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin):
     """All of a CCNet image processor but its backend. See [`CCNetImageProcessor`]."""
 
     model_input_names = ["pixel_values"]
@@ -109,14 +135,6 @@ class CCNetImageProcessorMixin(SemanticPostProcessingMixin):
     align_corners = False
     palette = None
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
-
-    def __init__(self, **kwargs):
-        refuse(type(self), mistaken_names(kwargs, self.valid_kwargs.__annotations__))
-        super().__init__(**kwargs)
-
     @property
     def padding_value(self) -> float:
         """What padding is filled with, after normalization. transformers' pipelines ask for it before they make
@@ -128,19 +146,6 @@ class CCNetImageProcessorMixin(SemanticPostProcessingMixin):
                 "height and width."
             )
         return 0.0
-
-    @classmethod
-    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
-        """As every processor's; what in a file looks like an argument but is none is kept, with a warning."""
-        refuse(cls, mistaken_names(kwargs, cls.valid_kwargs.__annotations__))
-        mistaken = mistaken_names(image_processor_dict, cls.valid_kwargs.__annotations__)
-        warn(cls, mistaken)
-        known = {name: value for name, value in image_processor_dict.items() if name not in mistaken}
-        loaded = super().from_dict(known, **kwargs)
-        image_processor = loaded[0] if isinstance(loaded, tuple) else loaded
-        for name in mistaken:
-            setattr(image_processor, name, image_processor_dict[name])
-        return loaded
 
     def to_dict(self) -> dict[str, Any]:
         """The processor as `preprocessor_config.json` holds it, with the classes of the code that is saved beside it:

@@ -31,7 +31,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import load_video
 
 from .image_processing_ccnet import CCNetImageProcessor
-from .image_processing_common_ccnet import CCNetImageProcessorKwargs
+from .image_processing_common_ccnet import CCNetImageProcessorKwargs, CCNetProcessorMixin
 from .post_processing_ccnet import Size
 
 
@@ -57,7 +57,7 @@ class CCNetVideoProcessorKwargs(VideosKwargs, total=False):
     palette: list[list[int]] | None
 
 
-class CCNetVideoProcessor(BaseVideoProcessor):
+class CCNetVideoProcessor(CCNetProcessorMixin, BaseVideoProcessor):
     r"""Prepares clips for [`CCNetForVideoSegmentation`], frame by frame as [`CCNetImageProcessor`] does images, and
     makes segmentation maps of its outputs.
 
@@ -95,10 +95,6 @@ class CCNetVideoProcessor(BaseVideoProcessor):
     align_corners = False
     do_reduce_labels = False
     palette = None
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):

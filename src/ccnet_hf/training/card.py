@@ -21,7 +21,10 @@ from ccnet_hf.models.configuration_ccnet_video import CCNetVideoConfig
 
 
 # What says where a training ran and what became of it, rather than what was trained.
-_NOT_SHOWN = ("output_dir", "config", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id")
+_NOT_SHOWN = (
+    *("output_dir", "config", "resume_from_checkpoint", "report_to"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+)
 _CCNET = "CCNet ([Criss-Cross Attention for Semantic Segmentation](https://arxiv.org/abs/1811.11721))"
 _CE2P = "CE2P ([Devil in the Details](https://arxiv.org/abs/1809.05996)), a network for human parsing,"
 _USE = """\

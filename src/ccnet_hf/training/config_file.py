@@ -51,8 +51,8 @@ def with_config_file(argv: Sequence[str], classes: Sequence[type]) -> list[str]:
     for name, value in content.items():
         if name not in kinds or name == "config":
             raise InputError(f"{file}: there is no field {reprlib.repr(name)}")
-        if value is None or value == []:
-            continue
+        if value is None or (value == [] and get_origin(_required(kinds[name])) is list):
+            continue  # on a command line a list has a value at least; a tuple may have none
         given = _words(value, kinds[name])
         if given is None:
             raise InputError(f"{file}: {name} is {_described(kinds[name])}, got {reprlib.repr(value)}")
@@ -78,7 +78,7 @@ def _words(value: Any, kind: Any) -> str | list[str] | None:
     kind = _required(kind)
     if get_origin(kind) in (list, tuple):
         words = [_words(part, get_args(kind)[0]) for part in (value if isinstance(value, list) else [value])]
-        if get_origin(kind) is tuple and len(words) != len(get_args(kind)):
+        if _length(kind) not in (None, len(words)):
             return None
         # A word that begins with a dash would be read as an option.
         return None if any(word is None or re.match(r"-\D", word) for word in words) else words
@@ -101,16 +101,22 @@ def _required(kind: Any) -> Any:
     return parts[0] if NoneType in get_args(kind) else kind
 
 
+def _length(kind: Any) -> int | None:
+    """How many values a list or tuple has, or `None` if any number."""
+    is_any = get_origin(kind) is list or Ellipsis in get_args(kind)
+    return None if is_any else len(get_args(kind))
+
+
 def _is_decimal(text: str) -> bool:
     return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE | re.ASCII) is not None
 
 
 def _described(kind: Any) -> str:
     kind = _required(kind)
-    if get_origin(kind) is tuple:
-        return f"a list of {len(get_args(kind))}, each {_described(get_args(kind)[0])}"
-    if get_origin(kind) is list:
-        return f"a list, each {_described(get_args(kind)[0])}"
+    if get_origin(kind) in (list, tuple):
+        length = _length(kind)
+        many = "a list" if length is None else f"a list of {length}"
+        return f"{many}, each {_described(get_args(kind)[0])}"
     if get_origin(kind) is Literal:
         return " or ".join(get_args(kind))
     return {bool: "true or false", int: "an integer", float: "a number", str: "a text", Path: "a text"}[kind]
