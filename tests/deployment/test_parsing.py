@@ -82,7 +82,7 @@ def test_bfloat16(name, lively):
 @pytest.mark.parametrize("name", ["rcca", "pyramid"])
 def test_a_program_takes_images_of_any_size_and_number(name, lively):
     pytest.importorskip("transformers.exporters")
-    pytest.importorskip("torch", minversion="2.11", reason="needs PyTorch 2.11, as the extra export does")
+    pytest.importorskip("torch", minversion="2.11", reason="the exporters need PyTorch 2.11")
     model = lively(tiny_parsing_model(**MODELS[name]))
     program = make_program(rewrite(model, torch.float32), "torch")
     program.to("cpu")

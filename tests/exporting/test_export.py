@@ -91,6 +91,7 @@ def test_openvino_computes_in_bfloat16_where_the_processor_does(checkpoint, here
 
 def test_a_pt2_runs_where_it_is_trusted(checkpoint, here, capsys):
     exporters = pytest.importorskip("transformers.exporters")
+    pytest.importorskip("torch", minversion="2.11", reason="the exporters need PyTorch 2.11")
     assert main(["export", checkpoint, "--format", "torch", "--output", "exported"]) == 0
     program = exporters.ExportedModel.from_pretrained("exported", device="cpu", trust_remote_code=True)
     model = CCNetForSemanticSegmentation.from_pretrained(checkpoint).eval()
@@ -215,8 +216,16 @@ def test_a_missing_runtime_names_the_extra(checkpoint, here, monkeypatch, capsys
     assert "pip install 'ccnet-hf[export]'" in capsys.readouterr().err
 
 
+def test_an_older_pytorch_cannot_export(checkpoint, here, monkeypatch, capsys):
+    pytest.importorskip("transformers.exporters")
+    monkeypatch.setattr(torch, "__version__", "2.10.0")
+    assert main(["export", checkpoint, "--format", "torch", "--output", "exported"]) == 1
+    assert "the exporters need PyTorch 2.11 or newer, and this is 2.10.0" in capsys.readouterr().err
+
+
 def test_a_program_that_computes_something_else_gets_no_name(checkpoint, here, monkeypatch):
     pytest.importorskip("transformers.exporters")
+    pytest.importorskip("torch", minversion="2.11", reason="the exporters need PyTorch 2.11")
     monkeypatch.setattr(export_module, "run_folder", lambda *_: lambda pixel_values: torch.zeros(1))
     with pytest.raises(RuntimeError, match="gives logits"):
         main(["export", checkpoint, "--format", "torch", "--output", "exported"])

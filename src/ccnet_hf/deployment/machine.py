@@ -4,12 +4,14 @@ import functools
 from importlib.util import find_spec
 
 import torch
+from packaging.version import Version
 
 from ccnet_hf.errors import InputError
 
 
 # By runtime: the packages that make a program for it and run that; all of the extra `export`.
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+_OLDEST_TORCH = Version("2.11")  # for transformers' exporters
 
 
 @functools.cache
@@ -36,8 +38,10 @@ def missing_packages(runtime: str) -> list[str]:
 
 
 def require_packages(runtime: str) -> None:
-    """Raise InputError, with the extra that brings it, where a runtime's package is not installed."""
+    """Raise InputError, with the extra that brings it, where what makes or runs a program is not installed."""
     if missing := missing_packages(runtime):
         raise InputError(f"{missing[0]}, which {runtime} needs, is not installed: pip install 'ccnet-hf[export]'")
     if find_spec("transformers.exporters") is None:
         raise InputError("the exporters are part of transformers 5.24: pip install 'ccnet-hf[export]'")
+    if Version(torch.__version__).release < _OLDEST_TORCH.release:
+        raise InputError(f"the exporters need PyTorch {_OLDEST_TORCH} or newer, and this is {torch.__version__}")

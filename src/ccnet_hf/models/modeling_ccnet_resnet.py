@@ -65,9 +65,10 @@ def in_dtype_of_weights(pixel_values: torch.Tensor, model: nn.Module) -> torch.T
     # The meta device knows no autocast, and refuses the question whether it is on.
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return pixel_values
-    # None of them: a replica of `torch.nn.DataParallel`.
-    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), pixel_values.dtype)
-    return pixel_values if pixel_values.dtype == dtype else pixel_values.to(dtype)
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            return pixel_values.to(weight.dtype)
+    return pixel_values  # for a replica of `torch.nn.DataParallel`, which has no parameters
 
 
 class CCNetResNetConvLayer(nn.Module):
