@@ -409,6 +409,7 @@ def test_autocast_decides_what_is_computed_in_half_precision(pixel_values):
     assert inputs == [torch.float32, torch.float32]
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="PyTorch 2.6 does not trace transformers' outputs")
 def test_a_compiled_model_takes_other_dtypes(pixel_values, labels):
     torch.compiler.reset()  # other tests compile the same code
     model = tiny_model()
@@ -428,6 +429,7 @@ def test_compile_with_inductor(pixel_values):
         torch.testing.assert_close(compiled, model(pixel_values).logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="PyTorch 2.6 does not trace transformers' outputs")
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_export_with_dynamic_height_and_width(multiple, pixel_values):
     if multiple == 1 and torch.__version__.startswith("2.11."):

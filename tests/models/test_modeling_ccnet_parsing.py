@@ -211,6 +211,7 @@ def test_transformers_knows_the_class_by_name():
 # --- precision, compilation, training --------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="PyTorch 2.6 does not trace transformers' outputs")
 @pytest.mark.parametrize("context_module", CONTEXT_MODULES)
 def test_export(context_module, pixel_values):
     model = tiny_parsing_model(context_module=context_module)
