@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 import ccnet_hf
 from ccnet_hf.command import run_command
-from ccnet_hf.errors import InputError, describe, is_out_of_memory, reading, using
+from ccnet_hf.errors import InputError, describe, enough_memory, is_out_of_memory, reading, using
 
 
 @dataclass
@@ -137,3 +138,12 @@ def test_names_that_are_no_text_can_be_printed(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdout", stream)
         assert run_command(NoArguments, command, []) == 0
     assert (tmp_path / "out.txt").read_text() == "image\\udcff.png\n"
+
+
+def test_what_needs_too_much_memory_is_one_sentence():
+    message = "^a.png needs more memory than there is; --mode slide needs less$"
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")):
+        with pytest.raises(InputError, match=message), enough_memory("a.png", "--mode slide needs less"):
+            raise error
+    with pytest.raises(RuntimeError, match="something else"), enough_memory("a.png"):
+        raise RuntimeError("something else")

@@ -68,6 +68,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+@contextmanager
+def enough_memory(what: str, advice: str = "") -> Iterator[None]:
+    """Say what needs more memory than there is.
+
+    Args:
+        what: the body makes or computes.
+        advice: a clause on what needs less.
+
+    Raises:
+        InputError: that, instead of the exceptions that PyTorch and NumPy have for it.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"{what} needs more memory than there is{advice and '; '}{advice}") from error
+
+
 def describe(error: BaseException, source: str | os.PathLike | None = None) -> str:
     """What an exception says, as one clause on one line of bounded length; a file that it is about is named unless it
     is `source`, which whoever asks names."""

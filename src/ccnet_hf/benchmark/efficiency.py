@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ccnet_hf import RecurrentCrissCrossAttention
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.forms import NonLocalBlock
+from ccnet_hf.errors import enough_memory
 
 
 # TPAMI 2020, the table on efficiency at 97x97 with 512 channels: GFLOP and MB as printed; 0 is the non-local block.
@@ -99,7 +100,7 @@ def benchmark_memory(arguments: MemoryArguments) -> None:
         flops = counted_flops(height, width, *channels, recurrence)
         name = f"criss-cross, R = {recurrence}" if recurrence else "non-local"
         paper = PAPER[recurrence] if like_paper else (None, None)
-        with measuring.enough_memory(name):
+        with enough_memory(name):
             rows.append(Efficiency(name, flops, *measure_block(block, hidden_state), *paper))
     print(table(rows))
     measuring.write_results(arguments.json, {"environment": environment, "rows": [asdict(row) for row in rows]})

@@ -17,7 +17,7 @@ from PIL import Image
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.images import SMALLEST_SIZE, draw_example
 from ccnet_hf.data.images import read_image
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, enough_memory
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.predictor_arguments import PredictorArguments
 from ccnet_hf.inference.segment import COMPRESSION
@@ -82,7 +82,7 @@ def benchmark_end_to_end(arguments: EndToEndArguments) -> None:
         environment["picture"] = f"{shown}, {picture.height}x{picture.width}, {path.stat().st_size / 1e6:.1f} MB"
         environment["model"] = f"{arguments.model_name_or_path}, {arguments.runtime or 'as it is'}"
         measuring.print_environment(environment)
-        with measuring.enough_memory(environment["picture"]):
+        with enough_memory(environment["picture"]):
             stages = measure_stages(predictor, path, device, arguments.repeats)
     print(table(stages))
     results = {"environment": environment, "stages": [asdict(stage) for stage in stages]}

@@ -18,7 +18,7 @@ from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.forms import NonLocalBlock
 from ccnet_hf.benchmark.growth_points import Point, exponent, median_seconds, memory
 from ccnet_hf.benchmark.networks import build_network, noise
-from ccnet_hf.errors import InputError, is_out_of_memory
+from ccnet_hf.errors import InputError, enough_memory
 from ccnet_hf.files import atomic_file, check_file
 
 
@@ -131,14 +131,10 @@ def _measure(
     available = measuring.available_memory(device)
     if available is not None and needed > available:
         raise InputError(f"it takes {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} are free")
-    try:
+    with enough_memory("it"):
         peak = measuring.peak_memory(call, device)
         clock = 1 if device.type == "cpu" else 0
         seconds = [measuring.call_seconds(call, device)[clock] for _ in range(repeats)]
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError("it takes more memory than there is") from error
     return Point(name, *size, seconds, peak)
 
 

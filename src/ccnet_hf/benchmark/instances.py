@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.forms import NonLocalBlock
+from ccnet_hf.errors import enough_memory
 from ccnet_hf.models.layers_ccnet import FeatureMapAttention
 from ccnet_hf.models.modeling_ccnet_instance import CCNetForInstanceSegmentation
 from ccnet_hf.recipes import get_recipe
@@ -78,7 +79,7 @@ def benchmark_instances(arguments: InstanceArguments) -> None:
         if block is not None:
             nn.init.constant_(block.to(device).gamma, _GAMMA)
         calls[name] = _call(model, stage, block, pixel_values)
-    with measuring.enough_memory(environment["network"]):
+    with enough_memory(environment["network"]):
         for name, call in calls.items():
             with FlopCounterMode(display=False) as counter:
                 call()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ccnet_hf import __version__, kernels
-from ccnet_hf.errors import InputError, describe, is_out_of_memory
+from ccnet_hf.errors import InputError
 from ccnet_hf.files import check_file, write_text
 from ccnet_hf.limits import MAX_BATCH_SIZE, MAX_PROCESSES, MAX_THREADS, check_range
 
@@ -79,21 +79,6 @@ def check_elements(what: str, *sizes: int) -> None:
     elements = math.prod(sizes)
     if elements > MAX_ELEMENTS:
         raise InputError(f"{what} would have {elements:,} elements, {MAX_ELEMENTS:,} are allowed")
-
-
-@contextmanager
-def enough_memory(what: str) -> Iterator[None]:
-    """Say which of the things that are measured takes more memory than there is.
-
-    Raises:
-        InputError: that, instead of the exceptions that PyTorch and NumPy have for it.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(f"{what} takes more memory than there is: {describe(error)}") from error
 
 
 def parse_size(size: str, option: str) -> tuple[int, int]:

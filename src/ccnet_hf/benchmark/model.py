@@ -19,7 +19,7 @@ from ccnet_hf.benchmark.runtimes import RUNTIME_FORMS, Int8Runtime, make_runtime
 from ccnet_hf.benchmark.speed import Speed, auto_line, compare_logits, table
 from ccnet_hf.deployment.programs import quiet
 from ccnet_hf.deployment.runtimes import ProgramRuntime
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, enough_memory
 from ccnet_hf.inference.images import find_images
 from ccnet_hf.inference.runtime import Runtime
 from ccnet_hf.models import layers_ccnet
@@ -88,7 +88,7 @@ def benchmark_model(arguments: ModelArguments) -> None:
     environment["network"] = f"{name}, {arguments.batch_size}x{height}x{width}, {arguments.dtype}"
     environment["input"] = str(paths[0]) if paths else "smooth noise"
     measuring.print_environment(environment)
-    with measuring.enough_memory(environment["network"]):
+    with enough_memory(environment["network"]):
         measured = _Comparison(arguments, device, paths)
         measured.run()
     clock = "cpu_seconds" if device.type == "cpu" else "seconds"

@@ -12,7 +12,7 @@ from ccnet_hf import criss_cross_attention
 from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.checks import check_operator
 from ccnet_hf.benchmark.forms import Attention, dense_products, einsum_attention, non_local_attention, sdpa_attention
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, enough_memory
 from ccnet_hf.models.criss_cross_attention import _product_dtype
 
 
@@ -155,7 +155,7 @@ def benchmark_op(arguments: OpArguments) -> None:
     ]
     rows: list[Comparison] = []
     for case in tqdm(cases, desc="measuring", unit="case", disable=None, leave=False):
-        with measuring.enough_memory(f"{case} with {', '.join(forms)}"):
+        with enough_memory(f"{case} with {', '.join(forms)}"):
             rows += compare(forms, case, device, arguments.repeats, arguments.cuda_graphs)
         # after every case, so that a run that ends early leaves what it has
         results = {"environment": environment, "repeats": arguments.repeats, "rows": [asdict(row) for row in rows]}

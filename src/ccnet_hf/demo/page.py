@@ -61,7 +61,7 @@ class Page:
         try:
             image = read_picture(path, self.arguments.max_image_pixels)
             predictor = self.checkpoints.predictor(checkpoint)
-            picture, labels = segment_picture(predictor, checkpoint, image)
+            picture, labels = segment_picture(predictor, image)
         except InputError as error:
             return _shown(None, refusal(str(error)))
         labels_file = _own_folder() / f"{Path(path).stem}_labels.png"

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ccnet_hf.data.images import read_image
-from ccnet_hf.errors import InputError, is_out_of_memory
+from ccnet_hf.errors import InputError, enough_memory
 from ccnet_hf.inference.attend import draw_views
 from ccnet_hf.inference.predictor import Predictor
 from ccnet_hf.inference.segment_video import segment_video
@@ -40,7 +39,6 @@ class SegmentedPicture:
         image: the upright picture, reduced where its longer side has more than `LONGEST_SIDE` pixels.
         label_map: (h, w) of the size of `image`, the class of every pixel.
         classes: those that occur, most pixels first.
-        checkpoint: the name of what segmented it.
         size: (height, width) of the whole picture.
         seconds: that the checkpoint took, from the picture to the label map.
     """
@@ -48,7 +46,6 @@ class SegmentedPicture:
     image: Image.Image
     label_map: np.ndarray
     classes: tuple[ClassEntry, ...]
-    checkpoint: str
     size: tuple[int, int]
     seconds: float
 
@@ -82,13 +79,12 @@ def read_picture(path: str, max_image_pixels: int) -> Image.Image:
 
 
 def segment_picture(
-    predictor: Predictor | CCNetVideoSession, checkpoint: str, image: Image.Image
+    predictor: Predictor | CCNetVideoSession, image: Image.Image
 ) -> tuple[SegmentedPicture, Image.Image]:
     """Segment a picture.
 
     Args:
         predictor: of the checkpoint.
-        checkpoint: its name.
         image: upright RGB.
 
     Returns:
@@ -97,7 +93,7 @@ def segment_picture(
     Raises:
         InputError: the picture needs more memory than there is, or the checkpoint has more than 256 classes.
     """
-    with _enough_memory(f"a picture of {image.width}x{image.height} pixels"):
+    with enough_memory(f"a picture of {image.width}x{image.height} pixels"):
         start = time.perf_counter()
         label_map = predictor.label_map(image).cpu().numpy()
         seconds = time.perf_counter() - start
@@ -109,7 +105,6 @@ def segment_picture(
         image=shown,
         label_map=np.asarray(labels.resize(shown.size, Image.Resampling.NEAREST)),
         classes=_classes(predictor, palette, class_shares(label_map, predictor.config.num_labels)),
-        checkpoint=checkpoint,
         size=label_map.shape,
         seconds=seconds,
     )
@@ -134,7 +129,7 @@ def attend_to_picture(
     """
     if not isinstance(predictor, Predictor):
         raise InputError("a video checkpoint attends to a whole clip, which this view does not show")
-    with _enough_memory(f"the attention of a picture of {image.width}x{image.height} pixels"):
+    with enough_memory(f"the attention of a picture of {image.width}x{image.height} pixels"):
         attention = predictor.attention(image, point)
         shown = image.copy()
         shown.thumbnail((_ATTENTION_SIDE, _ATTENTION_SIDE), Image.Resampling.LANCZOS)
@@ -184,7 +179,7 @@ def segment_clip(
             progress(number, total)
 
         start = time.perf_counter()
-        with _enough_memory(Path(path).name):
+        with enough_memory(Path(path).name):
             segment_video(segmenter, Path(path), output, palette, seen)
         return number, time.perf_counter() - start, _classes(segmenter, palette, weights / number)
     except InputError as error:
@@ -201,13 +196,3 @@ def _classes(
     present = [label for label in np.argsort(-shares, kind="stable").tolist() if shares[label] > 0]
     names = predictor.config.id2label
     return tuple(ClassEntry(label, names[label], tuple(palette[label]), float(shares[label])) for label in present)
-
-
-@contextmanager
-def _enough_memory(what: str):
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(f"{what} needs more memory than there is") from error

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data.images import check_max_pixels, read_image
-from ccnet_hf.errors import InputError
+from ccnet_hf.errors import InputError, enough_memory
 from ccnet_hf.files import atomic_file, check_file
 from ccnet_hf.inference.attention import PixelAttention
 from ccnet_hf.inference.loading import Dtype, load_checkpoint
@@ -57,8 +57,9 @@ def attend(arguments: AttendArguments) -> None:
     check_file(arguments.output)
     image = read_image(arguments.image, arguments.max_image_pixels)
     predictor = Predictor(*load_checkpoint(arguments.model_name_or_path, arguments.dtype, arguments.device))
-    attention = predictor.attention(image, point)
-    figure = draw_figure(image, point, attention, arguments.percentile)
+    with enough_memory(f"the attention of {arguments.image} ({image.width}x{image.height} pixels)"):
+        attention = predictor.attention(image, point)
+        figure = draw_figure(image, point, attention, arguments.percentile)
     with atomic_file(arguments.output) as unfinished:
         figure.save(unfinished, format="PNG")
     height, width = attention.rounds[0].shape[:2]

@@ -1,8 +1,8 @@
 """The command that segments images and videos: overlays and label maps, and a table of the fractions of classes."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ccnet_hf.command import run_command
 from ccnet_hf.data.images import check_max_pixels, read_image
-from ccnet_hf.errors import InputError, is_out_of_memory
+from ccnet_hf.errors import InputError, enough_memory
 from ccnet_hf.files import atomic_file, check_writable
 from ccnet_hf.inference.images import find_images, unique_stems
 from ccnet_hf.inference.instances import InstancePredictor
@@ -170,16 +170,8 @@ def share_table(class_names: Sequence[str], shares: Sequence[float]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def _enough_memory(path: Path, image: Image.Image) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(
-            f"{path} ({image.width}x{image.height} pixels) needs more memory than there is; --mode slide needs less"
-        ) from error
+def _enough_memory(path: Path, image: Image.Image) -> AbstractContextManager[None]:
+    return enough_memory(f"{path} ({image.width}x{image.height} pixels)", "--mode slide needs less")
 
 
 def _counted(number: int, what: str = "image") -> str:
