@@ -13,11 +13,10 @@ from ccnet_hf.benchmark import measuring
 from ccnet_hf.benchmark.forms import NonLocalBlock
 from ccnet_hf.errors import enough_memory
 from ccnet_hf.models.layers_ccnet import FeatureMapAttention
-from ccnet_hf.models.modeling_ccnet_instance import CCNetForInstanceSegmentation
+from ccnet_hf.models.modeling_ccnet_instance import SIZE_DIVISOR, CCNetForInstanceSegmentation
 from ccnet_hf.recipes import get_recipe
 
 
-_SIZE_DIVISOR = 32
 _GAMMA = 0.5
 
 
@@ -111,7 +110,7 @@ def _call(
 def _saved(block: nn.Module | None, channels: int, height: int, width: int, device: torch.device) -> int:
     if block is None:
         return 0
-    rows, columns = (-(-side // _SIZE_DIVISOR) * _SIZE_DIVISOR // 16 for side in (height, width))
+    rows, columns = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR // 16 for side in (height, width))
     hidden_state = torch.randn(1, channels, rows, columns, device=device, requires_grad=True)
     return measuring.saved_memory(lambda: block(hidden_state)[0], [hidden_state, *block.parameters()])
 

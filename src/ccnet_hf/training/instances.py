@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ccnet_hf.data.instances import InstanceDataset
 from ccnet_hf.inference.instances import InstancePredictor, Instances
+from ccnet_hf.inference.segment_instances import SHOWN_SCORE
 from ccnet_hf.models.annotations_ccnet import mask_of_segmentation
 from ccnet_hf.recipes import TrainingRecipe
 from ccnet_hf.training.objective import Objective
@@ -20,7 +21,6 @@ from ccnet_hf.visualization.instances import draw_instances, side_by_side
 
 
 _NUM_IMAGES = 4
-_SHOWN_SCORE = 0.5
 
 
 class InstanceObjective(Objective):
@@ -84,7 +84,7 @@ def draw_instance_examples(
     model: PreTrainedModel, image_processor: BaseImageProcessor, dataset: InstanceDataset
 ) -> Image.Image | None:
     """Draw some examples with their objects beside what the model sees in them; `None` without any."""
-    predictor, rows = InstancePredictor(model, image_processor, _SHOWN_SCORE), []
+    predictor, rows = InstancePredictor(model, image_processor, SHOWN_SCORE), []
     names = model.config.id2label
     for image, objects, *_ in dataset.first(_NUM_IMAGES):
         (found,) = predictor.instances([image])
