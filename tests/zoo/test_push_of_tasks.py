@@ -41,7 +41,7 @@ def test_what_a_repository_holds(folder, name, processor, code):
     (repository,) = model_repositories(get_recipe(name), folder, "me")
     assert repository.repo_id == f"me/{name}"
     assert {"README.md", "config.json", processor, "model.safetensors", code} <= set(repository.files)
-    assert b"This project publishes no weights of it" in repository.files["README.md"]
+    assert b"This project publishes neither weights nor a score of it" in repository.files["README.md"]
     auto_map = json.loads(repository.files["config.json"])["auto_map"]
     for references in auto_map.values():
         for reference in references if isinstance(references, list) else [references]:

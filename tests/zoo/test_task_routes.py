@@ -76,7 +76,7 @@ def test_what_arrives(hub, checkpoints):
     for name, own in ((PARSER, "modeling_ccnet_parsing.py"), (VIDEO, "modeling_ccnet_video.py")):
         files = hub.repositories["model", f"me/{name}"].files
         assert files["model.safetensors"] == (checkpoints / name / "model.safetensors").read_bytes()
-        assert own in files and b"This project publishes no weights of it" in files["README.md"]
+        assert own in files and b"This project publishes neither weights nor a score of it" in files["README.md"]
         auto_map = json.loads(files["config.json"])["auto_map"]
         assert auto_map["AutoModelForSemanticSegmentation"].startswith(own.removesuffix(".py"))
 
