@@ -33,8 +33,8 @@ kernels: .venv/.dev  ## compile the CUDA operator into build/kernels; needs nvcc
 docs: .venv/.docs  ## build the documentation into build/site; needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
-pictures: .venv/.dev  ## draw the pictures of README and docs again, in minutes (scripts/pictures.py --help)
-	$(BIN)/python scripts/pictures.py
+pictures: .venv/.dev  ## draw every picture of README and docs again, in an hour (single ones: scripts/pictures.py --help)
+	$(BIN)/python scripts/pictures.py --all
 
 quality: .venv/.dev  ## check the style
 	$(BIN)/ruff check .
