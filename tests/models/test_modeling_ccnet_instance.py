@@ -432,6 +432,7 @@ def test_the_default_is_the_papers():
         ({"box_score_thresh": 1.5}, r"box_score_thresh must be in \[0, 1\], got 1.5"),
         ({"rpn_positive_fraction": float("nan")}, "rpn_positive_fraction must be in"),
         ({"box_detections_per_img": 0}, "box_detections_per_img must be at least 1, got 0"),
+        ({"fpn_channels": 10**9}, "fpn_channels must be at most 8,192, got 1000000000"),
         ({"box_num_convolutions": -1}, "box_num_convolutions must be at least 0, got -1"),
         ({"anchor_sizes": []}, "anchor_sizes must be positive numbers, at least one"),
         ({"anchor_aspect_ratios": [0.5, 0.0]}, "anchor_aspect_ratios must be positive numbers"),

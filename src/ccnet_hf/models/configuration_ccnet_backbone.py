@@ -20,7 +20,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_ccnet_resnet import CCNetConfigMixin, CCNetResNetConfig, read_backbone_config
+from .configuration_ccnet_resnet import (
+    MAX_CHANNELS,
+    MAX_RECURRENCE,
+    CCNetConfigMixin,
+    CCNetResNetConfig,
+    check_range,
+    read_backbone_config,
+)
 from .mistaken_names_ccnet import refuse
 
 
@@ -88,10 +95,9 @@ class CCNetBackboneConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfi
                 "backbone_config must be a backbone's configuration, which names its out_features; "
                 f"{type(self.backbone_config).__name__} is none"
             )
-        if self.attention_recurrence < 1:
-            raise ValueError(f"attention_recurrence must be at least 1, got {self.attention_recurrence}")
-        if self.query_key_size is not None and self.query_key_size < 1:
-            raise ValueError(f"query_key_size must be at least 1 or None, got {self.query_key_size}")
+        check_range("attention_recurrence", self.attention_recurrence, 1, MAX_RECURRENCE)
+        if self.query_key_size is not None:
+            check_range("query_key_size", self.query_key_size, 1, MAX_CHANNELS)
         self.check_attention_stage()
 
     def check_attention_stage(self) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .configuration_ccnet import CCNetModelConfigMixin
 from .configuration_ccnet_backbone import CCNetBackboneConfig
-from .configuration_ccnet_resnet import CCNetResNetConfig, read_backbone_config
+from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetResNetConfig, check_range, read_backbone_config
 from .mistaken_names_ccnet import refuse
 
 
@@ -178,6 +178,8 @@ class CCNetInstanceConfig(CCNetModelConfigMixin, PreTrainedConfig):
                     raise ValueError(f"{name} must be in [0, 1], got {value}")
             elif value < (0 if name == "box_num_convolutions" else 1):
                 raise ValueError(f"{name} must be at least {int(name != 'box_num_convolutions')}, got {value}")
+        for name in ("fpn_channels", "box_hidden_size"):
+            check_range(name, getattr(self, name), 1, MAX_CHANNELS)
         for name in ("anchor_sizes", "anchor_aspect_ratios"):
             values = getattr(self, name)
             if not values or min(values) <= 0:
