@@ -91,6 +91,7 @@ def test_logits_cover_images_of_any_size(trained):
 
 def test_an_exported_program_gives_the_logits(trained):
     exporters = pytest.importorskip("transformers.exporters", reason="transformers has exporters from 5.24 on")
+    pytest.importorskip("torch", minversion="2.11", reason="the exporters need PyTorch 2.11")
     model = trained[1].average.module.eval()
     with quiet():
         exported = exporters.DynamoExporter().export(

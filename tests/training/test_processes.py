@@ -206,6 +206,7 @@ def train_sharded(rank: int, output_dir, sharded: bool, resume: bool) -> None:
     trainer.run()
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="PyTorch 2.6 shards models on accelerators alone")
 def test_a_sharded_model_trains_as_a_whole_one_and_resumes(tmp_path):
     runs = {"whole": (False, False), "sharded": (True, False), "resumed": (True, True)}
     weights = {}
