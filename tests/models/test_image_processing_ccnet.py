@@ -188,6 +188,8 @@ def test_padding_is_the_mean_colour_and_255(processor_class):
 def test_padding_to_a_given_size(processor_class):
     processor = processor_class(do_resize=False, do_pad=True, pad_size={"height": 8, "width": 9})
     assert processor(noise(4, 6, 3), return_tensors="pt")["pixel_values"].shape == (1, 3, 8, 9)
+    with pytest.raises(ValueError, match=r"`pad_size` .* of an image of 4x6; images are enlarged to at most"):
+        processor(noise(4, 6, 3), pad_size={"height": 10**5, "width": 10**6})
 
 
 # Every kind of image

@@ -88,6 +88,8 @@ def test_images_without_objects_and_annotations_without_masks():
         ({"size_divisor": 0}, "`size_divisor` must be an integer of at least 1, got 0"),
         ({"size": {"shortest_edge": 100000, "longest_edge": 100000}}, "images are enlarged to at most"),
         ({"size": {"height": 2**14, "width": 2**14 + 1}}, "16384x16385 .* images are enlarged to at most"),
+        ({"pad_size": {"height": 2**14, "width": 2**14 + 1}}, "`pad_size` .* images are enlarged to at most"),
+        ({"size_divisor": 10**6}, "`size_divisor` 1000000 would make 1000000x1000000 .* at most 268,435,456 pixels"),
         ({"resample": 3}, "`resample` must be bilinear"),
     ],
 )

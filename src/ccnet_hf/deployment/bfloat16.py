@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import openvino
 
 
-_STRIDE = 8  # larger maps than this part of the images stay in float32
+_STRIDE = 8  # maps of a smaller stride stay in float32
 
 
 def cut_after_large_maps(model: openvino.Model) -> tuple[openvino.Model, openvino.Model] | None:

@@ -34,6 +34,9 @@ _FLAGS = (
 )
 LETTERBOX_INVERSES = ("logits", "labels")
 
+# An image is not enlarged beyond so many pixels: as float32 they are 3 GiB, before the network has begun.
+MAX_PIXELS = 2**28
+
 
 def check_arguments(arguments: dict[str, Any]) -> None:
     """Refuse values of a processor's arguments that it cannot work with; `None` stands for the default.
@@ -81,6 +84,26 @@ def check_form(name: str, size: Any) -> None:
     is_pair = isinstance(size, (list, tuple)) and len(size) == 2
     if size is not None and not (is_pair or _is_integer(size) or isinstance(size, (dict, SizeDict))):
         raise ValueError(f"`{name}` must be an integer, a pair (height, width) or a dictionary, got {size!r}.")
+
+
+def check_enlargement(name: str, size: Any, new: tuple[int, int], old: tuple[int, int]) -> None:
+    """Refuse a size that would enlarge an image beyond what any memory holds.
+
+    Args:
+        name (`str`): The argument that asks for it.
+        size: Its value.
+        new (`tuple[int, int]`): `(height, width)` that the image would have.
+        old (`tuple[int, int]`): Those that it has.
+
+    Raises:
+        ValueError: If it would have more than 268 megapixels and has fewer now.
+    """
+    if math.prod(new) > max(MAX_PIXELS, math.prod(old)):
+        value = size if isinstance(size, int) else dict(size)
+        raise ValueError(
+            f"`{name}` {value} would make {new[0]}x{new[1]} (height x width) of an image of {old[0]}x{old[1]}; images "
+            f"are enlarged to at most {MAX_PIXELS:,} pixels."
+        )
 
 
 def _check_sides(name: str, size: SizeDict, *allowed: tuple[str, str]) -> None:
@@ -222,4 +245,11 @@ def _nested(values: Any) -> Iterator[Any]:
         yield from _nested(value)
 
 
-__all__ = ["check_arguments", "check_form", "check_palette", "image_list", "segmentation_map_list"]
+__all__ = [
+    "check_arguments",
+    "check_enlargement",
+    "check_form",
+    "check_palette",
+    "image_list",
+    "segmentation_map_list",
+]

@@ -34,8 +34,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import logging
 
 from .annotations_ccnet import objects_of_annotations
-from .image_arguments_ccnet import check_arguments, check_form, image_list
-from .image_processing_common_ccnet import MAX_PIXELS, CCNetImageProcessorMixin, CCNetProcessorMixin
+from .image_arguments_ccnet import check_arguments, check_enlargement, check_form, image_list
+from .image_processing_common_ccnet import CCNetImageProcessorMixin, CCNetProcessorMixin
 from .image_transforms_ccnet import image_to_array
 from .post_processing_ccnet import Size
 from .post_processing_instance_ccnet import InstancePostProcessingMixin
@@ -288,18 +288,18 @@ def _output_size(size: Size, wanted: SizeDict) -> Size:
     else:
         factor = min(wanted.shortest_edge / min(size), wanted.longest_edge / max(size))
         new_height, new_width = max(math.floor(height * factor), 1), max(math.floor(width * factor), 1)
-    if new_height * new_width > max(MAX_PIXELS, height * width):
-        raise ValueError(
-            f"`size` {dict(wanted)} would make {new_height}x{new_width} (height x width) of an image of "
-            f"{height}x{width}; images are enlarged to at most {MAX_PIXELS:,} pixels."
-        )
+    check_enlargement("size", wanted, (new_height, new_width), size)
     return new_height, new_width
 
 
 def _padded_size(sizes: list[Size], pad_size: SizeDict | None, size_divisor: int) -> Size:
     if pad_size:
-        return pad_size.height, pad_size.width
-    return tuple(math.ceil(max(sides) / size_divisor) * size_divisor for sides in zip(*sizes, strict=True))
+        name, value, padded = "pad_size", pad_size, (pad_size.height, pad_size.width)
+    else:
+        name, value = "size_divisor", size_divisor
+        padded = tuple(math.ceil(max(sides) / size_divisor) * size_divisor for sides in zip(*sizes, strict=True))
+    check_enlargement(name, value, padded, max(sizes, key=math.prod))
+    return padded
 
 
 CCNetInstanceImageProcessor.register_for_auto_class()

@@ -14,6 +14,7 @@
 """What the two CCNet image processors share: everything but the backend, with the way from logits to segmentation
 maps."""
 
+import math
 import os
 from typing import Any
 
@@ -35,6 +36,7 @@ from transformers.utils import logging
 
 from .image_arguments_ccnet import (
     check_arguments,
+    check_enlargement,
     check_form,
     check_palette,
     image_list,
@@ -62,9 +64,6 @@ logger = logging.get_logger(__name__)
 IGNORE_INDEX = 255
 
 IMAGE_PROCESSORS = ("image_processing_pil_ccnet.CCNetImageProcessorPil", "image_processing_ccnet.CCNetImageProcessor")
-
-# An image is not enlarged beyond so many pixels: as float32 they are 3 GiB, before the network has begun.
-MAX_PIXELS = 2**28
 
 
 class CCNetImageProcessorKwargs(ImagesKwargs, total=False):
@@ -279,6 +278,7 @@ class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin)
         if do_pad:
             height, width = (pad_size.height, pad_size.width) if pad_size else np.max(sizes, axis=0).tolist()
             pad_size = SizeDict(height=height, width=width)
+            check_enlargement("pad_size", pad_size, (height, width), max(sizes, key=math.prod))
             images = self.pad(images, pad_size=pad_size)
             if labels is not None:
                 labels = [label[0] for label in self.pad([label[None] for label in labels], pad_size, IGNORE_INDEX)]
@@ -336,13 +336,9 @@ class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin)
 
 
 def _output_size(image: Array, size: SizeDict) -> Size:
-    height, width = output_size(*image.shape[-2:], size)
-    if height * width > max(MAX_PIXELS, image.shape[-2] * image.shape[-1]):
-        raise ValueError(
-            f"`size` {dict(size)} would make {height}x{width} (height x width) of an image of {image.shape[-2]}x"
-            f"{image.shape[-1]}; images are enlarged to at most {MAX_PIXELS:,} pixels."
-        )
-    return height, width
+    new_size = output_size(*image.shape[-2:], size)
+    check_enlargement("size", size, new_size, tuple(image.shape[-2:]))
+    return new_size
 
 
 def _lies_in_0_to_1(image: PIL.Image.Image | Array) -> bool:
