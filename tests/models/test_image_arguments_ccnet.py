@@ -73,7 +73,7 @@ def test_images_as_nested_lists(processor_class):
     ("images", "message"),
     [
         (None, "number 0 is None"),
-        ([IMAGE, None], "An? image is a PIL image, .*; number 1 is None"),
+        ([IMAGE, None], "An image is a PIL image, .*; number 1 is None"),
         ([IMAGE, {"image": IMAGE}], "number 1 is of type dict"),
         (5, "of type int"),
         (object(), "of type object"),
@@ -93,6 +93,7 @@ def test_what_is_no_image_is_named(processor_class, images, message):
         ([IDS, None], "A segmentation map is a PIL image, .*; number 1 is None"),
         ([IDS], "1 segmentation maps for 2 images"),
         ([IDS, IMAGE], r"holds class ids, got an array of shape \(6, 9, 3\)"),
+        ([IDS, IMAGE[:4]], r"holds class ids, got an array of shape \(4, 9, 3\)"),
         ([IDS, 5], "number 1 is of type int"),
         ([IDS, np.zeros((2, 2, 6, 9), int)], r"shape \(2, 2, 6, 9\)"),
         ([IDS, IDS.astype(int) - 1], "Segmentation map 1 has the id -1"),

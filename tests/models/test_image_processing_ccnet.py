@@ -1,18 +1,22 @@
 """The two image processors: golden files of mmsegmentation, independent formulas, every kind of image, bad input."""
 
+import base64
 import json
 import subprocess
 import sys
+from io import BytesIO
 from math import floor
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from golden_files import load_golden
 from PIL import Image
+from PIL.ExifTags import Base
 
 import ccnet_hf.models.image_processing_common_ccnet as common
 import ccnet_hf.models.image_transforms_ccnet as transforms
@@ -213,6 +217,71 @@ def test_files_come_in_as_they_are(processor_class, tmp_path):
     read = processor([str(tmp_path / "grey.png")], segmentation_maps=[str(tmp_path / "ids.png")], return_tensors="pt")
     assert torch.equal(opened["pixel_values"], read["pixel_values"]) and torch.equal(opened["labels"], read["labels"])
     assert len(opened["labels"].unique()) == 3 and opened["pixel_values"].std() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["base64", "data address", "address"])
+def test_encoded_images_come_in_as_files_do(processor_class, kind, monkeypatch):
+    """Upright, with all their bits, and segmentation maps with their class ids."""
+    random = np.random.default_rng(0)
+    grey = random.integers(0, 2**16, (5, 7)).astype(np.uint16)
+    turned = {}
+    for name, array in (("grey", grey), ("ids", random.integers(0, 3, (5, 7)).astype(np.uint8))):
+        exif = Image.Exif()
+        exif[Base.Orientation] = 6
+        Image.fromarray(array).save(content := BytesIO(), "PNG", exif=exif)
+        turned[name] = content.getvalue()
+
+    def get(address, **kwargs):
+        content = turned[address.rpartition("/")[2]]
+        return httpx.Response(200, content=content, request=httpx.Request("GET", address))
+
+    monkeypatch.setattr(httpx, "get", get)
+    forms = {
+        "base64": lambda name: base64.encodebytes(turned[name]).decode(),
+        "data address": lambda name: "data:image/png;base64," + base64.b64encode(turned[name]).decode(),
+        "address": lambda name: f"https://localhost/{name}",
+    }
+    processor = processor_class(do_resize=False)
+    opened = [Image.open(BytesIO(turned[name])) for name in ("grey", "ids")]
+    expected = processor(opened[0], opened[1], return_tensors="pt")
+    found = processor(forms[kind]("grey"), forms[kind]("ids"), return_tensors="pt")
+    assert found["pixel_values"].shape == (1, 3, 7, 5) and found["pixel_values"].std() > 0.1
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+    assert torch.equal(found["labels"], expected["labels"]) and len(found["labels"].unique()) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/file.png", "no/such/file.png cannot be read: there is no such file, and it is neither an address"),
+        ("bm8gaW1hZ2U=", "bm8gaW1hZ2U= cannot be read: it is no image of a format that is read"),
+        ("data:image/png;base64,%%%", "data:image/png;base64,%%% cannot be read: "),
+        ("https://localhost/missing.png", "https://localhost/missing.png cannot be read: .*404"),
+        ("https://nowhere/image.png", "https://nowhere/image.png cannot be read: no route"),
+        (".", "[.] cannot be read: .*directory"),
+    ],
+)
+def test_what_cannot_be_had_is_named(processor_class, source, message, monkeypatch):
+    def get(address, **kwargs):
+        if "nowhere" in address:
+            raise httpx.ConnectError("no route")
+        return httpx.Response(404, request=httpx.Request("GET", address))
+
+    monkeypatch.setattr(httpx, "get", get)
+    with pytest.raises(ValueError, match=message):
+        processor_class()(source)
+
+
+def test_black_and_white_arrays_are_as_in_pillow(processor_class):
+    mask = np.random.default_rng(0).random((5, 7)) < 0.5
+    expected = processor_class(do_resize=False)(Image.fromarray(mask), return_tensors="pt")["pixel_values"]
+    for image in (mask, torch.from_numpy(mask), mask[..., None].repeat(3, -1)):
+        assert torch.equal(processor_class(do_resize=False)(image, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_names_that_look_like_an_argument_of_the_call(processor_class):
+    with pytest.raises(ValueError, match="has no argument 'reduce_labels'; did you mean do_reduce_labels"):
+        processor_class()(noise(4, 6, 3), reduce_labels=True)
 
 
 def test_pixel_values_are_always_float32(processor_class):

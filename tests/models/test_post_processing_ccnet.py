@@ -98,6 +98,46 @@ def test_logits_of_other_sizes_are_refused_with_both_ways(call, model):
     assert [tuple(found.shape) for found in maps] == targets
 
 
+@pytest.mark.parametrize(
+    ("own", "call"),
+    [
+        ({}, {"do_pad": True, "pad_size": {"height": 256, "width": 384}}),  # as if the stride were half of what it is
+        ({}, {"do_pad": True, "pad_size": {"height": 136, "width": 200}}),  # as if the network rounded up
+        ({"do_pad": True, "pad_size": {"height": 256, "width": 384}}, {"do_pad": False}),
+        ({"do_pad": True}, {"pad_size": {"height": 256, "width": 384}}),
+        ({"size": {"height": 64, "width": 96}}, {"do_resize": False}),
+    ],
+)
+def test_outputs_know_the_size_of_their_images(own, call, model):
+    targets = [(128, 192), (120, 192)] if own == {"do_pad": True} else [(128, 192)]
+    processor = CCNetImageProcessor(**{"do_resize": "size" in own} | own)
+    with pytest.raises(ValueError, match=r"of a batch of .* cannot be of images that are"):
+        segmented(model, processor, call, {}, targets)
+    maps = segmented(model, processor, call, call, targets)
+    expected = segmented(model, CCNetImageProcessor(**{"do_resize": "size" in own} | own | call), {}, {}, targets)
+    assert all(torch.equal(found, wanted) for found, wanted in zip(maps, expected, strict=True))
+
+
+def test_padding_need_not_be_said_where_the_sizes_of_the_images_are(model):
+    """The outputs tell what they were padded to."""
+    processor, call = CCNetImageProcessor(do_resize=False), {"do_pad": True, "pad_size": {"height": 256, "width": 384}}
+    maps = segmented(model, processor, call, {"input_sizes": [(128, 192)]}, [(128, 192)])
+    assert torch.equal(maps[0], segmented(model, processor, call, call, [(128, 192)])[0])
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    logits = torch.zeros(1, 3, 5, 8)
+    logits[0, 1, 2, 3] = torch.nan
+    with pytest.raises(ValueError, match="`outputs` has NaN among its `logits`"):
+        CCNetImageProcessor().post_process_semantic_segmentation(SimpleNamespace(logits=logits))
+
+
+def test_segmentation_maps_are_bounded():
+    outputs = SimpleNamespace(logits=torch.zeros(1, 3, 5, 8))
+    with pytest.raises(ValueError, match=r"`target_sizes` must hold sizes of at most 1,073,741,824 pixels each, got"):
+        CCNetImageProcessor(do_resize=False).post_process_semantic_segmentation(outputs, [(60000, 60000)])
+
+
 def test_an_unusual_stride_needs_the_input_sizes():
     processor, outputs = CCNetImageProcessor(size=240), SimpleNamespace(logits=torch.randn(1, 3, 12, 12))
     with pytest.raises(ValueError, match="or the `input_sizes`"):

@@ -203,7 +203,8 @@ def _maps_of_array(array: Array, count: int, size: tuple[int, int]) -> list[Arra
         has_channel = shape[2] == 1 and (sorted(shape[:2]) == sorted(size) or shape[0] != count)
         if shape[1:] != size and has_channel:  # fits the image, or the image as it was stored, or nothing
             return [array[..., 0]]
-        if shape[1:] == size or shape[:2] != size:
+        is_colour = 3 in (shape[0], shape[2])
+        if shape[1:] == size or shape[0] == count or not (shape[:2] == size or is_colour):
             return list(array)
     if array.ndim == 4 and shape[1] == 1 and (shape[3] != 1 or shape[2:] == size):
         return list(array[:, 0])
@@ -223,7 +224,10 @@ def _leaves(values: Any, what: str, fetch: Callable[[Any], PIL.Image.Image]) -> 
             yield value
         else:
             given = "None" if value is None else f"of type {type(value).__name__}"
-            raise ValueError(f"A {what} is a PIL image, an array, a tensor or a path; number {index} is {given}.")
+            article = "An" if what.startswith("i") else "A"
+            raise ValueError(
+                f"{article} {what} is a PIL image, an array, a tensor or a path; number {index} is {given}."
+            )
 
 
 def _nested(values: Any) -> Iterator[Any]:

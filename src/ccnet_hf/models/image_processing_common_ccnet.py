@@ -14,10 +14,13 @@
 """What the two CCNet image processors share: everything but the backend, with the way from logits to segmentation
 maps."""
 
+import base64
+import io
 import math
 import os
-from typing import Any
+from typing import Any, BinaryIO
 
+import httpx
 import numpy as np
 import PIL.Image
 import torch
@@ -152,22 +155,25 @@ class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin)
         return super().to_dict() | {"auto_map": {"AutoImageProcessor": list(IMAGE_PROCESSORS)}}
 
     def fetch_images(self, images: Any) -> Any:
-        """Images for the paths and addresses among `images`, by Pillow in both backends. Files come in as they are,
-        upright, where transformers would make 8-bit RGB of 16-bit images and of segmentation maps.
+        """Images for the paths, addresses and base64 texts among `images`, by Pillow in both backends. Files come in
+        as they are, upright, where transformers would make 8-bit RGB of 16-bit images and of segmentation maps.
 
         Raises:
-            ValueError: If a file is no image, damaged, or larger than Pillow allows.
+            ValueError: If a file is no image, damaged, larger than Pillow allows, or not to be had.
         """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, (str, os.PathLike)) and os.path.isfile(images):
-            try:
-                return open_image(images)
-            except PIL.Image.DecompressionBombError as error:
-                raise ValueError(f"{images}: {error} Set `PIL.Image.MAX_IMAGE_PIXELS` to allow it.") from error
-            except Exception as error:  # Pillow's decoders raise whatever the broken bytes led to
-                raise ValueError(f"{images} cannot be read: {error}") from error
-        return ImageProcessingMixin.fetch_images(self, images)
+        if not isinstance(images, (str, os.PathLike)):
+            return ImageProcessingMixin.fetch_images(self, images)
+        name = str(images) if len(str(images)) <= 100 or os.path.exists(images) else f"{str(images)[:100]}..."
+        try:
+            return open_image(_file_of(images))
+        except PIL.Image.DecompressionBombError as error:
+            raise ValueError(f"{name}: {error} Set `PIL.Image.MAX_IMAGE_PIXELS` to allow it.") from error
+        except PIL.UnidentifiedImageError as error:
+            raise ValueError(f"{name} cannot be read: it is no image of a format that is read.") from error
+        except Exception as error:  # Pillow's decoders raise whatever the broken bytes led to
+            raise ValueError(f"{name} cannot be read: {error}") from error
 
     def preprocess(
         self,
@@ -194,6 +200,7 @@ class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin)
             ValueError: If images of one batch differ in size after resizing and `do_pad` is off, or if an input is
                 not an image or a segmentation map.
         """
+        refuse(type(self), mistaken_names(kwargs, self.valid_kwargs.__annotations__))
         try:
             return super().preprocess(images, segmentation_maps, **kwargs)
         except StrictDataclassError as error:  # how transformers refuses an argument of another type
@@ -333,6 +340,20 @@ class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin)
                 label = resize_nearest(label, *_output_size(label, size))
             labels.append(label)
         return labels
+
+
+def _file_of(source: str | os.PathLike) -> str | os.PathLike | BinaryIO:
+    """The file that a path, an address or a base64 text stands for, which may begin with `data:image/...;base64,`."""
+    if os.path.exists(source):
+        return source
+    text = str(source)
+    if text.startswith(("http://", "https://")):
+        return io.BytesIO(httpx.get(text, follow_redirects=True).raise_for_status().content)
+    try:
+        encoded = text.partition(",")[2] if text.startswith("data:image/") else text
+        return io.BytesIO(base64.b64decode("".join(encoded.split()), validate=True))
+    except ValueError as error:
+        raise FileNotFoundError("there is no such file, and it is neither an address nor base64") from error
 
 
 def _output_size(image: Array, size: SizeDict) -> Size:

@@ -402,6 +402,8 @@ def _uint8_or_float32(image: Array) -> Array:
                 f"{place}."
             )
         return converted
+    if image.dtype in (np.bool_, torch.bool):  # black and white, as in Pillow's mode "1"
+        return cast(image, "uint8") * 255
     image = cast(image, "int64")
     if image.min() < 0 or image.max() > 255:
         raise ValueError(

@@ -58,7 +58,27 @@ class CCNetModelOutput(BaseModelOutput):
 
 
 @dataclass
-class CCNetSemanticSegmenterOutput(SemanticSegmenterOutput):
+class CCNetDenseOutput(SemanticSegmenterOutput):
+    """
+    Scores of every pixel of images, and how large these were.
+
+    `input_size`, the `(height, width)` of the images as the model got them, is an attribute and no field: it is
+    neither in the tuple nor in what is exported. Post-processing tells by it whether it was given what the call of
+    the processor was.
+    """
+
+    input_size = None
+
+    def of_images(self, pixel_values: torch.Tensor) -> "CCNetDenseOutput":
+        """This output, which knows from now on the size of its images `(..., height, width)`; while a program is
+        traced, it learns nothing."""
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            self.input_size = tuple(pixel_values.shape[-2:])
+        return self
+
+
+@dataclass
+class CCNetSemanticSegmenterOutput(CCNetDenseOutput):
     """
     Output of [`CCNetForSemanticSegmentation`].
 
@@ -405,7 +425,7 @@ class CCNetForSemanticSegmentation(CCNetPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        return self.classify(outputs, labels, **kwargs)
+        return self.classify(outputs, labels, **kwargs).of_images(pixel_values)
 
     def classify(
         self, outputs: CCNetModelOutput, labels: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -29,6 +28,7 @@ from .loss_ccnet_parsing import ccnet_parsing_loss
 from .modeling_ccnet import (
     CCNetCategoryHead,
     CCNetConvLayer,
+    CCNetDenseOutput,
     CCNetHead,
     CCNetPreTrainedModel,
     build_backbone,
@@ -41,7 +41,7 @@ _NUM_FEATURE_MAPS = 4
 
 
 @dataclass
-class CCNetHumanParsingOutput(SemanticSegmenterOutput):
+class CCNetHumanParsingOutput(CCNetDenseOutput):
     """
     Output of [`CCNetForHumanParsing`].
 
@@ -236,13 +236,14 @@ class CCNetForHumanParsing(CCNetPreTrainedModel):
             "edge_logits": edge_logits,
             "category_embeddings": category_embeddings,
         }
-        return CCNetHumanParsingOutput(
+        output = CCNetHumanParsingOutput(
             loss=self.loss_of(logits, labels, of_loss, **kwargs),
             logits=logits,
             hidden_states=hidden_states,
             attentions=attentions,
             **of_loss,
         )
+        return output.of_images(pixel_values)
 
 
 def _resize_like(feature_map: torch.Tensor, other: torch.Tensor, align_corners: bool) -> torch.Tensor:

@@ -176,7 +176,7 @@ class CCNetForVideoSegmentation(CCNetForSemanticSegmentation):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        return self.classify(outputs, labels, **kwargs)
+        return self.classify(outputs, labels, **kwargs).of_images(pixel_values_videos)
 
 
 # So that `save_pretrained` writes this code beside the weights.

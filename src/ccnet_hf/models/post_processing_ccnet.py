@@ -44,12 +44,15 @@ _LARGEST_LOGIT = 1e37
 
 _STRIDES = (1, 2, 4, 7, 8, 14, 16, 28, 32, 64)  # of backbones' last feature maps
 
+MAX_TARGET_PIXELS = 2**30  # of one segmentation map, 8 GiB of int64
+
 
 def check_sizes(sizes: Sequence[Size] | torch.Tensor | None, count: int, name: str) -> list[Size] | None:
     """The sizes of `count` images as pairs of `int`.
 
     Raises:
-        ValueError: If there are not as many sizes as images, or one is not two positive integers.
+        ValueError: If there are not as many sizes as images, or one is not two positive integers, or more pixels than
+            a gigapixel.
     """
     if sizes is None:
         return None
@@ -65,6 +68,8 @@ def check_sizes(sizes: Sequence[Size] | torch.Tensor | None, count: int, name: s
     for size in sizes:
         if len(size) != 2 or not all(_is_whole(side) and side >= 1 for side in size):
             raise ValueError(f"`{name}` must hold pairs (height, width) of positive integers, got {size}.")
+        if math.prod(size) > MAX_TARGET_PIXELS:
+            raise ValueError(f"`{name}` must hold sizes of at most {MAX_TARGET_PIXELS:,} pixels each, got {size}.")
     return [(int(height), int(width)) for height, width in sizes]
 
 
@@ -74,11 +79,12 @@ def _is_whole(value) -> bool:
 
 def may_come_from(logits_size: Size, input_size: Size) -> bool:
     """Whether logits of one size can be of a network input of another: whether a stride of the usual backbones leads
-    there along both axes, up to how a network rounds."""
-    (height, width), (input_height, input_width) = logits_size, input_size
+    there along both axes. A network rounds down or up, and one that pools up to the border adds a pixel more."""
     return any(
-        input_height // stride <= height <= input_height // stride + 2
-        and input_width // stride <= width <= input_width // stride + 2
+        all(
+            side // stride <= length <= -(-side // stride) + 1
+            for length, side in zip(logits_size, input_size, strict=True)
+        )
         for stride in _STRIDES
     )
 

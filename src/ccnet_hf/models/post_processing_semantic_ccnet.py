@@ -67,8 +67,9 @@ class SemanticPostProcessingMixin:
             with these as `segmentation` and the logits `(num_labels, height, width)` as `segmentation_scores`.
 
         Raises:
-            ValueError: If there are not as many sizes as images, a size is not two positive integers, or logits of
-                this size cannot come from a batch of images of these sizes.
+            ValueError: If there are not as many sizes as images, a size is not two positive integers, or the outputs
+                are not of a batch of images of these sizes: of CCNet's models it is known how large they were, of
+                other outputs what the size of the logits tells. If logits on a CPU hold NaN.
         """
         logits = getattr(outputs, "logits", None)
         if not isinstance(logits, torch.Tensor) or logits.dim() != 4:
@@ -76,6 +77,9 @@ class SemanticPostProcessingMixin:
                 "`outputs` must be what the model returns, with `logits` (batch, classes, height, width), "
                 f"got {type(outputs).__name__}."
             )
+        # Asked on a CPU alone: the answer of another device would have to be waited for.
+        if logits.device.type == "cpu" and logits.isnan().any():
+            raise ValueError("`outputs` has NaN among its `logits`: the model's weights or its images are not finite.")
         target_sizes = check_sizes(target_sizes, len(logits), "target_sizes")
         input_sizes = check_sizes(input_sizes, len(logits), "input_sizes")
         how = self._as_in_the_call(
@@ -92,7 +96,15 @@ class SemanticPostProcessingMixin:
             padded_size = tuple(map(max, zip(*input_sizes, strict=True)))
             if how["do_pad"] and how["pad_size"] is not None:
                 padded_size = how["pad_size"]["height"], how["pad_size"]["width"]
-            _check_cover(logits, input_sizes, padded_size, are_given)
+            known_size = getattr(outputs, "input_size", None)
+            if are_given:  # then the user knows better how the network rounds
+                padded_size, may_be = known_size or padded_size, True
+            elif known_size is not None:
+                may_be = padded_size == known_size
+            else:
+                may_be = may_come_from(tuple(logits.shape[-2:]), padded_size)
+            if not may_be or any(sides[0] > padded_size[0] or sides[1] > padded_size[1] for sides in input_sizes):
+                raise ValueError(_other_sizes(known_size, logits, input_sizes, padded_size))
 
         results = []
         for index, image_logits in enumerate(logits):
@@ -118,18 +130,16 @@ class SemanticPostProcessingMixin:
         return self._standardize_kwargs(**values, default_to_square=self.default_to_square)
 
 
-def _check_cover(logits: torch.Tensor, input_sizes: list[Size], padded_size: Size, are_given: bool) -> None:
-    """Refuse logits that cannot be of a batch of images of these sizes, padded to that one. Of sizes that are given
-    and not computed the user knows better how the network rounds."""
-    height, width = padded_size
-    fits = all(sides[0] <= height and sides[1] <= width for sides in input_sizes)
-    if not fits or not (are_given or may_come_from(tuple(logits.shape[-2:]), padded_size)):
-        images = ", ".join(f"{sides[0]}x{sides[1]}" for sides in dict.fromkeys(input_sizes))
-        raise ValueError(
-            f"Logits of {logits.shape[-2]}x{logits.shape[-1]} (height x width) cannot be of images that are {images} "
-            f"after resizing, in a batch of {height}x{width}. Pass what the call of the processor was given (`size`, "
-            "`do_resize`, `do_pad`, `pad_size`) to `post_process_semantic_segmentation` as well, or the `input_sizes`."
-        )
+def _other_sizes(known_size: Size | None, logits: torch.Tensor, input_sizes: list[Size], padded_size: Size) -> str:
+    """Says that outputs cannot be of a batch of images of these sizes, padded to that one, and what to do."""
+    images = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(input_sizes))
+    height, width = logits.shape[-2:]
+    of_batch = "" if known_size is None else f" of a batch of {known_size[0]}x{known_size[1]}"
+    return (
+        f"Logits of {height}x{width} (height x width){of_batch} cannot be of images that are {images} after resizing, "
+        f"in a batch of {padded_size[0]}x{padded_size[1]}. Pass what the call of the processor was given (`size`, "
+        "`do_resize`, `do_pad`, `pad_size`) to `post_process_semantic_segmentation` as well, or the `input_sizes`."
+    )
 
 
 __all__ = ["SemanticPostProcessingMixin"]
