@@ -60,7 +60,8 @@ class SemanticPostProcessingMixin:
             do_resize, size, do_letterbox, do_pad, pad_size (*optional*):
                 What the call that made the batch was given, if that differs from the processor's own. Where the sizes
                 of the images differ after resizing, their batch has been padded in any case: to `pad_size` if there
-                is one, to the largest height and width otherwise.
+                is one, to the largest height and width otherwise. A `do_letterbox` of the call shows in no size: it
+                is noticed in none of the checks below.
 
         Returns:
             A list of int64 tensors `(height, width)` with class ids, or of [`SemanticSegmentationPostProcessorOutput`]
