@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ccnet_hf.errors import InputError, describe
+from ccnet_hf.errors import InputError, describe, using
 from ccnet_hf.models import image_transforms_ccnet as transforms
 
 
@@ -86,11 +86,38 @@ def upright_image(image: InputImage) -> PIL.Image.Image | np.ndarray | torch.Ten
     orientation says, arrays and tensors as they are.
 
     Raises:
-        InputError: as `read_image`.
+        InputError: it is none of these; and as `read_image`.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(image)
-    return transforms.upright(image) if isinstance(image, PIL.Image.Image) else image
+    if isinstance(image, PIL.Image.Image):
+        return transforms.upright(image)
+    if not isinstance(image, np.ndarray | torch.Tensor):
+        raise InputError(
+            f"`image` must be a PIL image, an array, a tensor or the path of a file, got {type(image).__name__}"
+        )
+    return image
+
+
+def drawable(image: InputImage) -> PIL.Image.Image:
+    """An image to draw on, as the results of it lie: what `upright_image` gives, as 8-bit RGB.
+
+    Raises:
+        InputError: it is no image, or an array of other values than integers from 0 to 255; and as `read_image`.
+    """
+    image = upright_image(image)
+    with using("image"):
+        if isinstance(image, PIL.Image.Image):
+            return transforms.convert_to_rgb(image)
+        transforms.image_size(image)  # refuses what has not two or three axes
+        pixels = transforms.image_to_array(image, do_convert_rgb=True)
+        pixels = pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels
+        if pixels.dtype != np.uint8 or len(pixels) != 3:
+            raise ValueError(
+                f"what is drawn on has 1, 3 or 4 channels of integers from 0 to 255, got {pixels.dtype} of shape "
+                f"{tuple(image.shape)}"
+            )
+        return PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def label_ids(image: PIL.Image.Image) -> np.ndarray:
