@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ccnet_hf.data.images import InputImage, drawable
 from ccnet_hf.errors import InputError, enough_memory, using
+from ccnet_hf.limits import check_integer
 from ccnet_hf.visualization.segmentation import INK, PAPER
 
 
@@ -51,8 +52,8 @@ def uniform_attention(height: int, width: int) -> torch.Tensor:
     Raises:
         InputError: a side is no integer of at least 1, or there is not memory enough.
     """
-    _check_count("height", height)
-    _check_count("width", width)
+    check_integer("height", height, 1)
+    check_integer("width", width, 1)
     with enough_memory(f"attention over a feature map of {height}x{width}"):
         weights = torch.full((height, width, height + width), 1 / (height + width - 1), dtype=torch.float64)
     rows = torch.arange(height)
@@ -100,7 +101,7 @@ def attention_ratio(weights: torch.Tensor, position: tuple[int, int], num_rounds
         InputError: the weights are no map, the position lies elsewhere, or there is no such number of rounds.
     """
     weights = _checked_map("weights", weights, position)
-    _check_count("num_rounds", num_rounds)
+    check_integer("num_rounds", num_rounds, 1)
     uniform = attention_map([uniform_attention(*weights.shape)] * num_rounds, position)
     smallest = torch.finfo(torch.float32).tiny
     ratio = weights.cpu().double().clamp(min=smallest).log2() - uniform.clamp(min=smallest).log2()
@@ -127,11 +128,6 @@ def _checked_map(name: str, values: torch.Tensor, position: tuple[int, int]) -> 
     if not _is_inside(position, *values.shape):
         raise InputError(f"position must be (row, column) on a map of {tuple(values.shape)}, got {position!r}")
     return values
-
-
-def _check_count(name: str, number: int) -> None:
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise InputError(f"`{name}` must be an integer of at least 1, got {number!r}")
 
 
 def _is_inside(position: tuple[int, int], height: int, width: int) -> bool:

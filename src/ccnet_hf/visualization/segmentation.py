@@ -3,7 +3,6 @@
 import colorsys
 from collections.abc import Sequence
 from math import ceil
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ccnet_hf.data.images import InputImage, drawable
 from ccnet_hf.errors import InputError, using
+from ccnet_hf.limits import check_integer
 from ccnet_hf.models.configuration_ccnet import MAX_NUM_LABELS
 from ccnet_hf.models.image_arguments_ccnet import check_palette
 from ccnet_hf.models.image_transforms_ccnet import segmentation_map_to_array
@@ -73,9 +73,7 @@ def class_shares(label_map: LabelMap, num_labels: int) -> np.ndarray:
     Raises:
         InputError: `num_labels` is no number of classes, or a label is no whole number.
     """
-    is_integer = isinstance(num_labels, Integral) and not isinstance(num_labels, bool)
-    if not is_integer or not 0 <= num_labels <= MAX_NUM_LABELS:
-        raise InputError(f"`num_labels` must be an integer from 0 to {MAX_NUM_LABELS:,}, got {num_labels!r}")
+    check_integer("num_labels", num_labels, 0, MAX_NUM_LABELS)
     labels = _to_numpy(label_map).ravel()
     counts = np.bincount(labels[(labels >= 0) & (labels < num_labels)], minlength=num_labels)
     return counts / max(labels.size, 1)
