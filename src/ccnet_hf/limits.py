@@ -1,7 +1,10 @@
 """The largest numbers that are taken from a user. Beyond them memory or processes would run out, and the system would
 end this process, or another one, without a word."""
 
+from math import inf
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from ccnet_hf.errors import InputError
 
@@ -25,6 +28,17 @@ def check_range(name: str, value: float | None, least: float, most: float) -> No
         raise InputError(f"{name} must be at least {least:,}, got {value}")
     if value > most:
         raise InputError(f"{name} must be at most {most:,}, got {value}")
+
+
+def check_integer(name: str, value: Any, least: int, most: float = inf) -> None:
+    """Refuse what is no integer from `least` to `most`.
+
+    Raises:
+        InputError: the message names the number, its value and the bound.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"`{name}` must be an integer, got {value!r}")
+    check_range(f"`{name}`", value, least, most)
 
 
 def read_settings(file: Path, most: int) -> str:

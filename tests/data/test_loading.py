@@ -11,6 +11,7 @@ from turned import encode_turned, turn
 
 from ccnet_hf.data.label_counts import label_counts, sample_label_counts
 from ccnet_hf.data.loading import CorruptExample, SegmentationDataset, load_split
+from ccnet_hf.errors import InputError
 
 
 def png(array: np.ndarray, mode: str | None = None) -> dict:
@@ -430,3 +431,30 @@ def test_a_sample_treats_corrupt_examples_as_everybody_does():
     assert number == 4 and counts[:4].tolist() == [4, 12, 4, 0]
     with pytest.raises(CorruptExample, match=r"p0 \(label\): cannot be read"):
         sample_label_counts(SegmentationDataset(split, num_labels=4))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "ignore_index", "allowed"), [(256, 255, "1..3 and is not 255"), (251, 250, "1..3 and is not 250")]
+)
+def test_an_id_that_reducing_would_make_the_ignored_one_is_refused(wrong, ignore_index, allowed):
+    split = encoded_split(
+        [png(np.zeros((2, 3, 3), np.uint8))["bytes"]], [png(np.full((2, 3), wrong, np.uint16))["bytes"]]
+    )
+    dataset = SegmentationDataset(split, 3, ignore_index, reduce_labels=True)
+    with pytest.raises(InputError, match=f"label id {wrong} is outside {allowed}"):
+        dataset.read(0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_labels": "a"}, "`num_labels` must be an integer, got 'a'"),
+        ({"num_labels": 1}, "`num_labels` must be at least 2, got 1"),
+        ({"num_labels": -1}, "`num_labels` must be at least 0, got -1"),
+        ({"num_labels": 3, "ignore_index": "a"}, "`ignore_index` must be an integer, got 'a'"),
+        ({"num_labels": 3, "max_image_pixels": "a"}, "max_image_pixels must be a number of pixels, .* got 'a'"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        SegmentationDataset(_encoded(make_split([LABEL])), **arguments)

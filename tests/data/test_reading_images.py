@@ -146,6 +146,9 @@ def test_a_limit_below_nothing_is_refused():
     check_max_pixels(0)
     with pytest.raises(ValueError, match="max_image_pixels must be a number of pixels, or 0 for no limit, got -1"):
         check_max_pixels(-1)
+    for wrong in (-1, "a", float("nan"), True):
+        with pytest.raises(ValueError, match=r"^max_image_pixels must be a number of pixels, or 0 for no limit, got"):
+            read_image(__file__, wrong)
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 1e300])

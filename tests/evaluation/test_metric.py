@@ -1,5 +1,6 @@
 """The metric against recorded results of its peers and against counting by hand."""
 
+import io
 import json
 import math
 from collections import Counter
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from turned import encode_turned
 
 from ccnet_hf.data.benchmarks.cityscapes import CITYSCAPES, LABEL_IDS
+from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation import MeanIoU
 from ccnet_hf.evaluation.metric import scores
 
@@ -179,3 +182,60 @@ def test_ids_that_are_no_whole_numbers_are_refused(side, wrong):
 def test_label_maps_of_another_kind_are_named(wrong):
     with pytest.raises(ValueError, match="a label map is a tensor, an array or a nested list"):
         MeanIoU(num_labels=2).add(prediction=wrong, reference=[[0, 1]])
+
+
+def test_a_pil_image_is_upright_by_its_own_exif():
+    truth = np.array([[0, 1, 1], [2, 1, 255]], np.uint8)
+    metric = MeanIoU(num_labels=3)
+    for orientation in (1, 3, 6):
+        turned = Image.open(io.BytesIO(encode_turned(truth, orientation)))
+        metric.add(prediction=truth, reference=turned)
+        metric.add(prediction=turned, reference=truth)
+    assert metric.compute()["per_category_iou"] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_labels": 1}, "`num_labels` must be at least 2, got 1"),
+        ({"num_labels": -1}, "`num_labels` must be at least 2, got -1"),
+        *(({"num_labels": wrong}, "`num_labels` must be an integer, got") for wrong in ("a", 2.5, None, True)),
+        ({"num_labels": 65_536}, "`num_labels` must be at most 16,384, got 65536: .* would take 34 GB of memory"),
+        ({"num_labels": 10**9}, "`num_labels` must be at most 16,384, got 1000000000"),
+        ({"num_labels": 3, "ignore_index": 1}, "`ignore_index` must be no class, got 1 of 3 classes"),
+        ({"num_labels": 3, "ignore_index": "a"}, "`ignore_index` must be an integer, got 'a'"),
+    ],
+)
+def test_classes_that_cannot_be_counted_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        MeanIoU(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"predictions": [[[0]]]}, "references"),
+        ({"references": [[[0]]]}, "predictions"),
+        ({"predictions": 5, "references": [[[0]]]}, "predictions"),
+        ({"predictions": [[[0]]], "references": "a.png"}, "references"),
+    ],
+)
+def test_batches_of_another_kind_are_named(arguments, name):
+    metric = MeanIoU(num_labels=2)
+    for use in (metric.compute, metric.add_batch):
+        with pytest.raises(InputError, match=f"`{name}` must be a list of label maps, one per image, got"):
+            use(**arguments)
+    with pytest.raises(InputError, match="`predictions` must be a list of label maps"):
+        metric.add_batch()
+
+
+def test_masks_of_0_and_255_are_told(caplog):
+    metric = MeanIoU(num_labels=2)
+    mask = np.array([[0, 255, 0, 0, 0, 0, 0]])
+    for _ in range(2):
+        assert metric.compute(predictions=[mask * 0], references=[mask])["mean_iou"] == 1.0
+    line = "no pixel is labelled 1; 14.3 % are 255, which is ignored (of masks of 0 and 255, 255 has to become 1)"
+    assert [record.getMessage() for record in caplog.records] == [line]
+    metric.compute(predictions=[mask * 0], references=[mask * 0])  # nothing ignored: told by the NaN of the class
+    metric.compute(predictions=[mask], references=[[[0, 1, 255, 0, 0, 0, 0]]])
+    assert len(caplog.records) == 1

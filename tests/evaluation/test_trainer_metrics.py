@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import tiny_model, tiny_parsing_model, tiny_video_model
+from tiny_models import tiny_instance_config, tiny_model, tiny_parsing_model, tiny_video_model
 from transformers import Trainer, TrainingArguments
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation import MeanIoU, compute_metrics
 
 
@@ -89,3 +90,46 @@ def test_what_trainer_adds_to_lower_label_maps_is_not_counted():
     padded = F.pad(labels, (0, 0, 0, 7), value=-100)
     assert torch.equal(metrics.count(logits, padded), metrics.count(logits, labels))
     assert metrics.count(logits, labels).sum() == labels.numel()
+
+
+def test_ignored_masks_are_told_by_the_names_of_the_classes(caplog):
+    metrics = compute_metrics(tiny_model(num_labels=2, id2label={0: "floor", 1: "crack"}).config)
+    labels = torch.zeros(2, 4, 6, dtype=torch.long)
+    labels[0, 1] = 255
+    matrices = metrics.count(torch.randn(2, 2, 2, 3), labels)
+    metrics(type("Evaluation", (), {"predictions": matrices.numpy()}))
+    assert [record.getMessage() for record in caplog.records] == [
+        "no pixel is labelled 1 (crack); 12.5 % are 255, which is ignored (of masks of 0 and 255, 255 has to become 1)"
+    ]
+
+
+@pytest.mark.parametrize("config", [None, "ccnet", tiny_instance_config()], ids=["none", "text", "instances"])
+def test_configurations_of_another_kind_are_named(config):
+    with pytest.raises(InputError, match=r"`config` must be of a model of semantic segmentation, .* got"):
+        compute_metrics(config)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        ((3, 5, 2, 3), (2, 4, 6)),
+        ((1, 5, 2, 3), (2, 4, 6)),
+        ((4, 5, 2, 3), (2, 4, 6)),
+        ((2, 4, 2, 3), (2, 4, 6)),
+        ((2, 7, 2, 3), (2, 4, 6)),
+        ((2, 5, 6), (2, 4, 6)),
+        ((2, 5, 2, 3), (4, 6)),
+        ((0, 5, 2, 3), (0, 4, 6)),
+    ],
+)
+def test_logits_and_labels_of_other_shapes_are_named(logits, labels):
+    metrics = compute_metrics(tiny_model().config)
+    with pytest.raises(InputError, match=r"logits must be \(images, 5, h, w\) and labels .*, got shapes"):
+        metrics.count(torch.zeros(logits), torch.zeros(labels, dtype=torch.long))
+
+
+def test_logits_of_nan_are_no_class():
+    logits = torch.zeros(1, 5, 2, 3)
+    logits[0, 3, 1, 1] = float("nan")
+    with pytest.raises(InputError, match="logits hold NaN"):
+        compute_metrics(tiny_model().config).count(logits, torch.zeros(1, 4, 6, dtype=torch.long))

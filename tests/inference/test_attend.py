@@ -7,6 +7,7 @@ from PIL import Image
 from tiny_models import tiny_backbone_config, tiny_model, tiny_parsing_model
 
 from ccnet_hf import CCNetImageProcessor
+from ccnet_hf.errors import InputError
 from ccnet_hf.inference import Predictor
 from ccnet_hf.inference.attend import draw_figure, main
 from ccnet_hf.visualization import attention_map
@@ -97,3 +98,19 @@ def test_a_narrow_picture_has_a_figure_of_modest_size(size):
     figure = draw_figure(image, point, attention)
     assert figure.width * figure.height < 50_000_000
     assert figure.width > 400  # room for the captions
+
+
+@pytest.mark.parametrize("point", [5, None, ("a", "b"), (1, 2, 3), "12"])
+def test_points_of_another_kind_are_named(point):
+    predictor = Predictor(tiny_model(), CCNetImageProcessor(size={"height": 40, "width": 40}))
+    with pytest.raises(InputError, match=r"point must be \(x, y\)"):
+        predictor.attention(Image.new("RGB", (40, 40)), point)
+
+
+@pytest.mark.parametrize("number", [0, -1, 3, 1.0, "1"])
+def test_rounds_are_counted_from_1(number):
+    predictor = Predictor(tiny_model(), CCNetImageProcessor(size={"height": 40, "width": 40}))
+    attention = predictor.attention(Image.new("RGB", (40, 40)), (1, 2))
+    assert len(attention.rounds) == 2
+    with pytest.raises(InputError, match=r"`rounds` must be (at least 1|at most 2|an integer), got"):
+        attention.map(number)

@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny_models import tiny_model, tiny_parsing_model
+from tiny_models import tiny_instance_model, tiny_model, tiny_parsing_model
 from turned import encode_turned
 
-from ccnet_hf import CCNetForSemanticSegmentation
+from ccnet_hf import CCNetForSemanticSegmentation, CCNetInstanceImageProcessor
 from ccnet_hf.data.benchmarks import get_benchmark
+from ccnet_hf.data.images import read_image
+from ccnet_hf.errors import InputError
 from ccnet_hf.inference import Predictor, predict_logits
 from ccnet_hf.inference.logits import window_positions
 from ccnet_hf.models.image_processing_ccnet import CCNetImageProcessor
@@ -253,7 +255,7 @@ def test_input_of_another_kind_is_refused(tiny_network, pixel_values):
 def test_one_image_is_not_taken_for_several(tiny_network, images):
     """The rows of an array would be."""
     with pytest.raises(ValueError, match="label_maps takes a list of images, label_map one; got"):
-        Predictor(tiny_network(), None).label_maps(images)
+        Predictor(tiny_network(), CCNetImageProcessor()).label_maps(images)
 
 
 SIZE = {"shortest_edge": 40, "longest_edge": 72}
@@ -486,3 +488,66 @@ def test_the_classes_of_lip_bring_their_pairs(make_image):
     found = Predictor(model, processor, flip=True).scores(image)
     torch.testing.assert_close(found, Predictor(model, processor, flip=True, flip_label_pairs=pairs).scores(image))
     assert not torch.allclose(found, Predictor(model, processor, flip=True, flip_label_pairs=[]).scores(image))
+
+
+def test_logits_of_nan_are_no_class(image_processor, make_image):
+    model, pixel_values = tiny_model(), noise(1, 3, 40, 56)
+    windows = {"mode": "slide", "crop_size": (32, 32), "stride": (16, 16)}
+    for arguments in ({}, windows):
+        with pytest.raises(InputError, match="logits hold NaN"):
+            predict_logits(model, pixel_values * float("nan"), **arguments)
+    model.classifier.bias.data[0] = float("nan")
+    for arguments in ({}, windows, {"flip": True}, {"flip": True, "average": "logits"}):
+        predictor = Predictor(model, image_processor, **arguments)
+        for predict in (predictor.scores, predictor.label_map, lambda image: predictor.steps(image)()()):  # noqa: B023
+            with pytest.raises(InputError, match="logits hold NaN"):
+                predict(make_image(40, 56))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_integers_are_no_network_input(tiny_network, dtype):
+    for arguments in ({}, {"mode": "slide", "crop_size": (8, 8), "stride": (8, 8)}):
+        with pytest.raises(InputError, match=f"pixel_values must be floating point, .* got {dtype}"):
+            predict_logits(tiny_network(), torch.ones(1, 3, 16, 16, dtype=dtype), **arguments)
+
+
+@pytest.mark.parametrize("flip", ["no", None, 1, 0.5])
+def test_flip_is_true_or_false(tiny_network, image_processor, flip):
+    with pytest.raises(InputError, match="flip must be True or False, got"):
+        Predictor(tiny_network(), image_processor, flip=flip)
+
+
+def test_models_and_processors_of_another_kind_are_named(image_processor):
+    for model, given in ((None, "NoneType"), ("ccnet", "'ccnet'"), (tiny_instance_model(), "CCNetForInstance")):
+        with pytest.raises(InputError, match=f"`model` must be a model of semantic segmentation .* got {given}"):
+            Predictor(model, image_processor)
+        with pytest.raises(InputError, match="`model` must be a model of semantic segmentation"):
+            predict_logits(model, noise(1, 3, 16, 16))
+    for processor, given in ((None, "NoneType"), (CCNetInstanceImageProcessor(), "CCNetInstanceImageProcessor")):
+        with pytest.raises(InputError, match=f"`image_processor` must be the model's .* got {given}"):
+            Predictor(tiny_model(), processor)
+
+
+@pytest.mark.parametrize("image", [None, b"image", io.BytesIO(), [[1, 2], [3, 4]], 5])
+def test_what_is_no_image_is_named(tiny_network, image_processor, image):
+    predictor = Predictor(tiny_network(), image_processor)
+    for use in (
+        predictor.label_map,
+        predictor.scores,
+        predictor.steps,
+        lambda image: predictor.attention(image, (0, 0)),
+    ):
+        with pytest.raises(InputError, match="`image` must be a PIL image, an array, a tensor or the path of a file"):
+            use(image)
+
+
+def test_a_file_above_the_limit_of_pixels_names_what_python_has(
+    tiny_network, image_processor, make_image, tmp_path, monkeypatch
+):
+    make_image(40, 56).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    predictor = Predictor(tiny_network(), image_processor)
+    advice = r"ccnet_hf\.data\.images\.read_image\(path, max_image_pixels\) gives larger images, 0 any"
+    with pytest.raises(InputError, match=rf"large\.png: cannot be read \(Image size \(2240 pixels\) .*; {advice}"):
+        predictor.label_map(tmp_path / "large.png")
+    assert predictor.label_map(read_image(tmp_path / "large.png", 0)).shape == (40, 56)

@@ -1,11 +1,13 @@
 """Maps of attention, and how they are drawn."""
 
+import io
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from turned import encode_turned
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.visualization import (
@@ -149,3 +151,62 @@ def test_ratios_are_drawn_in_two_colours():
     pixels = np.asarray(draw_attention_ratio(Image.new("RGB", (120, 80)), ratio, (0, 2))).astype(int)
     assert tuple(pixels[79, 119]) == (255, 120, 0) and tuple(pixels[79, 0]) == (30, 90, 220)
     assert tuple(pixels[40, 60]) == (127, 127, 127)
+
+
+def test_attention_is_drawn_over_the_upright_image():
+    pixels = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60).astype(np.uint8)
+    weights = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
+    for draw in (draw_attention, draw_attention_ratio):
+        expected = draw(Image.fromarray(pixels), weights, (1, 2)).tobytes()
+        for image in (
+            *(Image.open(io.BytesIO(encode_turned(pixels, number))) for number in range(2, 9)),
+            Image.fromarray(pixels.astype(np.uint16) * 257),
+            pixels,
+            torch.from_numpy(pixels),
+        ):
+            assert draw(image, weights, (1, 2)).tobytes() == expected
+        assert draw(pixels, weights.numpy(), (1, 2)).tobytes() == expected
+
+
+@pytest.mark.parametrize("values", ["a", None, 5, torch.ones(2, 3, 4), np.ones(3), torch.ones(0, 4), [[1.0, 2.0]]])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda values: clip_attention(values, (0, 0)),
+        lambda values: attention_ratio(values, (0, 0), 2),
+        lambda values: draw_attention(Image.new("RGB", (2, 2)), values, (0, 0)),
+        lambda values: draw_attention_ratio(Image.new("RGB", (2, 2)), values, (0, 0)),
+    ],
+    ids=["clip", "ratio", "draw", "draw ratio"],
+)
+def test_maps_of_another_kind_are_named(use, values):
+    with pytest.raises(InputError, match=r"(weights|ratio) must be a map \(h, w\) with something in it, got"):
+        use(values)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "a", None, True])
+def test_numbers_of_rounds_and_sides_of_another_kind_are_named(wrong):
+    with pytest.raises(InputError, match=r"`num_rounds` must be (an integer|at least 1), got"):
+        attention_ratio(torch.ones(2, 3), (0, 0), wrong)
+    with pytest.raises(InputError, match=r"`width` must be (an integer|at least 1), got"):
+        uniform_attention(2, wrong)
+
+
+def test_percentiles_and_attentions_of_another_kind_are_named():
+    for wrong in ("a", None, float("nan")):
+        with pytest.raises(InputError, match="percentile must be from 0 to 100"):
+            clip_attention(torch.ones(4, 5), (0, 0), wrong)
+    for wrong in (None, 5, [np.zeros((4, 5, 9))], "a"):
+        with pytest.raises(InputError, match="attentions must be one tensor"):
+            attention_map(wrong, (0, 0))
+
+
+def test_uniform_attention_beyond_the_memory_is_one_sentence():
+    with pytest.raises(InputError, match="a feature map of 100000x100000 needs more memory than there is"):
+        uniform_attention(10**5, 10**5)
+
+
+@pytest.mark.parametrize("rows", [[], [{}], None, 5, [[Image.new("RGB", (2, 2))]]])
+def test_a_grid_without_images_is_named(rows):
+    with pytest.raises(InputError, match="`rows` must be a list of images by caption"):
+        captioned_grid(rows)

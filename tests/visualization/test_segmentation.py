@@ -1,12 +1,14 @@
 """Overlays, legends and palette images."""
 
 import colorsys
+import io
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from turned import encode_turned
 
 from ccnet_hf.errors import InputError
 from ccnet_hf.visualization import (
@@ -14,6 +16,7 @@ from ccnet_hf.visualization import (
     class_shares,
     colorize,
     complete_palette,
+    draw_legend,
     format_share,
     generate_palette,
     overlay,
@@ -194,3 +197,71 @@ def test_label_maps_with_fractions_are_refused():
         with pytest.raises(InputError, match=r"a label map: .* whole numbers"):
             colorize(LABELS + wrong, PALETTE[:2])
     assert np.array_equal(np.asarray(colorize(LABELS.astype(float), PALETTE[:2])), LABELS)
+
+
+def shown_kinds(pixels: np.ndarray, folder) -> dict:
+    """Grey pixels (H, W) by the kinds of images that are taken."""
+    stored = {f"exif {number}": Image.open(io.BytesIO(encode_turned(pixels, number))) for number in range(1, 9)}
+    (folder / "turned.png").write_bytes(encode_turned(pixels, 6))
+    Image.fromarray(pixels).save(folder / "grey.png")
+    return stored | {
+        "16 bits": Image.fromarray(pixels.astype(np.uint16) * 257),
+        "file": folder / "turned.png",
+        "path": str(folder / "grey.png"),
+        "array": pixels,
+        "channels": np.stack([pixels] * 3),
+        "tensor": torch.from_numpy(pixels),
+        "fractions": Image.fromarray(pixels.astype(np.float32)),
+    }
+
+
+def test_images_are_drawn_on_as_their_label_maps_lie(tmp_path):
+    pixels = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60).astype(np.uint8)
+    labels, wanted = np.zeros((40, 60), dtype=int), np.stack([pixels] * 3, axis=-1)
+    drawn = overlay(Image.fromarray(pixels), labels, PALETTE, NAMES)
+    for kind, image in shown_kinds(pixels, tmp_path).items():
+        np.testing.assert_array_equal(np.asarray(blend(image, labels, [(0, 0, 0)], 0.0)), wanted, err_msg=kind)
+        assert overlay(image, labels, PALETTE, NAMES).tobytes() == drawn.tobytes(), kind
+
+
+def test_label_maps_are_upright_by_their_own_exif(label_map):
+    labels = label_map.astype(np.uint8)
+    turned = Image.open(io.BytesIO(encode_turned(labels, 6)))
+    np.testing.assert_array_equal(np.asarray(colorize(turned, PALETTE)), labels)
+    np.testing.assert_array_equal(class_shares(turned, 3), class_shares(labels, 3))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (None, "`image` must be a PIL image, an array, a tensor or the path of a file, got NoneType"),
+        ([[0, 1], [2, 3]], "`image` must be .* got list"),
+        ("missing.png", "no such image: missing.png"),
+        (np.zeros((2, 2)), "image: .* integers from 0 to 255, got float32"),
+        (np.full((2, 2), 300), "image: .* 0..255"),
+        (np.zeros((1, 2, 2, 3), np.uint8), "image: .* 4 axes"),
+        (Image.fromarray(np.full((2, 2), np.nan, np.float32)), "image: .* 0..255"),
+    ],
+)
+def test_what_is_no_image_is_named(image, message):
+    with pytest.raises(InputError, match=message):
+        blend(image, LABELS, PALETTE)
+
+
+@pytest.mark.parametrize("names", [None, 3, "road", [0, 1, 2], {0: "road"}])
+def test_names_of_another_kind_are_named(names):
+    with pytest.raises(InputError, match="`class_names` must be a list of a name for each class"):
+        overlay(IMAGE, LABELS, PALETTE, names)
+
+
+def test_a_legend_needs_entries_and_a_side():
+    with pytest.raises(InputError, match=r"`width` or `height` must be a number of pixels, got neither"):
+        draw_legend([(PALETTE[0], "road", "1.0 %")], 15)
+    with pytest.raises(InputError, match="`entries` must hold"):
+        draw_legend([], 15, width=100)
+
+
+@pytest.mark.parametrize("num_labels", [-1, 2.5, "3", None, True, 10**12])
+def test_shares_of_no_number_of_classes_are_refused(num_labels):
+    with pytest.raises(InputError, match=r"`num_labels` must be (an integer|at least 0|at most 65,536), got"):
+        class_shares(LABELS, num_labels)

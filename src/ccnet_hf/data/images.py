@@ -4,13 +4,14 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 
-from ccnet_hf.errors import InputError, describe
+from ccnet_hf.errors import InputError, describe, using
 from ccnet_hf.models import image_transforms_ccnet as transforms
 
 
@@ -19,23 +20,32 @@ InputImage = PIL.Image.Image | np.ndarray | torch.Tensor | str | os.PathLike
 
 _NO_IMAGE = f"it is not an image in {', '.join(transforms.FORMATS[:-1])} or {transforms.FORMATS[-1]}"
 
+# How images above the limit of pixels are read: by commands, and by those who give an image's path in Python.
+_OPTION = "--max_image_pixels allows larger images, 0 any"
+_ARGUMENT = "ccnet_hf.data.images.read_image(path, max_image_pixels) gives larger images, 0 any"
+
 
 class CorruptExample(InputError):
     """An image or label map that is missing, cannot be decoded, is too large, or does not have the other's size."""
 
 
 def check_max_pixels(max_image_pixels: int | None) -> None:
-    """Raise `InputError` for a limit of pixels below 0; 0 stands for none, `None` for Pillow's."""
-    if max_image_pixels is not None and max_image_pixels < 0:
-        raise InputError(f"max_image_pixels must be a number of pixels, or 0 for no limit, got {max_image_pixels}")
+    """Raise `InputError` for a limit of pixels that is no number of at least 0; 0 stands for none, `None` for
+    Pillow's."""
+    is_number = isinstance(max_image_pixels, Real) and not isinstance(max_image_pixels, bool)
+    if max_image_pixels is not None and not (is_number and max_image_pixels >= 0):
+        raise InputError(f"max_image_pixels must be a number of pixels, or 0 for no limit, got {max_image_pixels!r}")
 
 
-def open_image(source: str | os.PathLike | bytes, max_image_pixels: int | None = None) -> PIL.Image.Image:
+def open_image(
+    source: str | os.PathLike | bytes, max_image_pixels: int | None = None, advice: str = _OPTION
+) -> PIL.Image.Image:
     """Decode an image of any mode and turn it upright as its EXIF orientation says.
 
     Args:
         source: a file, or its bytes.
         max_image_pixels: the largest number of pixels that is decoded, 0 for any; by default Pillow's 178,956,970.
+        advice: a clause on how larger images are read.
 
     Raises:
         CorruptExample: it is missing, damaged, no image of a known format, or too large; the message says which, and
@@ -45,7 +55,7 @@ def open_image(source: str | os.PathLike | bytes, max_image_pixels: int | None =
         return transforms.open_image(io.BytesIO(source) if isinstance(source, bytes) else source, max_image_pixels)
     except PIL.Image.DecompressionBombError as error:
         reason = str(error).rstrip(".")
-        raise CorruptExample(f"cannot be read ({reason}); --max_image_pixels allows larger images, 0 any") from error
+        raise CorruptExample(f"cannot be read ({reason}); {advice}") from error
     except Exception as error:  # Pillow's decoders meet broken files with a dozen kinds of exception
         reason = _NO_IMAGE if isinstance(error, PIL.UnidentifiedImageError) else describe(error)
         raise CorruptExample(f"cannot be read ({reason})") from error
@@ -65,18 +75,24 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         raise InputError(str(error)) from error
 
 
-def read_image(path: str | os.PathLike, max_image_pixels: int | None = None) -> PIL.Image.Image:
+def read_image(path: str | os.PathLike, max_image_pixels: int | None = None, advice: str = _OPTION) -> PIL.Image.Image:
     """Read an image of any kind (palette, grey, 16-bit, RGBA, CMYK, rotated by EXIF) as upright 8-bit RGB.
 
+    Args:
+        path: of the file.
+        max_image_pixels, advice: as in `open_image`.
+
     Raises:
-        InputError: as `open_image` and `to_rgb`; the message names the file.
+        InputError: as `open_image` and `to_rgb`, and the message names the file; or `max_image_pixels` is no number of
+            pixels.
     """
+    check_max_pixels(max_image_pixels)
     if not Path(path).exists():
         raise CorruptExample(f"no such image: {path}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # large images below the limit and odd metadata are no concern here
         try:
-            return to_rgb(open_image(path, max_image_pixels))
+            return to_rgb(open_image(path, max_image_pixels, advice))
         except InputError as error:
             raise CorruptExample(f"{path}: {error}") from error
 
@@ -86,11 +102,38 @@ def upright_image(image: InputImage) -> PIL.Image.Image | np.ndarray | torch.Ten
     orientation says, arrays and tensors as they are.
 
     Raises:
-        InputError: as `read_image`.
+        InputError: it is none of these; and as `read_image`.
     """
     if isinstance(image, str | os.PathLike):
-        return read_image(image)
-    return transforms.upright(image) if isinstance(image, PIL.Image.Image) else image
+        return read_image(image, advice=_ARGUMENT)
+    if isinstance(image, PIL.Image.Image):
+        return transforms.upright(image)
+    if not isinstance(image, np.ndarray | torch.Tensor):
+        raise InputError(
+            f"`image` must be a PIL image, an array, a tensor or the path of a file, got {type(image).__name__}"
+        )
+    return image
+
+
+def drawable(image: InputImage) -> PIL.Image.Image:
+    """An image to draw on, as the results of it lie: what `upright_image` gives, as 8-bit RGB.
+
+    Raises:
+        InputError: it is no image, or an array of other values than integers from 0 to 255; and as `read_image`.
+    """
+    image = upright_image(image)
+    with using("image"):
+        if isinstance(image, PIL.Image.Image):
+            return transforms.convert_to_rgb(image)
+        transforms.image_size(image)  # refuses what has not two or three axes
+        pixels = transforms.image_to_array(image, do_convert_rgb=True)
+        pixels = pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels
+        if pixels.dtype != np.uint8 or len(pixels) != 3:
+            raise ValueError(
+                f"what is drawn on has 1, 3 or 4 channels of integers from 0 to 255, got {pixels.dtype} of shape "
+                f"{tuple(image.shape)}"
+            )
+        return PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def label_ids(image: PIL.Image.Image) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from torchvision import tv_tensors
 
 from ccnet_hf.data.images import CorruptExample, check_max_pixels, label_ids, open_image, to_rgb, turned_note
 from ccnet_hf.errors import InputError, reading
+from ccnet_hf.limits import check_integer
 from ccnet_hf.models.image_transforms_ccnet import fit_labels, stored_orientation
 
 
@@ -180,7 +182,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     Args:
         dataset: what `load_split` returns, mapped or streamed.
-        num_labels: ids 0..num_labels-1 are classes, at most 255 of them.
+        num_labels: ids 0..num_labels-1 are classes, from 2 to 255 of them; 0 where there are no label maps.
         ignore_index: the only other id a label map may hold, at most 255.
         reduce_labels: make 0 the ignored id and move every other id down by one first, as ADE20K's own files want.
         transform: maps (image: uint8 (3, H, W), label: uint8 (H, W)) to what is trained on, drawing its random
@@ -200,7 +202,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
     every process, in every order and after every restart.
 
     Raises:
-        InputError: the labels do not fit into a byte, as label maps are held, or `max_image_pixels` is negative.
+        InputError: `num_labels` or `ignore_index` is no integer, there is a single class, the labels do not fit into a
+            byte, as label maps are held, or `max_image_pixels` is no number of pixels.
     """
 
     def __init__(
@@ -215,6 +218,10 @@ class SegmentationDataset(torch.utils.data.Dataset):
         max_image_pixels: int | None = None,
         source: str = "the dataset",
     ):
+        check_integer("num_labels", num_labels, 0)
+        check_integer("ignore_index", ignore_index, -inf)
+        if num_labels == 1:
+            raise InputError("`num_labels` must be at least 2, got 1: a class and its background are two")
         if not num_labels <= ignore_index <= 255:
             raise InputError(
                 f"label maps are held in bytes, so {num_labels} classes and the ignored id {ignore_index} must be "
@@ -344,15 +351,15 @@ class SegmentationDataset(torch.utils.data.Dataset):
             label = label_ids(image)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        if self.reduce_labels:
-            label = np.where(label == self.ignore_index, self.ignore_index, label - 1)
-            label[label == -1] = self.ignore_index
-        wrong = label[((label < 0) | (label >= self.num_labels)) & (label != self.ignore_index)]
+        first = int(self.reduce_labels)
+        wrong = label[((label < 0) | (label >= self.num_labels + first)) & (label != self.ignore_index)]
         if wrong.size:
             raise InputError(
-                f"{name}: label id {int(wrong[0]) + self.reduce_labels} is outside "
-                f"{int(self.reduce_labels)}..{self.num_labels - 1 + self.reduce_labels} and is not {self.ignore_index}"
+                f"{name}: label id {int(wrong[0])} is outside {first}..{self.num_labels - 1 + first} and is not "
+                f"{self.ignore_index}"
             )
+        if self.reduce_labels:
+            label = np.where((label == 0) | (label == self.ignore_index), self.ignore_index, label - 1)
         return label.astype(np.uint8), stored_orientation(image)
 
     def __getitem__(self, key: int | tuple) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def evaluate_dataset(
     bar = tqdm(
         total=total, desc="evaluate", unit="image", disable=not (progress and process.is_main_process), leave=False
     )
-    num_examples = num_ignored = 0
+    num_examples = 0
     batches = read_ahead(lambda _: list(islice(examples, batch_size)), count(), number=1)
     with bar, closing(batches):
         for _, reading in batches:
@@ -169,14 +169,13 @@ def evaluate_dataset(
                 if export is not None:
                     export(name, label_map)
             num_examples += len(batch)
-            num_ignored += sum(int((label == dataset.ignore_index).sum()) for label in labels)
             bar.update(len(batch))
     metric.confusion_matrix = reduce(metric.confusion_matrix.to(process.device), "sum")
-    counted = reduce(torch.tensor([num_examples, num_ignored], device=process.device), "sum").tolist()
+    counted = reduce(torch.tensor([num_examples, int(metric.num_ignored)], device=process.device), "sum").tolist()
     result = dict(zip(("num_examples", "num_ignored_pixels"), counted, strict=True))
     result |= {"skipped": sorted(gather_object(corrupt)), "turned": sorted(gather_object(turned))}
     if not result["num_examples"]:
         raise InputError(f"no example to score; {len(result['skipped'])} could not be read")
     if export is not None and not metric.confusion_matrix.any():
         return result
-    return result | {"confusion_matrix": metric.confusion_matrix.tolist()} | metric.compute()
+    return result | {"confusion_matrix": metric.confusion_matrix.tolist()} | metric.result()

@@ -32,7 +32,11 @@ def summary(scores: dict[str, Any]) -> str:
 
 
 def unlabelled_classes(
-    counts: Sequence[int], num_ignored: int, ignore_index: int, class_names: Sequence[str], counted: str = ""
+    counts: Sequence[int],
+    num_ignored: int,
+    ignore_index: int,
+    class_names: Sequence[str] | None = None,
+    counted: str = "",
 ) -> str | None:
     """One line on the classes without a labelled pixel and the fraction of ignored pixels; `None` where all have one.
 
@@ -40,10 +44,11 @@ def unlabelled_classes(
         counts: labelled pixels by class.
         num_ignored: pixels with the ignored id.
         ignore_index: that id.
-        class_names: name per class.
+        class_names: name per class; `None` where only ids are known.
         counted: which label maps were counted, where not all were.
     """
-    missing = [f"{label} ({class_names[label]})" for label, count in enumerate(counts) if not count]
+    named = [f"{label} ({name})" for label, name in enumerate(class_names or ())] or [*map(str, range(len(counts)))]
+    missing = [name for name, count in zip(named, counts, strict=True) if not count]
     total = int(sum(counts)) + num_ignored
     if not missing or not total:
         return None

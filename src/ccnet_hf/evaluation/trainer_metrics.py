@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.distributed import get_world_size, is_initialized
 from transformers import EvalPrediction, PreTrainedConfig
 
+from ccnet_hf.errors import InputError
 from ccnet_hf.evaluation.metric import MeanIoU, confusion_matrix
+from ccnet_hf.inference.runtime import check_logits
 from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
 
@@ -22,8 +25,14 @@ class TrainerMetrics:
     """
 
     def __init__(self, config: PreTrainedConfig):
+        if not hasattr(config, "semantic_loss_ignore_index"):
+            raise InputError(
+                "`config` must be of a model of semantic segmentation, of clips or of human parsing, got "
+                f"{type(config).__name__}"
+            )
         self.config = config
         self.metric = MeanIoU(num_labels=config.num_labels, ignore_index=config.semantic_loss_ignore_index)
+        self.metric.class_names = [config.id2label[label] for label in range(config.num_labels)]
 
     def count(self, logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
         """Count the pixels of a batch, for `Trainer(preprocess_logits_for_metrics=...)`.
@@ -36,8 +45,19 @@ class TrainerMetrics:
         Returns:
             (B, num_labels, num_labels + 1) int64, for each example what `confusion_matrix` counts: all that `Trainer`
             keeps of it, and gathers from other processes.
+
+        Raises:
+            InputError: the logits are not of the model's classes or not as many as the label maps, or hold NaN.
         """
         logits = logits[0] if isinstance(logits, tuple) else logits
+        shapes = [tuple(getattr(values, "shape", ())) for values in (logits, labels)]
+        is_fit = len(shapes[0]) == 4 and len(shapes[1]) in (3, 4) and shapes[0][1] == self.config.num_labels
+        if not is_fit or shapes[0][0] != math.prod(shapes[1][:-2]) or not shapes[0][0]:
+            raise InputError(
+                f"logits must be (images, {self.config.num_labels}, h, w) and labels (images, H, W), of clips (clips, "
+                f"frames, H, W), got shapes {shapes[0]} and {shapes[1]}"
+            )
+        check_logits(logits)
         examples = zip(
             logits.unflatten(0, (len(labels), -1)), labels.reshape(len(labels), -1, *labels.shape[-2:]), strict=True
         )
@@ -45,11 +65,13 @@ class TrainerMetrics:
 
     def _count_example(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         matrices = []
+        ignore_index = self.metric.ignore_index
         for image, label in zip(logits, labels, strict=True):
-            if self.metric.ignore_index != _PADDING:
+            if ignore_index != _PADDING:
                 label = label[(label != _PADDING).any(dim=1)]
+            self.metric.num_ignored = self.metric.num_ignored.to(label.device) + (label == ignore_index).sum()
             label_map = argmax_of_resized_logits(image, self.config.align_corners, target_size=tuple(label.shape))
-            matrices.append(confusion_matrix(label_map, label, self.metric.num_labels, self.metric.ignore_index))
+            matrices.append(confusion_matrix(label_map, label, self.metric.num_labels, ignore_index))
         return torch.stack(matrices).sum(dim=0)
 
     def __call__(self, evaluation: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
@@ -67,6 +89,8 @@ class TrainerMetrics:
         self.metric.confusion_matrix += torch.as_tensor(evaluation.predictions).sum(dim=0).cpu()
         if not compute_result:
             return {}
+        if is_initialized() and get_world_size() > 1:
+            self.metric.num_ignored = torch.tensor(0)  # those of the other processes are not known
         result = self.metric.compute()
         means = {name: value for name, value in result.items() if isinstance(value, float)}
         per_class = {f"iou_{self.config.id2label[i]}": iou for i, iou in enumerate(result["per_category_iou"])}

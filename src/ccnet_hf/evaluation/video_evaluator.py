@@ -41,7 +41,7 @@ class VideoEvaluator(SemanticEvaluator):
         process, dataset = PartialState(), self.dataset
         metric = MeanIoU(num_labels=dataset.num_labels, ignore_index=dataset.ignore_index)
         skipped, turned = [], []
-        num_examples = num_ignored = 0
+        num_examples = 0
         runs = dataset.runs[process.process_index :: process.num_processes]
         total = sum(map(len, runs))
         with tqdm(total=total, desc="evaluate", unit="frame", disable=not process.is_main_process, leave=False) as bar:
@@ -63,10 +63,9 @@ class VideoEvaluator(SemanticEvaluator):
                         export(name, label_map)
                     turned += [name] if was_turned else []
                     num_examples += 1
-                    num_ignored += int((label == dataset.ignore_index).sum())
         predictor.reset()
         metric.confusion_matrix = reduce(metric.confusion_matrix.to(process.device), "sum")
-        counted = reduce(torch.tensor([num_examples, num_ignored], device=process.device), "sum").tolist()
+        counted = reduce(torch.tensor([num_examples, int(metric.num_ignored)], device=process.device), "sum").tolist()
         result = dict(zip(("num_examples", "num_ignored_pixels"), counted, strict=True))
         result |= {"skipped": sorted(gather_object(skipped)), "turned": sorted(gather_object(turned))}
         if not result["num_examples"]:
@@ -75,4 +74,4 @@ class VideoEvaluator(SemanticEvaluator):
         self._turned.update(result["turned"])
         if export is not None and not metric.confusion_matrix.any():
             return result
-        return result | {"confusion_matrix": metric.confusion_matrix.tolist()} | metric.compute()
+        return result | {"confusion_matrix": metric.confusion_matrix.tolist()} | metric.result()

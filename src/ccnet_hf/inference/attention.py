@@ -1,11 +1,15 @@
 """What a pixel of an image attends to: the weights of every round, and their maps at the image's size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
+import numpy as np
 import torch
 from torch import nn
 
 from ccnet_hf.errors import InputError
+from ccnet_hf.limits import check_integer
 from ccnet_hf.models.image_letterbox_ccnet import inverse_letterbox_map
 from ccnet_hf.models.layers_ccnet import CrissCrossAttention, FeatureMapAttention, RecurrentCrissCrossAttention
 from ccnet_hf.models.post_processing_ccnet import resize_logits
@@ -34,7 +38,13 @@ class PixelAttention:
     letterbox: bool
 
     def map(self, *rounds: int) -> torch.Tensor:
-        """Weights (h, w) by the rounds of these numbers, counted from 1; of all where none is given."""
+        """Weights (h, w) by the rounds of these numbers, counted from 1; of all where none is given.
+
+        Raises:
+            InputError: there is no round of such a number.
+        """
+        for number in rounds:
+            check_integer("rounds", number, 1, len(self.rounds))
         chosen = [self.rounds[number - 1] for number in rounds] if rounds else self.rounds
         return attention_map(chosen, self.position)
 
@@ -62,9 +72,12 @@ def attend(
         letterbox: whether the image lies in the middle of `pixel_values`.
 
     Raises:
-        InputError: the model's head has no attention, or the point is not on the image.
+        InputError: the model's head has no attention, or the point is none, or not on the image.
     """
     height, width = target_size
+    is_pair = isinstance(point, Sequence | np.ndarray) and len(point) == 2
+    if not is_pair or not all(isinstance(part, Real) for part in point):
+        raise InputError(f"point must be (x, y) in pixels from the upper left corner of the image, got {point!r}")
     x, y = point
     if not (0 <= x < width and 0 <= y < height):
         raise InputError(f"the point {x:g},{y:g} is not on the image of {width}x{height} (width x height)")

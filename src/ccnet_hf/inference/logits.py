@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ccnet_hf.errors import InputError
-from ccnet_hf.inference.runtime import Runtime, as_runtime
+from ccnet_hf.inference.runtime import Runtime, as_runtime, class_logits
 
 
 Size = Sequence[int]
@@ -46,7 +46,8 @@ def predict_logits(
         (B, num_labels, H, W) logits, float32 also where the model computes in half precision.
 
     Raises:
-        InputError: unknown mode, missing or impossible crop size or stride, wrong shape of `pixel_values`.
+        InputError: no model or runtime of this kind, unknown mode, missing or impossible crop size or stride, wrong
+            shape or dtype of `pixel_values`, or NaN in what the model gives.
     """
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or 0 in pixel_values.shape:
         given = f"shape {tuple(pixel_values.shape)}" if hasattr(pixel_values, "shape") else repr(pixel_values)
@@ -57,7 +58,7 @@ def predict_logits(
     if align_corners is None:
         align_corners = runtime.config.align_corners
     if crop_size is None:
-        return resize(runtime.logits(pixel_values), pixel_values.shape[-2:], align_corners)
+        return resize(class_logits(runtime, pixel_values), pixel_values.shape[-2:], align_corners)
     return slide_logits(runtime, pixel_values, crop_size, stride, crop_batch_size, align_corners)
 
 
@@ -77,7 +78,7 @@ def slide_logits(
     for start in range(0, len(crops), crop_batch_size):
         chunk = crops[start : start + crop_batch_size]
         batch = torch.cat([_inside(pixel_values[image : image + 1], window) for image, window in chunk])
-        batch_logits = resize(runtime.logits(batch), batch.shape[-2:], align_corners)
+        batch_logits = resize(class_logits(runtime, batch), batch.shape[-2:], align_corners)
         if logits is None:
             logits = batch_logits.new_zeros(batch_size, batch_logits.shape[1], height, width)
         for (image, window), crop_logits in zip(chunk, batch_logits, strict=True):

@@ -16,7 +16,7 @@ from ccnet_hf.data.images import InputImage, upright_image
 from ccnet_hf.errors import InputError
 from ccnet_hf.inference.attention import PixelAttention, attend
 from ccnet_hf.inference.logits import Size, positive, resize, slide_logits, sliding_window
-from ccnet_hf.inference.runtime import Runtime, as_runtime
+from ccnet_hf.inference.runtime import Runtime, as_runtime, class_logits
 from ccnet_hf.limits import MAX_PIXELS
 from ccnet_hf.models.configuration_ccnet import AVERAGES
 from ccnet_hf.models.image_transforms_ccnet import image_size, output_size, rescale_output_size
@@ -52,8 +52,9 @@ class Predictor:
             the benchmark whose classes the model has, if there is one.
 
     Raises:
-        InputError: no scale, a scale that is no positive number, impossible windows, average or label pairs; and from
-            a prediction, an image that a scale or the processor would enlarge beyond what `ccnet_hf.limits` allows.
+        InputError: no model and image processor of these kinds, no scale, a scale that is no positive number,
+            impossible windows, average, `flip` or label pairs; and from a prediction, what is no image, an image that
+            a scale or the processor would enlarge beyond what `ccnet_hf.limits` allows, or NaN in the model's logits.
     """
 
     def __init__(
@@ -80,13 +81,19 @@ class Predictor:
         if not isinstance(scales, Sequence | np.ndarray) or not len(scales) or not all(map(_is_scale, scales)):
             raise InputError(f"scales must be positive numbers, at least one, got {scales!r}")
         self.scales = tuple(float(scale) for scale in scales)
-        self.flip = flip
+        if not isinstance(flip, bool | np.bool_):
+            raise InputError(f"flip must be True or False, got {flip!r}")
+        self.flip = bool(flip)
         if average not in (None, *AVERAGES):
             raise InputError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
         self._average = average or self.config.inference.get("average", "probabilities")
         if flip_label_pairs is None:
             flip_label_pairs = benchmarks.flip_label_pairs(self.config.id2label)
         self._flipped_labels = _exchange(self.config.num_labels, flip_label_pairs)
+        if not hasattr(image_processor, "active_letterbox_inverse"):
+            raise InputError(
+                f"`image_processor` must be the model's CCNetImageProcessor, got {type(image_processor).__name__}"
+            )
 
     @property
     def is_augmented(self) -> bool:
@@ -270,7 +277,7 @@ class Predictor:
         for shape, indices in indices_by_shape.items():
             batch = torch.stack([inputs[index] for index in indices])
             if self.crop_size is None:
-                logits = self.runtime.logits(batch)
+                logits = class_logits(self.runtime, batch)
             else:
                 align_corners = self.config.align_corners
                 logits = slide_logits(

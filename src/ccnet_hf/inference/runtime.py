@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ccnet_hf.errors import InputError
+
 
 @runtime_checkable
 class Runtime(Protocol):
@@ -50,5 +52,40 @@ class ModelRuntime:
 
 
 def as_runtime(model: nn.Module | Runtime) -> Runtime:
-    """A runtime as it is, and a model as its `ModelRuntime`."""
-    return model if isinstance(model, Runtime) else ModelRuntime(model)
+    """A runtime as it is, and a model as its `ModelRuntime`.
+
+    Raises:
+        InputError: it is neither a runtime nor a model that gives an image class logits.
+    """
+    runtime = model
+    if isinstance(model, nn.Module) and hasattr(model, "config") and not isinstance(model, Runtime):
+        runtime = ModelRuntime(model)
+    if not isinstance(runtime, Runtime) or not hasattr(runtime.config, "inference"):
+        raise InputError(
+            "`model` must be a model of semantic segmentation or of human parsing, as from_pretrained of its class "
+            f"loads it, or a runtime, got {repr(model) if isinstance(model, str) else type(model).__name__}"
+        )
+    return runtime
+
+
+def class_logits(runtime: Runtime, pixel_values: torch.Tensor) -> torch.Tensor:
+    """`Runtime.logits`, where both can be images and their logits.
+
+    Raises:
+        InputError: `pixel_values` are not floating point, or a logit is NaN.
+    """
+    if not pixel_values.is_floating_point():
+        raise InputError(
+            f"pixel_values must be floating point, as the image processor gives them, got {pixel_values.dtype}"
+        )
+    return check_logits(runtime.logits(pixel_values))
+
+
+def check_logits(logits: torch.Tensor) -> torch.Tensor:
+    """The logits, or `InputError` where one is NaN, of which no class would be the right one."""
+    if logits.isnan().any():
+        raise InputError(
+            "the model's logits hold NaN: its weights or its input do, or its numbers are too large for "
+            f"{logits.dtype}"
+        )
+    return logits

@@ -1,13 +1,16 @@
 """Attention as people look at it: what a position gathers from, as a map and drawn over the image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
+from numbers import Real
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ccnet_hf.errors import InputError
+from ccnet_hf.data.images import InputImage, drawable
+from ccnet_hf.errors import InputError, enough_memory, using
+from ccnet_hf.limits import check_integer
 from ccnet_hf.visualization.segmentation import INK, PAPER
 
 
@@ -44,8 +47,15 @@ def attention_map(attentions: Sequence[torch.Tensor], position: tuple[int, int])
 
 
 def uniform_attention(height: int, width: int) -> torch.Tensor:
-    """The weights of one round that prefers nothing: (height, width, height + width) float64, in the layout above."""
-    weights = torch.full((height, width, height + width), 1 / (height + width - 1), dtype=torch.float64)
+    """The weights of one round that prefers nothing: (height, width, height + width) float64, in the layout above.
+
+    Raises:
+        InputError: a side is no integer of at least 1, or there is not memory enough.
+    """
+    check_integer("height", height, 1)
+    check_integer("width", width, 1)
+    with enough_memory(f"attention over a feature map of {height}x{width}"):
+        weights = torch.full((height, width, height + width), 1 / (height + width - 1), dtype=torch.float64)
     rows = torch.arange(height)
     weights[rows, :, rows] = 0  # a position counts itself once, in its row
     return weights
@@ -63,12 +73,11 @@ def clip_attention(weights: torch.Tensor, position: tuple[int, int], percentile:
         percentile: 0 to 100.
 
     Raises:
-        InputError: the percentile is none, or the position lies elsewhere.
+        InputError: the percentile is none, the weights are no map, or the position lies elsewhere.
     """
-    if not 0 <= percentile <= 100:
-        raise InputError(f"percentile must be from 0 to 100, got {percentile}")
-    if not _is_inside(position, *weights.shape):
-        raise InputError(f"position must be (row, column) on a map of {tuple(weights.shape)}, got {position!r}")
+    if not isinstance(percentile, Real) or not 0 <= percentile <= 100:
+        raise InputError(f"percentile must be from 0 to 100, got {percentile!r}")
+    weights = _checked_map("weights", weights, position)
     row, column = position
     off_the_cross = torch.ones_like(weights, dtype=torch.bool)
     off_the_cross[row], off_the_cross[:, column] = False, False
@@ -87,7 +96,12 @@ def attention_ratio(weights: torch.Tensor, position: tuple[int, int], num_rounds
 
     Returns:
         (h, w) float64, the ratio's logarithm to base 2; 0 where no path of so many rounds leads.
+
+    Raises:
+        InputError: the weights are no map, the position lies elsewhere, or there is no such number of rounds.
     """
+    weights = _checked_map("weights", weights, position)
+    check_integer("num_rounds", num_rounds, 1)
     uniform = attention_map([uniform_attention(*weights.shape)] * num_rounds, position)
     smallest = torch.finfo(torch.float32).tiny
     ratio = weights.cpu().double().clamp(min=smallest).log2() - uniform.clamp(min=smallest).log2()
@@ -96,11 +110,24 @@ def attention_ratio(weights: torch.Tensor, position: tuple[int, int], num_rounds
 
 def _checked_size(attentions: Sequence[torch.Tensor]) -> tuple[int, int]:
     """Height and width of the feature map whose attention this is."""
-    shapes = [tuple(getattr(attention, "shape", ())) for attention in attentions]
-    expected = (*shapes[0][:2], sum(shapes[0][:2])) if shapes else None
+    is_sequence = isinstance(attentions, Sequence | torch.Tensor)
+    shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else None for a in (attentions if is_sequence else ())]
+    expected = (*shapes[0][:2], sum(shapes[0][:2])) if shapes and shapes[0] else ()
     if not shapes or any(shape != expected for shape in shapes):
         raise InputError(f"attentions must be one tensor (H, W, H + W) for each round, got shapes {shapes}")
     return expected[:2]
+
+
+def _checked_map(name: str, values: torch.Tensor, position: tuple[int, int]) -> torch.Tensor:
+    """A map (h, w) that has the position on it."""
+    with using(name):
+        values = torch.as_tensor(values) if isinstance(values, np.ndarray) else values
+    if not isinstance(values, torch.Tensor) or values.dim() != 2 or not values.numel():
+        given = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else repr(values)
+        raise InputError(f"{name} must be a map (h, w) with something in it, got {given}")
+    if not _is_inside(position, *values.shape):
+        raise InputError(f"position must be (row, column) on a map of {tuple(values.shape)}, got {position!r}")
+    return values
 
 
 def _is_inside(position: tuple[int, int], height: int, width: int) -> bool:
@@ -108,44 +135,45 @@ def _is_inside(position: tuple[int, int], height: int, width: int) -> bool:
     return is_pair and all(isinstance(i, int) and 0 <= i < n for i, n in zip(position, (height, width), strict=True))
 
 
-def draw_attention(image: Image.Image, weights: torch.Tensor, position: tuple[int, int]) -> Image.Image:
+def draw_attention(image: InputImage, weights: torch.Tensor, position: tuple[int, int]) -> Image.Image:
     """An image in pale grey under its attention: the larger the weight of a pixel, the stronger its orange.
 
     Args:
-        image: the image.
+        image: a PIL image, which is turned upright as its EXIF orientation says, an array or tensor of integers from
+            0 to 255, or an image file.
         weights: (h, w) weights over the feature map, as `attention_map` gives them; the largest is drawn full.
         position: (row, column) on the feature map whose attention this is; a ring marks it.
 
     Raises:
-        InputError: the weights are no map, or nothing but 0, or the position lies elsewhere.
+        InputError: the weights are no map, or nothing but 0, or the position lies elsewhere; as
+            `ccnet_hf.visualization.blend` of images.
     """
-    if weights.dim() != 2 or not weights.max() > 0:
-        raise InputError(f"weights must be a map (h, w) with something in it, got shape {tuple(weights.shape)}")
-    if not _is_inside(position, *weights.shape):
-        raise InputError(f"position must be (row, column) on a map of {tuple(weights.shape)}, got {position!r}")
+    weights = _checked_map("weights", weights, position)
+    if not weights.max() > 0:
+        raise InputError(f"weights must be a map (h, w) with something in it, got at most {weights.max():g}")
     drawn = _tint(_pale(image), weights / weights.max(), _HEAT)
     return _mark(drawn, position, tuple(weights.shape))
 
 
-def draw_attention_ratio(image: Image.Image, ratio: torch.Tensor, position: tuple[int, int]) -> Image.Image:
+def draw_attention_ratio(image: InputImage, ratio: torch.Tensor, position: tuple[int, int]) -> Image.Image:
     """An image in pale grey under `attention_ratio`: orange where the position looks more than evenly, blue where it
     looks less, full at 16 times as much and at a sixteenth.
 
     Args:
-        image: the image.
+        image: as for `draw_attention`.
         ratio: (h, w) over the feature map.
         position: (row, column) on the feature map; a ring marks it.
 
     Raises:
-        InputError: the position lies elsewhere.
+        InputError: the ratio is no map, or the position lies elsewhere; as `ccnet_hf.visualization.blend` of images.
     """
-    if not _is_inside(position, *ratio.shape):
-        raise InputError(f"position must be (row, column) on a map of {tuple(ratio.shape)}, got {position!r}")
+    ratio = _checked_map("ratio", ratio, position)
     drawn = _tint(_pale(image), ratio / _MOST_RATIO, _HEAT)
     return _mark(_tint(drawn, -ratio / _MOST_RATIO, _COLD), position, tuple(ratio.shape))
 
 
-def _pale(image: Image.Image) -> Image.Image:
+def _pale(image: InputImage) -> Image.Image:
+    image = drawable(image)
     return Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, PAPER), 0.5)
 
 
@@ -172,9 +200,16 @@ def _mark(drawn: Image.Image, position: tuple[int, int], size: tuple[int, int]) 
     return drawn
 
 
-def captioned_grid(rows: Sequence[dict[str, Image.Image]]) -> Image.Image:
-    """Images of one size in rows, each above its caption; a column is as wide as its image or the longest caption."""
-    width, height = next(iter(rows[0].values())).size
+def captioned_grid(rows: Sequence[Mapping[str, InputImage]]) -> Image.Image:
+    """Images of one size in rows, each above its caption; a column is as wide as its image or the longest caption.
+
+    Raises:
+        InputError: there is no image, or the rows are no list of images by caption.
+    """
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows) or not any(rows):
+        raise InputError(f"`rows` must be a list of images by caption, one at least, got {rows!r}")
+    rows = [{str(caption): drawable(image) for caption, image in row.items()} for row in rows]
+    width, height = next(image for row in rows for image in row.values()).size
     side = min(height, 4 * width)  # a narrow image has small captions, not ones as large as it is high
     font = ImageFont.load_default(size=max(12, side // 16))
     gap = max(side // 12, ceil(font.size / 2))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ccnet_hf.data.images import InputImage, drawable
 from ccnet_hf.visualization.segmentation import generate_palette
 
 
@@ -26,17 +27,17 @@ class DrawnInstances(Protocol):
 
 
 def draw_instances(
-    image: Image.Image, instances: DrawnInstances, names: Mapping[int, str], with_scores: bool = True
+    image: InputImage, instances: DrawnInstances, names: Mapping[int, str], with_scores: bool = True
 ) -> Image.Image:
     """Draw instances over their image, those with higher scores on top.
 
     Args:
-        image: of the size of the masks.
+        image: of the size of the masks when upright; as for `ccnet_hf.visualization.blend`.
         instances: by falling score.
         names: of the labels.
         with_scores: whether to write scores beside the names.
     """
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
+    pixels = np.asarray(drawable(image), dtype=np.float32).copy()
     number = len(instances.scores)
     palette = generate_palette(number)
     for index in reversed(range(number)):
@@ -67,7 +68,7 @@ def side_by_side(rows: Sequence[Sequence[Image.Image]], margin: int = 12) -> Ima
     canvas, top = Image.new("RGB", size, "white"), margin
     for row, height in zip(rows, heights, strict=True):
         for column, image in enumerate(row):
-            cell = image.convert("RGB").resize((_CELL_WIDTH, height), Image.Resampling.LANCZOS)
+            cell = drawable(image).resize((_CELL_WIDTH, height), Image.Resampling.LANCZOS)
             canvas.paste(cell, (margin + column * (_CELL_WIDTH + margin), top))
         top += height + margin
     return canvas

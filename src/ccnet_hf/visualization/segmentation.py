@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ccnet_hf.data.images import InputImage, drawable
 from ccnet_hf.errors import InputError, using
+from ccnet_hf.limits import check_integer
+from ccnet_hf.models.configuration_ccnet import MAX_NUM_LABELS
 from ccnet_hf.models.image_arguments_ccnet import check_palette
 from ccnet_hf.models.image_transforms_ccnet import segmentation_map_to_array
 
 
 Color = tuple[int, int, int]
-LabelMap = np.ndarray | torch.Tensor
+LabelMap = np.ndarray | torch.Tensor | Image.Image
 
 PAPER, INK, FAINT = (255, 255, 255), (32, 33, 36), (128, 134, 139)
 
@@ -65,17 +68,23 @@ def colorize(label_map: LabelMap, palette: Sequence[Color]) -> Image.Image:
 
 
 def class_shares(label_map: LabelMap, num_labels: int) -> np.ndarray:
-    """Fraction of the pixels of a label map (H, W) in each class: float64 (num_labels,), other labels left out."""
+    """Fraction of the pixels of a label map (H, W) in each class: float64 (num_labels,), other labels left out.
+
+    Raises:
+        InputError: `num_labels` is no number of classes, or a label is no whole number.
+    """
+    check_integer("num_labels", num_labels, 0, MAX_NUM_LABELS)
     labels = _to_numpy(label_map).ravel()
     counts = np.bincount(labels[(labels >= 0) & (labels < num_labels)], minlength=num_labels)
     return counts / max(labels.size, 1)
 
 
-def blend(image: Image.Image, label_map: LabelMap, palette: Sequence[Color], alpha: float = 0.5) -> Image.Image:
-    """Tint an RGB image with the colours of its classes and draw a thin light line where classes meet.
+def blend(image: InputImage, label_map: LabelMap, palette: Sequence[Color], alpha: float = 0.5) -> Image.Image:
+    """Tint an image with the colours of its classes and draw a thin light line where classes meet.
 
     Args:
-        image: image of width W and height H.
+        image: image of width W and height H: a PIL image, which is turned upright as its EXIF orientation says, an
+            array or tensor of integers from 0 to 255, or an image file.
         label_map: (H, W) labels; those without a colour leave the image as it is.
         palette: RGB colour (0..255) per label.
         alpha: strength of the colour, 0 (none) to 1 (nothing but colour).
@@ -86,10 +95,10 @@ def blend(image: Image.Image, label_map: LabelMap, palette: Sequence[Color], alp
     """
     if not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
         raise InputError(f"alpha must be a number from 0 to 1, got {alpha!r}")
-    labels, palette = _to_numpy(label_map), _colors(palette)
+    labels, palette, image = _to_numpy(label_map), _colors(palette), drawable(image)
     if labels.shape != (image.height, image.width):
         raise InputError(f"image is {image.height}x{image.width}, label map {'x'.join(map(str, labels.shape))}")
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image)
     known = (labels >= 0) & (labels < len(palette))
     numbers = np.where(known, labels, len(palette))  # the last one leaves the image as it is
     present = np.flatnonzero(np.bincount(numbers.ravel(), minlength=len(palette) + 1))
@@ -131,7 +140,7 @@ def _borders(labels: np.ndarray, width: int) -> np.ndarray:
 
 
 def overlay(
-    image: Image.Image,
+    image: InputImage,
     label_map: LabelMap,
     palette: Sequence[Color],
     class_names: Sequence[str],
@@ -142,7 +151,7 @@ def overlay(
     The legend stands below a wide image and to the right of a tall one, and never covers it.
 
     Args:
-        image: image of width W and height H.
+        image: as for `blend`.
         label_map: (H, W) labels; those outside the classes (255) are left untinted and out of the legend.
         palette: RGB colour (0..255) per class.
         class_names: name per class.
@@ -152,9 +161,12 @@ def overlay(
         RGB image: the given one and the legend.
 
     Raises:
-        InputError: as `blend`, or there are fewer colours than names of classes.
+        InputError: as `blend`, the names are no list of names, or there are fewer colours than names.
     """
     palette = _colors(palette)
+    is_list = isinstance(class_names, Sequence | np.ndarray) and not isinstance(class_names, str)
+    if not is_list or not all(isinstance(name, str) for name in class_names):
+        raise InputError(f"`class_names` must be a list of a name for each class, got {class_names!r}")
     if len(palette) < len(class_names):
         raise InputError(f"palette must have a colour for each of {len(class_names)} classes, got {len(palette)}")
     blended = blend(image, label_map, palette, alpha)
@@ -195,7 +207,14 @@ def draw_legend(
 
     Returns:
         RGB image of the size that the entries take.
+
+    Raises:
+        InputError: there is no entry, or neither `width` nor `height` is given.
     """
+    if not entries:
+        raise InputError("`entries` must hold a colour, a name and a percentage at least once, got none")
+    if width is None and height is None:
+        raise InputError("`width` or `height` must be a number of pixels, got neither")
     font = ImageFont.load_default(size=font_size)
     swatch, gap, line = round(font_size * 1.1), round(font_size * 0.6), round(font_size * 1.75)
     margin = font_size
@@ -230,8 +249,10 @@ def _colors(palette: Sequence[Color]) -> list[list[int]]:
 
 
 def _to_numpy(label_map: LabelMap) -> np.ndarray:
-    labels = label_map.cpu().numpy() if isinstance(label_map, torch.Tensor) else np.asarray(label_map)
-    if labels.ndim != 2:
-        raise InputError(f"a label map has two axes (height, width), got shape {labels.shape}")
     with using("a label map"):
+        if isinstance(label_map, Image.Image):
+            return segmentation_map_to_array(label_map)
+        labels = label_map.cpu().numpy() if isinstance(label_map, torch.Tensor) else np.asarray(label_map)
+        if labels.ndim != 2:
+            raise InputError(f"a label map has two axes (height, width), got shape {labels.shape}")
         return segmentation_map_to_array(labels)
