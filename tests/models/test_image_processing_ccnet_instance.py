@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_tensor
 from transformers import AutoImageProcessor, pipeline
 
 from ccnet_hf import CCNetInstanceImageProcessor, CCNetInstanceSegmenterOutput
+from ccnet_hf.models import image_processing_common_ccnet
 
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -91,11 +92,27 @@ def test_images_without_objects_and_annotations_without_masks():
         ({"pad_size": {"height": 2**14, "width": 2**14 + 1}}, "`pad_size` .* images are enlarged to at most"),
         ({"size_divisor": 10**6}, "`size_divisor` 1000000 would make 1000000x1000000 .* at most 268,435,456 pixels"),
         ({"resample": 3}, "`resample` must be bilinear"),
+        ({"size": True}, "'size' with value True"),
+        ({"do_resize": "a"}, "'do_resize' with value 'a'"),
+        ({"rescale_factor": "a"}, "'rescale_factor' .* got str"),
+        ({"image_mean": "abc"}, "'image_mean' with value 'abc'"),
+        ({"size_divisor": "a"}, "'size_divisor' with value 'a'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         CCNetInstanceImageProcessor()(picture(40, 60), **arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_image_of_0_to_1_that_is_rescaled_is_warned_about(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(image_processing_common_ccnet.logger, "warning_once", warnings.append)
+    fractions = np.random.default_rng(0).random((20, 30, 3), dtype=np.float32)
+    CCNetInstanceImageProcessor()(fractions, do_rescale=False)
+    assert not warnings
+    CCNetInstanceImageProcessor()(fractions)
+    assert "lies in 0..1" in warnings[0]
 
 
 def test_names_that_look_like_an_argument():

@@ -34,8 +34,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import logging
 
 from .annotations_ccnet import objects_of_annotations
-from .image_arguments_ccnet import check_arguments, check_enlargement, check_form, image_list
-from .image_processing_common_ccnet import CCNetImageProcessorMixin, CCNetProcessorMixin
+from .image_arguments_ccnet import check_enlargement, image_list
+from .image_processing_common_ccnet import CCNetImageProcessorMixin, CCNetProcessorMixin, warn_of_fractions
 from .image_transforms_ccnet import image_to_array
 from .post_processing_ccnet import Size
 from .post_processing_instance_ccnet import InstancePostProcessingMixin
@@ -149,10 +149,7 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
         return super().preprocess(images, annotations, return_segmentation_masks, **kwargs)
 
     def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
-        for name in ("size", "pad_size"):
-            check_form(name, kwargs.get(name))
         kwargs = super()._standardize_kwargs(**kwargs)
-        check_arguments({name: value for name, value in kwargs.items() if name != "size_divisor"})
         divisor = kwargs["size_divisor"]
         if not isinstance(divisor, int) or isinstance(divisor, bool) or divisor < 1:
             raise ValueError(f"`size_divisor` must be an integer of at least 1, got {divisor!r}.")
@@ -169,9 +166,12 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
         device: str | torch.device | None = None,
         **kwargs,
     ) -> BatchFeature:
+        images = image_list(images, self.fetch_images)
+        if kwargs["do_rescale"]:
+            warn_of_fractions(images)
         arrays = [
             torch.as_tensor(image_to_array(image, bool(do_convert_rgb), input_data_format), device=device)
-            for image in image_list(images, self.fetch_images)
+            for image in images
         ]
         if not arrays:
             raise ValueError("No images given.")
