@@ -14,7 +14,7 @@
 """Image processor of Mask R-CNN with criss-cross attention, by torchvision's rules."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -177,7 +177,13 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
             raise ValueError("No images given.")
         labels = None
         if annotations is not None:
-            annotations = [annotations] if isinstance(annotations, dict) else list(annotations)
+            if isinstance(annotations, dict):
+                annotations = [annotations]
+            if not isinstance(annotations, Iterable):
+                raise ValueError(
+                    f"`annotations` must be a dictionary, or a list of one for each image, got {annotations!r}."
+                )
+            annotations = list(annotations)
             if len(annotations) != len(arrays):
                 raise ValueError(f"Got {len(annotations)} annotations for {len(arrays)} images.")
             labels = [
@@ -231,6 +237,9 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
     ) -> BatchFeature:
         if not isinstance(annotation, dict) or not {"image_id", "annotations"} <= annotation.keys():
             raise ValueError("Annotations of an image must be a dictionary with `image_id` and `annotations`.")
+        image_id = annotation["image_id"]
+        if not hasattr(image_id, "__index__") or not abs(image_id) < 2**63:
+            raise ValueError(f"`image_id` of annotations must be an integer of 64 bits, got {image_id!r}.")
         objects = objects_of_annotations(annotation["annotations"], orig_size, with_masks)
         new_size = _output_size(orig_size, size) if do_resize else orig_size
         height, width = orig_size
@@ -242,7 +251,7 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
             objects["masks"] = objects["masks"].new_zeros(0, *new_size)
         about = {
             "size": torch.tensor(new_size),
-            "image_id": torch.tensor([annotation["image_id"]]),
+            "image_id": torch.tensor([image_id]),
             "orig_size": torch.tensor(orig_size),
         }
         return BatchFeature(data=about | objects)

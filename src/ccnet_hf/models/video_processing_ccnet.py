@@ -175,7 +175,7 @@ class CCNetVideoProcessor(CCNetProcessorMixin, BaseVideoProcessor):
                 raise ValueError(f"Clip {index} has no frames.")
         if video_metadata is None:
             video_metadata = [_metadata(clip) for clip in clips]
-        video_metadata = make_batched_metadata(clips, video_metadata)
+        video_metadata = list(make_batched_metadata(clips, video_metadata))
         for index, (clip, metadata) in enumerate(zip(clips, video_metadata, strict=True)):
             if isinstance(clip, str):
                 clips[index], video_metadata[index] = self.fetch_videos(clip, sample_indices_fn)
