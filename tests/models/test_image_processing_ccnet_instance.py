@@ -85,6 +85,11 @@ def test_images_without_objects_and_annotations_without_masks():
         ({"annotations": [{"image_id": 1, "annotations": []}] * 2}, "Got 2 annotations for 1 images"),
         ({"annotations": {"annotations": []}}, "with `image_id` and `annotations`"),
         ({"annotations": {"image_id": 1, "annotations": [{}]}}, "Annotation 0 must have a `bbox`"),
+        ({"annotations": 5}, "`annotations` must be a dictionary, or a list of one for each image, got 5"),
+        ({"annotations": [5]}, "with `image_id` and `annotations`"),
+        ({"annotations": {"image_id": 1, "annotations": None}}, "`annotations` of an image must be a list"),
+        ({"annotations": {"image_id": None, "annotations": []}}, "`image_id` .* must be an integer .* got None"),
+        ({"annotations": {"image_id": "a.jpg", "annotations": []}}, "`image_id` .* must be an integer .* got 'a.jpg'"),
         ({"pad_size": {"height": 32, "width": 32}}, "is less than an image"),
         ({"size_divisor": 0}, "`size_divisor` must be an integer of at least 1, got 0"),
         ({"size": {"shortest_edge": 100000, "longest_edge": 100000}}, "images are enlarged to at most"),
@@ -208,6 +213,17 @@ def test_boxes_are_pixels_of_the_image_or_fractions():
         )
     with pytest.raises(ValueError, match="what the model returns in inference"):
         processor.post_process_instance_segmentation(CCNetInstanceSegmenterOutput(), target_sizes=[(4, 5)])
+
+
+@pytest.mark.parametrize("name", ["threshold", "mask_threshold", "overlap_mask_area_threshold"])
+@pytest.mark.parametrize("value", ["a", None, float("nan"), True])
+def test_thresholds_are_numbers(name, value):
+    outputs, processor = outputs_of([0.9], [1], [(0, 0, 1, 1)]), CCNetInstanceImageProcessor()
+    with pytest.raises(ValueError, match=f"`{name}` must be a finite number, got {value!r}"):
+        processor.post_process_instance_segmentation(outputs, target_sizes=[(4, 5)], **{name: value})
+    if name == "threshold":
+        with pytest.raises(ValueError, match="`threshold` must be a finite number"):
+            processor.post_process_object_detection(outputs, value)
 
 
 # --- transformers' conventions ---------------------------------------------------------------------------------------
