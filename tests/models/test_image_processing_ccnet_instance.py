@@ -125,6 +125,11 @@ def test_names_that_look_like_an_argument():
         CCNetInstanceImageProcessor(size_diviser=64)
     with pytest.raises(ValueError, match="no argument 'do_resizes'"):
         CCNetInstanceImageProcessor.from_dict({}, do_resizes=False)
+    for name, meant in (("palette", "palette"), ("reduce_labels", "do_reduce"), ("do_reduce_label", "do_reduce")):
+        with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}.* of CCNetImageProcessor"):
+            CCNetInstanceImageProcessor(**{name: True})
+    with pytest.raises(ValueError, match="no argument 'size_diviser'"):
+        CCNetInstanceImageProcessor()(picture(4, 5), size_diviser=64)
     later = CCNetInstanceImageProcessor().to_dict() | {"size_divisors": [32, 64], "mosaic": 4}
     loaded = CCNetInstanceImageProcessor.from_dict(later)
     assert loaded.to_dict() == later and loaded.size_divisor == 32

@@ -312,6 +312,8 @@ def test_segmentation_maps_are_made_frame_by_frame(clips):
 def test_names_that_look_like_an_argument_of_the_processor():
     with pytest.raises(ValueError, match="no argument 'reduce_labels'; did you mean do_reduce_labels"):
         CCNetVideoProcessor(reduce_labels=True)
+    with pytest.raises(ValueError, match="no argument 'reduce_labels'"):
+        CCNetVideoProcessor()(frames(), reduce_labels=True)
     with pytest.raises(ValueError, match="no argument 'align_corner'"):
         CCNetVideoProcessor.from_dict({}, align_corner=True)
     later = CCNetVideoProcessor().to_dict() | {"do_reduce_label": [3], "mosaic": 4}

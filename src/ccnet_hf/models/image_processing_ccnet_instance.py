@@ -35,8 +35,14 @@ from transformers.utils import logging
 
 from .annotations_ccnet import objects_of_annotations
 from .image_arguments_ccnet import check_enlargement, image_list
-from .image_processing_common_ccnet import CCNetImageProcessorMixin, CCNetProcessorMixin, warn_of_fractions
+from .image_processing_common_ccnet import (
+    CCNetImageProcessorKwargs,
+    CCNetImageProcessorMixin,
+    CCNetProcessorMixin,
+    warn_of_fractions,
+)
 from .image_transforms_ccnet import image_to_array
+from .mistaken_names_ccnet import mistaken_names
 from .post_processing_ccnet import Size
 from .post_processing_instance_ccnet import InstancePostProcessingMixin
 
@@ -98,6 +104,16 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
     size_divisor = 32
 
     fetch_images = CCNetImageProcessorMixin.fetch_images
+
+    @classmethod
+    def _mistaken_names(cls, names: Iterable[str]) -> dict[str, str]:
+        """As every processor's, with those of [`CCNetImageProcessor`] that have no effect on instances."""
+        own = cls.valid_kwargs.__annotations__
+        unknown = [name for name in names if name not in own]
+        others = CCNetImageProcessorKwargs.__annotations__.keys() - own.keys()
+        foreign = {name: name for name in unknown if name in others} | mistaken_names(unknown, others)
+        named = {name: f"{meant} of CCNetImageProcessor" for name, meant in foreign.items()}
+        return named | super()._mistaken_names(name for name in unknown if name not in others)
 
     @property
     def padding_value(self) -> float:

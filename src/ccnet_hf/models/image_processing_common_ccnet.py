@@ -16,6 +16,7 @@ maps."""
 
 import math
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -97,14 +98,19 @@ class CCNetProcessorMixin:
         cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
 
     def __init__(self, **kwargs):
-        refuse(type(self), mistaken_names(kwargs, self.valid_kwargs.__annotations__))
+        refuse(type(self), self._mistaken_names(kwargs))
         super().__init__(**kwargs)
+
+    @classmethod
+    def _mistaken_names(cls, names: Iterable[str]) -> dict[str, str]:
+        """Name -> what was probably meant."""
+        return mistaken_names(names, cls.valid_kwargs.__annotations__)
 
     @classmethod
     def from_dict(cls, processor_dict: dict[str, Any], **kwargs):
         """As every processor's; what in a file looks like an argument but is none is kept, with a warning."""
-        refuse(cls, mistaken_names(kwargs, cls.valid_kwargs.__annotations__))
-        mistaken = mistaken_names(processor_dict, cls.valid_kwargs.__annotations__)
+        refuse(cls, cls._mistaken_names(kwargs))
+        mistaken = cls._mistaken_names(processor_dict)
         warn(cls, mistaken)
         known = {name: value for name, value in processor_dict.items() if name not in mistaken}
         loaded = super().from_dict(known, **kwargs)
@@ -117,8 +123,9 @@ class CCNetProcessorMixin:
         """As every processor's; an argument of another type is refused in one line.
 
         Raises:
-            ValueError: If an argument has another type.
+            ValueError: If an argument has another type, or a name that only looks like an argument's.
         """
+        refuse(type(self), self._mistaken_names(kwargs))
         try:
             return super().preprocess(*args, **kwargs)
         except StrictDataclassError as error:  # how transformers refuses an argument of another type
