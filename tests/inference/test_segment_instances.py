@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_instance_model
+from tiny_models import tiny_instance_model, tiny_model
 from turned import encode_turned
 
-from ccnet_hf import CCNetForInstanceSegmentation, CCNetInstanceImageProcessor
+from ccnet_hf import CCNetForInstanceSegmentation, CCNetImageProcessor, CCNetInstanceImageProcessor
+from ccnet_hf.errors import InputError
 from ccnet_hf.inference.instances import InstancePredictor
 from ccnet_hf.inference.segment import main
 from ccnet_hf.models.annotations_ccnet import mask_of_segmentation
@@ -68,3 +69,20 @@ def test_what_cannot_be_read(folder, capsys):
     assert main([*images, *command, "--skip_corrupt"]) == 0
     assert "1 skipped" in capsys.readouterr().out
     assert main([images[0], *command, "--flip"]) == 1
+
+
+@pytest.mark.parametrize("images", [np.zeros((20, 30, 3), np.uint8), torch.zeros(3, 20, 30), "a.png", None])
+def test_what_is_no_list_of_images_is_refused(images):
+    predictor = InstancePredictor(tiny_instance_model(), CCNetInstanceImageProcessor())
+    with pytest.raises(InputError, match=f"instances takes a list of images, got {type(images).__name__}"):
+        list(predictor.instances(images))
+
+
+def test_a_predictor_of_something_else_is_refused():
+    model, processor = tiny_instance_model(), CCNetInstanceImageProcessor()
+    with pytest.raises(InputError, match="model must be a CCNetForInstanceSegmentation, got CCNetForSemantic"):
+        InstancePredictor(tiny_model(), processor)
+    with pytest.raises(InputError, match="image_processor must be a CCNetInstanceImageProcessor, got CCNetImage"):
+        InstancePredictor(model, CCNetImageProcessor())
+    with pytest.raises(InputError, match="`threshold` must be a finite number, got nan"):
+        InstancePredictor(model, processor, float("nan"))

@@ -82,6 +82,15 @@ def test_a_session_forgets(model, frames):
     for wrong in (0, 1.5, True):
         with pytest.raises(ValueError, match="num_frames must be an integer of at least 1"):
             CCNetVideoSession(model, CCNetVideoProcessor(), wrong)
+    with pytest.raises(ValueError, match="num_frames must be at most 1,000, got 1000000000"):
+        CCNetVideoSession(model, CCNetVideoProcessor(), 10**9)
+
+
+def test_a_session_of_something_else_is_refused(model):
+    with pytest.raises(ValueError, match="model must be a CCNetForVideoSegmentation, got CCNetForSemantic"):
+        CCNetVideoSession(tiny_model(), CCNetVideoProcessor())
+    with pytest.raises(ValueError, match="video_processor must be a CCNetVideoProcessor, got CCNetImageProcessor"):
+        CCNetVideoSession(model, CCNetImageProcessor())
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -88,6 +88,10 @@ def test_no_object():
         ({"bbox": [1, 2, 3]}, r"Annotation 0 must have a `bbox` .* got \[1, 2, 3\]"),
         ({"bbox": [1, 2, float("nan"), 3]}, "must have a `bbox`"),
         ({"category_id": "cat"}, "must have a `category_id` that is an integer from 0, got 'cat'"),
+        ({"category_id": 2**63}, "must have a `category_id`"),
+        ({"area": float("nan")}, "must have an `area` that is a number from 0, or none, got nan"),
+        ({"area": "x"}, "must have an `area` .* got 'x'"),
+        ({"iscrowd": "x"}, "must have an `iscrowd` of 0 or 1, or none, got 'x'"),
         ({"segmentation": None}, "Annotation 0 has no `segmentation`"),
         ({"segmentation": "x"}, "list of polygons"),
         ({"segmentation": [[1, 2, 3, 4, 5]]}, "a polygon must be a list of x, y"),
@@ -99,6 +103,15 @@ def test_no_object():
 def test_what_cannot_be_an_annotation_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         objects_of_annotations([annotation(**change)], SIZE, with_masks=True)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [(None, "must be a list, got NoneType"), ([5], "Annotation 0 must be a dictionary, got 5")],
+)
+def test_what_cannot_be_the_annotations_of_an_image_is_refused(annotations, message):
+    with pytest.raises(ValueError, match=message):
+        objects_of_annotations(annotations, SIZE, with_masks=True)
 
 
 def test_a_polygon_far_outside_and_one_of_two_corners():

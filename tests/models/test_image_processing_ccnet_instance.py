@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_tensor
 from transformers import AutoImageProcessor, pipeline
 
 from ccnet_hf import CCNetInstanceImageProcessor, CCNetInstanceSegmenterOutput
+from ccnet_hf.models import image_processing_common_ccnet
 
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -84,6 +85,11 @@ def test_images_without_objects_and_annotations_without_masks():
         ({"annotations": [{"image_id": 1, "annotations": []}] * 2}, "Got 2 annotations for 1 images"),
         ({"annotations": {"annotations": []}}, "with `image_id` and `annotations`"),
         ({"annotations": {"image_id": 1, "annotations": [{}]}}, "Annotation 0 must have a `bbox`"),
+        ({"annotations": 5}, "`annotations` must be a dictionary, or a list of one for each image, got 5"),
+        ({"annotations": [5]}, "with `image_id` and `annotations`"),
+        ({"annotations": {"image_id": 1, "annotations": None}}, "`annotations` of an image must be a list"),
+        ({"annotations": {"image_id": None, "annotations": []}}, "`image_id` .* must be an integer .* got None"),
+        ({"annotations": {"image_id": "a.jpg", "annotations": []}}, "`image_id` .* must be an integer .* got 'a.jpg'"),
         ({"pad_size": {"height": 32, "width": 32}}, "is less than an image"),
         ({"size_divisor": 0}, "`size_divisor` must be an integer of at least 1, got 0"),
         ({"size": {"shortest_edge": 100000, "longest_edge": 100000}}, "images are enlarged to at most"),
@@ -91,11 +97,27 @@ def test_images_without_objects_and_annotations_without_masks():
         ({"pad_size": {"height": 2**14, "width": 2**14 + 1}}, "`pad_size` .* images are enlarged to at most"),
         ({"size_divisor": 10**6}, "`size_divisor` 1000000 would make 1000000x1000000 .* at most 268,435,456 pixels"),
         ({"resample": 3}, "`resample` must be bilinear"),
+        ({"size": True}, "'size' with value True"),
+        ({"do_resize": "a"}, "'do_resize' with value 'a'"),
+        ({"rescale_factor": "a"}, "'rescale_factor' .* got str"),
+        ({"image_mean": "abc"}, "'image_mean' with value 'abc'"),
+        ({"size_divisor": "a"}, "'size_divisor' with value 'a'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         CCNetInstanceImageProcessor()(picture(40, 60), **arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_image_of_0_to_1_that_is_rescaled_is_warned_about(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(image_processing_common_ccnet.logger, "warning_once", warnings.append)
+    fractions = np.random.default_rng(0).random((20, 30, 3), dtype=np.float32)
+    CCNetInstanceImageProcessor()(fractions, do_rescale=False)
+    assert not warnings
+    CCNetInstanceImageProcessor()(fractions)
+    assert "lies in 0..1" in warnings[0]
 
 
 def test_names_that_look_like_an_argument():
@@ -103,6 +125,11 @@ def test_names_that_look_like_an_argument():
         CCNetInstanceImageProcessor(size_diviser=64)
     with pytest.raises(ValueError, match="no argument 'do_resizes'"):
         CCNetInstanceImageProcessor.from_dict({}, do_resizes=False)
+    for name, meant in (("palette", "palette"), ("reduce_labels", "do_reduce"), ("do_reduce_label", "do_reduce")):
+        with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}.* of CCNetImageProcessor"):
+            CCNetInstanceImageProcessor(**{name: True})
+    with pytest.raises(ValueError, match="no argument 'size_diviser'"):
+        CCNetInstanceImageProcessor()(picture(4, 5), size_diviser=64)
     later = CCNetInstanceImageProcessor().to_dict() | {"size_divisors": [32, 64], "mosaic": 4}
     loaded = CCNetInstanceImageProcessor.from_dict(later)
     assert loaded.to_dict() == later and loaded.size_divisor == 32
@@ -191,6 +218,17 @@ def test_boxes_are_pixels_of_the_image_or_fractions():
         )
     with pytest.raises(ValueError, match="what the model returns in inference"):
         processor.post_process_instance_segmentation(CCNetInstanceSegmenterOutput(), target_sizes=[(4, 5)])
+
+
+@pytest.mark.parametrize("name", ["threshold", "mask_threshold", "overlap_mask_area_threshold"])
+@pytest.mark.parametrize("value", ["a", None, float("nan"), True])
+def test_thresholds_are_numbers(name, value):
+    outputs, processor = outputs_of([0.9], [1], [(0, 0, 1, 1)]), CCNetInstanceImageProcessor()
+    with pytest.raises(ValueError, match=f"`{name}` must be a finite number, got {value!r}"):
+        processor.post_process_instance_segmentation(outputs, target_sizes=[(4, 5)], **{name: value})
+    if name == "threshold":
+        with pytest.raises(ValueError, match="`threshold` must be a finite number"):
+            processor.post_process_object_detection(outputs, value)
 
 
 # --- transformers' conventions ---------------------------------------------------------------------------------------

@@ -257,12 +257,42 @@ def test_boxes_are_fractions_of_the_size_that_the_labels_state():
         ({"class_labels": torch.tensor([1])}, "as many class_labels, boxes and masks, got 1, 2, 2"),
         ({"masks": torch.zeros(2, 50, 60)}, r"masks must be of size \(96, 160\), .* got \(50, 60\)"),
         ({"masks": None}, "labels must have class_labels, boxes and masks; masks is missing"),
+        ({"masks": [1, 2]}, "masks of labels must be a tensor, got list"),
+        ({"class_labels": torch.tensor([1, 1.9])}, "class_labels must be whole numbers, got 1.9"),
+        ({"boxes": torch.full((2, 4), float("nan"))}, r"boxes must be .* as fractions .*, got \[nan, nan, nan, nan\]"),
+        ({"boxes": torch.full((2, 4), 20.0)}, r"boxes must be .* as fractions .* not in pixels, got \[20.0"),
+        ({"boxes": torch.full((2, 5), 0.5)}, r"boxes must be of shape \(n, 4\), got \(2, 5\)"),
     ],
 )
 def test_labels_that_make_no_sense_are_refused(pixel_values, labels, change, message):
     labels[0] = {name: value for name, value in (labels[0] | change).items() if value is not None}
     with pytest.raises(ValueError, match=message):
         tiny_instance_model()(pixel_values, labels=labels)
+
+
+@pytest.mark.parametrize("masks", [torch.uint8, torch.float32])
+def test_masks_of_0_and_255_are_those_of_0_and_1(pixel_values, labels, masks):
+    model = tiny_instance_model()
+    expected = model(pixel_values, labels=labels).loss_dict
+    large = [label | {"masks": label["masks"].to(masks) * 255} for label in labels]
+    found = model(pixel_values, labels=large).loss_dict
+    assert all(torch.equal(found[name], expected[name]) for name in LOSSES)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"pixel_values": torch.zeros(3, 64, 64)}, r"pixel_values must be \(batch, .* got shape \(3, 64, 64\)"),
+        ({"pixel_values": torch.zeros(1, 1, 3, 64, 64)}, r"pixel_values must be .* got shape \(1, 1, 3, 64, 64\)"),
+        ({"pixel_values": torch.zeros(0, 3, 64, 64)}, "pixel_values must be .* with pixels"),
+        ({"pixel_mask": [1]}, r"pixel_mask must be of shape \(1, 64, 64\), .* got list"),
+        ({"labels": [None]}, "labels must be a list of one dictionary per image, got NoneType"),
+        ({"labels": torch.zeros(1)}, "labels must be a list of one dictionary per image, got Tensor"),
+    ],
+)
+def test_inputs_of_other_shapes_are_named(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_instance_model()(**{"pixel_values": torch.zeros(1, 3, 64, 64), **inputs})
 
 
 def test_labels_of_another_number_of_images_are_refused(pixel_values, labels):
@@ -436,6 +466,16 @@ def test_the_default_is_the_papers():
         ({"box_num_convolutions": -1}, "box_num_convolutions must be at least 0, got -1"),
         ({"anchor_sizes": []}, "anchor_sizes must be positive numbers, at least one"),
         ({"anchor_aspect_ratios": [0.5, 0.0]}, "anchor_aspect_ratios must be positive numbers"),
+        ({"anchor_aspect_ratios": [float("nan")]}, r"anchor_aspect_ratios must be positive numbers, .* got \[nan\]"),
+        ({"anchor_aspect_ratios": [1.0] * 10**6}, "anchor_aspect_ratios must be .* at least one and at most 100"),
+        ({"anchor_sizes": [10**9]}, r"anchor_sizes must be .* of at most 65,536, got \[1000000000\]"),
+        ({"rpn_num_convolutions": 10**9}, "rpn_num_convolutions must be at most 100, got 1000000000"),
+        ({"box_num_convolutions": 10**9}, "box_num_convolutions must be at most 100, got 1000000000"),
+        ({"mask_num_convolutions": 10**9}, "mask_num_convolutions must be at most 100, got 1000000000"),
+        ({"mask_pool_size": 10**5}, "mask_pool_size must be at most 256, got 100000"),
+        ({"box_detections_per_img": 10**9}, "box_detections_per_img must be at most 10,000, got 1000000000"),
+        ({"rpn_pre_nms_top_n_test": 10**30}, "rpn_pre_nms_top_n_test must be at most 1,000,000, got 10"),
+        ({"box_batch_size_per_image": 10**30}, "box_batch_size_per_image must be at most 1,000,000, got 10"),
         ({"rpn_bg_iou_thresh": 0.8}, "rpn_bg_iou_thresh must not exceed rpn_fg_iou_thresh, got 0.8 and 0.7"),
         ({"backbone_config": {"model_type": "mine"}}, "got 'mine'"),
     ],

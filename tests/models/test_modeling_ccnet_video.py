@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_models import tiny_model, tiny_video_model, wake_attention
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoVideoProcessor
 from transformers.loss.loss_utils import ForSemanticSegmentationLoss
+from turned import encode_turned
 
 from ccnet_hf import (
     CCNetForVideoSegmentation,
@@ -20,6 +21,7 @@ from ccnet_hf import (
     CCNetVideoConfig,
     CCNetVideoProcessor,
 )
+from ccnet_hf.models import image_processing_common_ccnet
 from ccnet_hf.models.loss_ccnet import ccnet_losses
 from ccnet_hf.models.modeling_ccnet_video import CCNetClipAttention
 
@@ -206,6 +208,96 @@ def test_a_clip_is_processed_as_its_frames_are(form):
         assert torch.equal(found[1], expected.flip(0))
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
+def test_frames_of_any_mode(mode):
+    images = [Image.new(mode, (7, 5))] if mode == "I;16" else [Image.fromarray(one).convert(mode) for one in frames(2)]
+    found = CCNetVideoProcessor(size={"height": 4, "width": 6})(images, return_tensors="pt")["pixel_values_videos"]
+    expected = CCNetImageProcessor(size={"height": 4, "width": 6})(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(found[0], expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_frames_are_turned_upright(orientation, suffix, tmp_path):
+    (clip,), file = frames(1), tmp_path / f"turned.{suffix}"
+    file.write_bytes(encode_turned(clip, orientation, suffix))
+    processor = CCNetVideoProcessor(do_resize=False)
+    expected = processor([clip], return_tensors="pt")["pixel_values_videos"]
+    for given in ([Image.open(file)], Image.open(file), [[[str(file)]]]):
+        assert torch.equal(processor(given, return_tensors="pt")["pixel_values_videos"], expected)
+    metadata = processor([Image.open(file)], return_metadata=True)["video_metadata"]
+    assert (metadata[0].height, metadata[0].width) == (37, 53)
+
+
+def test_frames_are_sampled_whatever_the_clip_is():
+    clip = frames(6)
+    expected = CCNetVideoProcessor()(clip[[0, 2, 4]], return_tensors="pt")["pixel_values_videos"]
+    for given in (clip, torch.from_numpy(clip), [*map(Image.fromarray, clip)]):
+        found = CCNetVideoProcessor()(
+            given, do_sample_frames=True, num_frames=3, return_metadata=True, return_tensors="pt"
+        )
+        assert torch.equal(found["pixel_values_videos"], expected)
+        assert list(found["video_metadata"][0].frames_indices) == [0, 2, 4]
+
+
+def broken(value: float) -> np.ndarray:
+    clip = frames().astype(np.float32)
+    clip[1, 3, 4] = value
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (broken(np.nan), "finite numbers of float32, got nan at"),
+        (broken(np.inf), "finite numbers of float32, got inf at"),
+        (frames().astype(np.int16) * 2, r"must lie in 0\.\.255, got values from 0 to 510"),
+        (frames().astype(complex), "holds real numbers, got complex128"),
+        (frames(0), "Clip 0 has no frames"),
+        (frames(1, 0), "has no pixels"),
+        ([], "No clips given"),
+        ([None], "a list of frames, or the path of a video file, got NoneType"),
+        (np.zeros(3), r"got shape \(3,\)"),
+        ([frames(1)[0], frames(1, 9)[0]], "the frames of a clip must have one size, got 37x53, 9x53"),
+    ],
+)
+def test_what_the_image_processor_would_refuse_of_a_frame(clip, message):
+    with pytest.raises(ValueError, match=message):
+        CCNetVideoProcessor(do_resize=False)(clip, return_tensors="pt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": -1}, "`size` must hold positive integers"),
+        ({"size": {"height": 0, "width": 8}}, "`size` must hold positive integers"),
+        ({"size": True}, "size"),
+        ({"image_mean": float("nan")}, "`image_mean` must be finite numbers, got nan"),
+        ({"image_mean": [0.5, 0.5]}, "one number per channel"),
+        ({"image_std": 0}, "image_std"),
+        ({"palette": 5}, "palette"),
+        ({"align_corners": 3}, "align_corners"),
+        ({"crop_size": 8}, "`crop_size` have no effect"),
+        ({"do_center_crop": True}, "`do_center_crop` and `crop_size` have no effect"),
+        ({"do_pad": True}, "`do_pad` has no effect"),
+        ({"resample": 0}, "`resample` must be bilinear"),
+    ],
+)
+def test_arguments_are_checked_as_the_image_processors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CCNetVideoProcessor(**arguments)
+    with pytest.raises(ValueError, match=message) as refused:
+        CCNetVideoProcessor()(frames(), return_tensors="pt", **arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_clip_of_0_to_1_that_is_rescaled_is_warned_about(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(image_processing_common_ccnet.logger, "warning_once", warnings.append)
+    CCNetVideoProcessor()(frames() / 255)
+    assert warnings and "lies in 0..1" in warnings[0]
+
+
 def test_segmentation_maps_are_made_frame_by_frame(clips):
     model, processor = tiny_video_model(), CCNetVideoProcessor(size={"height": 65, "width": 97})
     with torch.no_grad():
@@ -220,6 +312,8 @@ def test_segmentation_maps_are_made_frame_by_frame(clips):
 def test_names_that_look_like_an_argument_of_the_processor():
     with pytest.raises(ValueError, match="no argument 'reduce_labels'; did you mean do_reduce_labels"):
         CCNetVideoProcessor(reduce_labels=True)
+    with pytest.raises(ValueError, match="no argument 'reduce_labels'"):
+        CCNetVideoProcessor()(frames(), reduce_labels=True)
     with pytest.raises(ValueError, match="no argument 'align_corner'"):
         CCNetVideoProcessor.from_dict({}, align_corner=True)
     later = CCNetVideoProcessor().to_dict() | {"do_reduce_label": [3], "mosaic": 4}

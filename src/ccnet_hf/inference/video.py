@@ -11,6 +11,8 @@ from PIL import Image
 
 from ccnet_hf.data.images import InputImage, upright_image
 from ccnet_hf.errors import InputError
+from ccnet_hf.limits import check_range
+from ccnet_hf.models.configuration_ccnet_video import MAX_FRAMES, CCNetVideoConfig
 from ccnet_hf.models.image_transforms_ccnet import image_size
 from ccnet_hf.models.modeling_ccnet import run_backbone
 from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
@@ -33,7 +35,8 @@ class CCNetVideoSession:
         num_frames: of the clip; `None` takes `model.config.num_frames`.
 
     Raises:
-        InputError: there is no frame in a clip; and from `step`, a frame of another size than those before.
+        InputError: the model or the processor is for something else, or a clip has no frame or too many; and from
+            `step`, a frame of another size than those before.
     """
 
     def __init__(
@@ -42,9 +45,14 @@ class CCNetVideoSession:
         video_processor: CCNetVideoProcessor,
         num_frames: int | None = None,
     ):
+        if getattr(getattr(model, "config", None), "model_type", None) != CCNetVideoConfig.model_type:
+            raise InputError(f"model must be a CCNetForVideoSegmentation, got {type(model).__name__}")
+        if not hasattr(video_processor, "image_processor"):
+            raise InputError(f"video_processor must be a CCNetVideoProcessor, got {type(video_processor).__name__}")
         num_frames = model.config.num_frames if num_frames is None else num_frames
         if not isinstance(num_frames, int) or isinstance(num_frames, bool) or num_frames < 1:
             raise InputError(f"num_frames must be an integer of at least 1, got {num_frames!r}")
+        check_range("num_frames", num_frames, 1, MAX_FRAMES)
         self.model = model
         self.config = model.config
         self.image_processor = video_processor.image_processor()

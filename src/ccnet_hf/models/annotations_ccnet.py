@@ -13,6 +13,7 @@
 # limitations under the License.
 """Objects of COCO's annotations as tensors: classes, boxes and masks."""
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -39,16 +40,20 @@ def objects_of_annotations(annotations: list[dict[str, Any]], size: Size, with_m
     Raises:
         ValueError: If an annotation lacks something or holds what it cannot; the message has its number.
     """
+    if not isinstance(annotations, (list, tuple)):
+        raise ValueError(f"`annotations` of an image must be a list, got {type(annotations).__name__}.")
     height, width = size
     kept, boxes, areas = [], [], []
     for index, annotation in enumerate(annotations):
+        if not isinstance(annotation, dict):
+            raise ValueError(f"Annotation {index} must be a dictionary, got {annotation!r}.")
         left, top, box_width, box_height = _box(annotation, index)
         box = (max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height))
-        if annotation.get("iscrowd") or box[2] <= box[0] or box[3] <= box[1]:
+        if _is_crowd(annotation, index) or box[2] <= box[0] or box[3] <= box[1]:
             continue
         kept.append(index)
         boxes.append(box)
-        area = annotation.get("area")
+        area = _area(annotation, index)
         areas.append(box_width * box_height if area is None else area)
     objects = {
         "class_labels": torch.tensor([_label(annotations[index], index) for index in kept], dtype=torch.int64),
@@ -73,9 +78,25 @@ def _box(annotation: dict[str, Any], index: int) -> list[float]:
     return numbers
 
 
+def _is_crowd(annotation: dict[str, Any], index: int) -> bool:
+    value = annotation.get("iscrowd", 0)
+    if value not in (None, 0, 1):
+        raise ValueError(f"Annotation {index} must have an `iscrowd` of 0 or 1, or none, got {value!r}.")
+    return bool(value)
+
+
+def _area(annotation: dict[str, Any], index: int) -> float | None:
+    value = annotation.get("area")
+    if value is None:
+        return None
+    if not isinstance(value, Real) or not np.isfinite(value) or value < 0:
+        raise ValueError(f"Annotation {index} must have an `area` that is a number from 0, or none, got {value!r}.")
+    return float(value)
+
+
 def _label(annotation: dict[str, Any], index: int) -> int:
     label = annotation.get("category_id")
-    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 2**63:
         raise ValueError(f"Annotation {index} must have a `category_id` that is an integer from 0, got {label!r}.")
     return label
 

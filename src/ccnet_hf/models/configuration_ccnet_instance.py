@@ -13,6 +13,7 @@
 # limitations under the License.
 """Configuration of Mask R-CNN with criss-cross attention."""
 
+import reprlib
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -23,6 +24,14 @@ from .configuration_ccnet import CCNetModelConfigMixin
 from .configuration_ccnet_backbone import CCNetBackboneConfig
 from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetResNetConfig, check_range, read_backbone_config
 from .mistaken_names_ccnet import refuse
+
+
+MAX_CONVOLUTIONS = 100
+MAX_POOL_SIZE = 256
+MAX_DETECTIONS = 10_000
+MAX_ANCHORS_OF_IMAGE = 10**6  # or proposals, kept or drawn
+MAX_ANCHORS = 100
+MAX_ANCHOR = 2**16  # side in pixels, or ratio
 
 
 @strict
@@ -176,20 +185,34 @@ class CCNetInstanceConfig(CCNetModelConfigMixin, PreTrainedConfig):
             if name.endswith(("_thresh", "_fraction")):
                 if not 0 <= value <= 1:
                     raise ValueError(f"{name} must be in [0, 1], got {value}")
-            elif value < (0 if name == "box_num_convolutions" else 1):
-                raise ValueError(f"{name} must be at least {int(name != 'box_num_convolutions')}, got {value}")
-        for name in ("fpn_channels", "box_hidden_size"):
-            check_range(name, getattr(self, name), 1, MAX_CHANNELS)
+            else:
+                check_range(name, value, int(name != "box_num_convolutions"), _largest(name))
         for name in ("anchor_sizes", "anchor_aspect_ratios"):
             values = getattr(self, name)
-            if not values or min(values) <= 0:
-                raise ValueError(f"{name} must be positive numbers, at least one, got {values}")
+            if not 0 < len(values) <= MAX_ANCHORS or not all(0 < value <= MAX_ANCHOR for value in values):
+                raise ValueError(
+                    f"{name} must be positive numbers, at least one and at most {MAX_ANCHORS}, of at most "
+                    f"{MAX_ANCHOR:,}, got {reprlib.repr(values)}"
+                )
         for name in ("rpn", "box"):
             negative, positive = getattr(self, f"{name}_bg_iou_thresh"), getattr(self, f"{name}_fg_iou_thresh")
             if negative > positive:
                 raise ValueError(
                     f"{name}_bg_iou_thresh must not exceed {name}_fg_iou_thresh, got {negative} and {positive}"
                 )
+
+
+def _largest(name: str) -> int:
+    """The largest value of a field of a whole number."""
+    if name.endswith("_num_convolutions"):
+        return MAX_CONVOLUTIONS
+    others = {
+        "fpn_channels": MAX_CHANNELS,
+        "box_hidden_size": MAX_CHANNELS,
+        "mask_pool_size": MAX_POOL_SIZE,
+        "box_detections_per_img": MAX_DETECTIONS,
+    }
+    return others.get(name, MAX_ANCHORS_OF_IMAGE)
 
 
 def default_backbone_config() -> CCNetResNetConfig:

@@ -14,7 +14,7 @@
 """Image processor of Mask R-CNN with criss-cross attention, by torchvision's rules."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,9 +34,15 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import logging
 
 from .annotations_ccnet import objects_of_annotations
-from .image_arguments_ccnet import check_arguments, check_enlargement, check_form, image_list
-from .image_processing_common_ccnet import CCNetImageProcessorMixin, CCNetProcessorMixin
+from .image_arguments_ccnet import check_enlargement, image_list
+from .image_processing_common_ccnet import (
+    CCNetImageProcessorKwargs,
+    CCNetImageProcessorMixin,
+    CCNetProcessorMixin,
+    warn_of_fractions,
+)
 from .image_transforms_ccnet import image_to_array
+from .mistaken_names_ccnet import mistaken_names
 from .post_processing_ccnet import Size
 from .post_processing_instance_ccnet import InstancePostProcessingMixin
 
@@ -99,6 +105,16 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
 
     fetch_images = CCNetImageProcessorMixin.fetch_images
 
+    @classmethod
+    def _mistaken_names(cls, names: Iterable[str]) -> dict[str, str]:
+        """As every processor's, with those of [`CCNetImageProcessor`] that have no effect on instances."""
+        own = cls.valid_kwargs.__annotations__
+        unknown = [name for name in names if name not in own]
+        others = CCNetImageProcessorKwargs.__annotations__.keys() - own.keys()
+        foreign = {name: name for name in unknown if name in others} | mistaken_names(unknown, others)
+        named = {name: f"{meant} of CCNetImageProcessor" for name, meant in foreign.items()}
+        return named | super()._mistaken_names(name for name in unknown if name not in others)
+
     @property
     def padding_value(self) -> float:
         """What padding is filled with, after normalization. transformers' pipelines ask for it before they make
@@ -149,10 +165,7 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
         return super().preprocess(images, annotations, return_segmentation_masks, **kwargs)
 
     def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
-        for name in ("size", "pad_size"):
-            check_form(name, kwargs.get(name))
         kwargs = super()._standardize_kwargs(**kwargs)
-        check_arguments({name: value for name, value in kwargs.items() if name != "size_divisor"})
         divisor = kwargs["size_divisor"]
         if not isinstance(divisor, int) or isinstance(divisor, bool) or divisor < 1:
             raise ValueError(f"`size_divisor` must be an integer of at least 1, got {divisor!r}.")
@@ -169,15 +182,24 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
         device: str | torch.device | None = None,
         **kwargs,
     ) -> BatchFeature:
+        images = image_list(images, self.fetch_images)
+        if kwargs["do_rescale"]:
+            warn_of_fractions(images)
         arrays = [
             torch.as_tensor(image_to_array(image, bool(do_convert_rgb), input_data_format), device=device)
-            for image in image_list(images, self.fetch_images)
+            for image in images
         ]
         if not arrays:
             raise ValueError("No images given.")
         labels = None
         if annotations is not None:
-            annotations = [annotations] if isinstance(annotations, dict) else list(annotations)
+            if isinstance(annotations, dict):
+                annotations = [annotations]
+            if not isinstance(annotations, Iterable):
+                raise ValueError(
+                    f"`annotations` must be a dictionary, or a list of one for each image, got {annotations!r}."
+                )
+            annotations = list(annotations)
             if len(annotations) != len(arrays):
                 raise ValueError(f"Got {len(annotations)} annotations for {len(arrays)} images.")
             labels = [
@@ -231,6 +253,9 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
     ) -> BatchFeature:
         if not isinstance(annotation, dict) or not {"image_id", "annotations"} <= annotation.keys():
             raise ValueError("Annotations of an image must be a dictionary with `image_id` and `annotations`.")
+        image_id = annotation["image_id"]
+        if not hasattr(image_id, "__index__") or not abs(image_id) < 2**63:
+            raise ValueError(f"`image_id` of annotations must be an integer of 64 bits, got {image_id!r}.")
         objects = objects_of_annotations(annotation["annotations"], orig_size, with_masks)
         new_size = _output_size(orig_size, size) if do_resize else orig_size
         height, width = orig_size
@@ -242,7 +267,7 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
             objects["masks"] = objects["masks"].new_zeros(0, *new_size)
         about = {
             "size": torch.tensor(new_size),
-            "image_id": torch.tensor([annotation["image_id"]]),
+            "image_id": torch.tensor([image_id]),
             "orig_size": torch.tensor(orig_size),
         }
         return BatchFeature(data=about | objects)

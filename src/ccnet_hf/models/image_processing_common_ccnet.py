@@ -18,6 +18,7 @@ import base64
 import io
 import math
 import os
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 import httpx
@@ -100,14 +101,19 @@ class CCNetProcessorMixin:
         cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
 
     def __init__(self, **kwargs):
-        refuse(type(self), mistaken_names(kwargs, self.valid_kwargs.__annotations__))
+        refuse(type(self), self._mistaken_names(kwargs))
         super().__init__(**kwargs)
+
+    @classmethod
+    def _mistaken_names(cls, names: Iterable[str]) -> dict[str, str]:
+        """Name -> what was probably meant."""
+        return mistaken_names(names, cls.valid_kwargs.__annotations__)
 
     @classmethod
     def from_dict(cls, processor_dict: dict[str, Any], **kwargs):
         """As every processor's; what in a file looks like an argument but is none is kept, with a warning."""
-        refuse(cls, mistaken_names(kwargs, cls.valid_kwargs.__annotations__))
-        mistaken = mistaken_names(processor_dict, cls.valid_kwargs.__annotations__)
+        refuse(cls, cls._mistaken_names(kwargs))
+        mistaken = cls._mistaken_names(processor_dict)
         warn(cls, mistaken)
         known = {name: value for name, value in processor_dict.items() if name not in mistaken}
         loaded = super().from_dict(known, **kwargs)
@@ -115,6 +121,27 @@ class CCNetProcessorMixin:
         for name in mistaken:
             setattr(processor, name, processor_dict[name])
         return loaded
+
+    def preprocess(self, *args, **kwargs) -> BatchFeature:
+        """As every processor's; an argument of another type is refused in one line.
+
+        Raises:
+            ValueError: If an argument has another type, or a name that only looks like an argument's.
+        """
+        refuse(type(self), self._mistaken_names(kwargs))
+        try:
+            return super().preprocess(*args, **kwargs)
+        except StrictDataclassError as error:  # how transformers refuses an argument of another type
+            raise ValueError(" ".join(str(error).split())) from error
+
+    def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
+        for name in ("size", "pad_size"):
+            check_form(name, kwargs.get(name))
+        kwargs = super()._standardize_kwargs(**kwargs)
+        check_arguments(kwargs)
+        if kwargs.get("palette") is not None:
+            kwargs["palette"] = check_palette(kwargs["palette"])
+        return kwargs
 
 
 class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin):
@@ -200,11 +227,7 @@ class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin)
             ValueError: If images of one batch differ in size after resizing and `do_pad` is off, or if an input is
                 not an image or a segmentation map.
         """
-        refuse(type(self), mistaken_names(kwargs, self.valid_kwargs.__annotations__))
-        try:
-            return super().preprocess(images, segmentation_maps, **kwargs)
-        except StrictDataclassError as error:  # how transformers refuses an argument of another type
-            raise ValueError(str(error)) from error
+        return super().preprocess(images, segmentation_maps, **kwargs)
 
     @property
     def active_letterbox_inverse(self) -> str | None:
@@ -235,15 +258,6 @@ class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin)
     def _to_backend(self, array: Array, device: str | torch.device | None) -> Array:
         raise NotImplementedError
 
-    def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
-        for name in ("size", "pad_size"):
-            check_form(name, kwargs.get(name))
-        kwargs = super()._standardize_kwargs(**kwargs)
-        check_arguments(kwargs)
-        if kwargs.get("palette") is not None:
-            kwargs["palette"] = check_palette(kwargs["palette"])
-        return kwargs
-
     def _preprocess_image_like_inputs(
         self,
         images: ImageInput,
@@ -261,11 +275,8 @@ class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin)
         channels = len(image_mean) if isinstance(image_mean, (list, tuple)) else None
         do_convert_rgb = do_convert_rgb and channels in (None, 3)
         images = image_list(images, self.fetch_images)
-        if kwargs["do_rescale"] and any(map(_lies_in_0_to_1, images)):
-            logger.warning_once(
-                "Floating point images are taken to lie in 0..255 and are multiplied by `rescale_factor`; this one "
-                "lies in 0..1 and becomes nearly black. Pass `do_rescale=False`, or multiply it by 255."
-            )
+        if kwargs["do_rescale"]:
+            warn_of_fractions(images)
         orientations = [stored_orientation(image) for image in images]
         images = [self.process_image(image, do_convert_rgb, input_data_format, device) for image in images]
         if not images:
@@ -360,6 +371,15 @@ def _output_size(image: Array, size: SizeDict) -> Size:
     new_size = output_size(*image.shape[-2:], size)
     check_enlargement("size", size, new_size, tuple(image.shape[-2:]))
     return new_size
+
+
+def warn_of_fractions(images: list[PIL.Image.Image | Array]) -> None:
+    """Say once that images which are to be rescaled lie in 0..1."""
+    if any(map(_lies_in_0_to_1, images)):
+        logger.warning_once(
+            "Floating point images are taken to lie in 0..255 and are multiplied by `rescale_factor`; this one "
+            "lies in 0..1 and becomes nearly black. Pass `do_rescale=False`, or multiply it by 255."
+        )
 
 
 def _lies_in_0_to_1(image: PIL.Image.Image | Array) -> bool:

@@ -14,7 +14,7 @@
 """Mask R-CNN with criss-cross attention in its trunk, of torchvision's own parts."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,9 @@ Size = tuple[int, int]  # (height, width)
 SIZE_DIVISOR = 32
 BOX_POOL_SIZE = 7
 SAMPLING_RATIO = 2
+
+# Objects may reach over the border of a crop; larger numbers are pixels.
+LARGEST_FRACTION = 8
 
 
 @dataclass
@@ -181,7 +184,8 @@ class CCNetForInstanceSegmentation(PresentModulesMixin, PreTrainedModel):
             the images pass the heads twice.
 
         Raises:
-            ValueError: labels that do not go with the images, that lack an entry, or that name no class.
+            ValueError: pixel values or a mask of another shape, labels that do not go with the images, that lack an
+                entry, that name no class, or whose boxes are no fractions.
 
         Example:
 
@@ -353,13 +357,18 @@ def _fixed_randomness(device: torch.device, enabled: bool) -> Iterator[None]:
 
 def _image_list(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> ImageList:
     """Images padded to a multiple of `SIZE_DIVISOR`, with their sizes without any padding."""
+    if pixel_values.dim() != 4 or 0 in pixel_values.shape:
+        raise ValueError(
+            "pixel_values must be (batch, channels, height, width), with pixels, got shape "
+            f"{tuple(pixel_values.shape)}"
+        )
     batch_size, _, height, width = pixel_values.shape
     sizes = [(height, width)] * batch_size
     if pixel_mask is not None:
-        if pixel_mask.shape != (batch_size, height, width):
+        shape = tuple(pixel_mask.shape) if isinstance(pixel_mask, torch.Tensor) else type(pixel_mask).__name__
+        if shape != (batch_size, height, width):
             raise ValueError(
-                f"pixel_mask must be of shape {(batch_size, height, width)}, that of the pixel_values, "
-                f"got {tuple(pixel_mask.shape)}"
+                f"pixel_mask must be of shape {(batch_size, height, width)}, that of the pixel_values, got {shape}"
             )
         mask = pixel_mask.bool()
         sizes = torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1)
@@ -374,6 +383,10 @@ def _targets(
     labels: Sequence[dict[str, torch.Tensor]], images: ImageList, num_labels: int
 ) -> list[dict[str, torch.Tensor]]:
     """The objects of the images as torchvision's heads take them, without crowds and boxes that have no area."""
+    kinds = {type(label) for label in labels} if isinstance(labels, (list, tuple)) else {type(labels)}
+    if not isinstance(labels, (list, tuple)) or not all(issubclass(kind, Mapping) for kind in kinds):
+        given = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(f"labels must be a list of one dictionary per image, got {given}")
     if len(labels) != len(images.image_sizes):
         raise ValueError(f"labels must be one dictionary per image, got {len(labels)} for {len(images.image_sizes)}")
     return [
@@ -388,6 +401,9 @@ def _target(
     missing = [name for name in ("class_labels", "boxes", "masks") if name not in label]
     if missing:
         raise ValueError(f"labels must have class_labels, boxes and masks; {', '.join(missing)} is missing")
+    for name in ("class_labels", "boxes", "masks"):
+        if not isinstance(label[name], torch.Tensor):
+            raise ValueError(f"{name} of labels must be a tensor, got {type(label[name]).__name__}")
     device = pixel_values.device
     classes, boxes, masks = (label[name].to(device) for name in ("class_labels", "boxes", "masks"))
     height, width = (int(side) for side in label.get("size", image_size))
@@ -400,13 +416,24 @@ def _target(
             f"masks must be of size {(height, width)}, that of the image, or {tuple(pixel_values.shape[-2:])}, that "
             f"of the padded input, got {tuple(masks.shape[-2:])}"
         )
-    boxes = center_to_corners_format(boxes.float().reshape(-1, 4)) * boxes.new_tensor([width, height] * 2)
+    if tuple(boxes.shape[1:]) != (4,) and len(boxes):
+        raise ValueError(f"boxes must be of shape (n, 4), got {tuple(boxes.shape)}")
+    boxes = boxes.float().reshape(-1, 4)
+    possible = (boxes.abs() <= LARGEST_FRACTION).all(dim=1)  # NaN is not
+    if not possible.all():
+        raise ValueError(
+            "boxes must be (center x, center y, width, height) as fractions of the image, not in pixels, got "
+            f"{[round(value, 4) for value in boxes[~possible][0].tolist()]}"
+        )
+    boxes = center_to_corners_format(boxes) * boxes.new_tensor([width, height] * 2)
     boxes = boxes.clamp(min=0)
     boxes = torch.minimum(boxes, boxes.new_tensor([width, height] * 2))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     if "iscrowd" in label:
         keep &= label["iscrowd"].to(device) == 0
-    classes, boxes, masks = classes[keep].long(), boxes[keep], masks[keep]
+    if classes.is_floating_point() and not (classes % 1 == 0).all():
+        raise ValueError(f"class_labels must be whole numbers, got {classes[classes % 1 != 0][0]:g}")
+    classes, boxes, masks = classes[keep].long(), boxes[keep], masks[keep].bool()  # some hold 0 and 255
     if len(classes) and not 1 <= int(classes.min()) <= int(classes.max()) < num_labels:
         wrong = classes[(classes < 1) | (classes >= num_labels)][0]
         raise ValueError(f"class_labels must be from 1 to {num_labels - 1}, 0 is the background; got {int(wrong)}")

@@ -13,7 +13,9 @@
 # limitations under the License.
 """What makes masks and boxes of the outputs of an instance segmentation model, at the size of the images."""
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -61,8 +63,11 @@ class InstancePostProcessingMixin:
             every detection above `threshold`: they may overlap or be empty.
 
         Raises:
-            ValueError: If `target_sizes` are missing or not one for each image, or both forms are asked for.
+            ValueError: If `target_sizes` are missing or not one for each image, both forms are asked for, or a
+                threshold is no number.
         """
+        check_threshold("mask_threshold", mask_threshold)
+        check_threshold("overlap_mask_area_threshold", overlap_mask_area_threshold)
         if return_coco_annotation and return_binary_maps:
             raise ValueError("`return_coco_annotation` and `return_binary_maps` exclude each other.")
         if target_sizes is None:
@@ -103,6 +108,9 @@ class InstancePostProcessingMixin:
 
         Returns:
             For each image `scores` (n,), by falling score, `labels` (n,) and `boxes` (n, 4): left, top, right, bottom.
+
+        Raises:
+            ValueError: If `target_sizes` are not one for each image, or `threshold` is no number.
         """
         return [
             {name: detections[name] for name in ("scores", "labels", "boxes")}
@@ -113,6 +121,7 @@ class InstancePostProcessingMixin:
         self, outputs: Any, threshold: float, target_sizes: Sequence[Size] | torch.Tensor | None
     ) -> list[tuple[Size | None, dict[str, torch.Tensor]]]:
         """For each image its size and its detections above the threshold, with boxes of corners in pixels."""
+        check_threshold("threshold", threshold)
         if not isinstance(getattr(outputs, "scores", None), torch.Tensor):
             raise ValueError(
                 "`outputs` must be what the model returns in inference, with `scores`, `class_labels`, `pred_boxes` "
@@ -133,6 +142,12 @@ class InstancePostProcessingMixin:
             }
             results.append((size, detections))
         return results
+
+
+def check_threshold(name: str, value: float) -> None:
+    """Raise ValueError if what a score, a probability or a fraction must exceed is no finite number."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
 
 
 def _paste(mask: torch.Tensor, box: torch.Tensor, size: Size) -> torch.Tensor:
@@ -156,4 +171,4 @@ def _map_of_ids(
     return segmentation, kept
 
 
-__all__ = ["InstancePostProcessingMixin"]
+__all__ = ["InstancePostProcessingMixin", "check_threshold"]
