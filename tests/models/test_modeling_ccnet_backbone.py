@@ -158,6 +158,11 @@ def test_wrong_values_are_refused(fields, message):
 def test_names_that_look_like_a_field_and_values_given_while_loading():
     with pytest.raises(ValueError, match="no argument 'attention_recurence'; did you mean attention_recurrence"):
         CCNetBackboneConfig(attention_recurence=3)
+    foreign = {"depths": "backbone_config", "recurrence": "attention_recurrence", "backbone": "backbone_config"}
+    foreign["attention_query_key_size"] = "query_key_size"
+    for name, meant in foreign.items():
+        with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}"):
+            CCNetBackboneConfig(**{name: 1})
     saved = CCNetBackboneConfig(backbone_config=tiny_backbone_config(), attention_stage="stage3").to_dict()
     with pytest.raises(ValueError, match="no argument 'attention_stages'"):
         CCNetBackboneConfig.from_dict(saved, attention_stages="stage4")

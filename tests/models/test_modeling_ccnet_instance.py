@@ -454,6 +454,8 @@ def test_wrong_values_are_refused(fields, message):
         ("num_classes", 91, "num_labels"),
         ("backbone", "resnet50", "backbone_config"),
         ("attention_stage", "stage4", "backbone_config"),
+        ("recurrence", 0, "backbone_config"),
+        ("reccurence", 1, "backbone_config"),
     ],
 )
 def test_names_that_look_like_a_field_are_refused_with_it(name, value, meant):

@@ -23,6 +23,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from .configuration_ccnet_resnet import (
     MAX_CHANNELS,
     MAX_RECURRENCE,
+    NAMES_OF_BACKBONES,
     CCNetConfigMixin,
     CCNetResNetConfig,
     check_range,
@@ -70,6 +71,10 @@ class CCNetBackboneConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfi
 
     model_type = "ccnet_backbone"
     more_names: ClassVar[tuple[str, ...]] = CCNetResNetConfig.more_names
+    foreign_names: ClassVar[dict[str, str]] = NAMES_OF_BACKBONES | {
+        "recurrence": "attention_recurrence",
+        "attention_query_key_size": "query_key_size",
+    }
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None

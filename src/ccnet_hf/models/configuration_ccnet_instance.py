@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .configuration_ccnet import CCNetModelConfigMixin
+from .configuration_ccnet import NAMES_OF_SEMANTIC_MODELS, CCNetModelConfigMixin
 from .configuration_ccnet_backbone import CCNetBackboneConfig
 from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetResNetConfig, check_range, read_backbone_config
 from .mistaken_names_ccnet import refuse
@@ -117,10 +117,7 @@ class CCNetInstanceConfig(CCNetModelConfigMixin, PreTrainedConfig):
         "AutoModelForObjectDetection": "modeling_ccnet_instance.CCNetForInstanceSegmentation",
         "AutoImageProcessor": "image_processing_ccnet_instance.CCNetInstanceImageProcessor",
     }
-    # No label is ignored.
-    foreign_names: ClassVar[dict[str, str]] = {
-        name: meant for name, meant in CCNetModelConfigMixin.foreign_names.items() if name != "ignore_index"
-    }
+    foreign_names: ClassVar[dict[str, str]] = NAMES_OF_SEMANTIC_MODELS | CCNetModelConfigMixin.foreign_names
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_dict"]
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 

@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .configuration_ccnet import (
     FURTHER_LOSS_FIELDS,
     MAX_RECURRENCE,
+    NAMES_OF_SEMANTIC_MODELS,
     CCNetModelConfigMixin,
     check_inference,
 )
@@ -108,6 +109,7 @@ class CCNetParsingConfig(CCNetModelConfigMixin, PreTrainedConfig):
         "AutoConfig": "configuration_ccnet_parsing.CCNetParsingConfig",
         "AutoModelForSemanticSegmentation": "modeling_ccnet_parsing.CCNetForHumanParsing",
     }
+    foreign_names: ClassVar[dict[str, str]] = NAMES_OF_SEMANTIC_MODELS | CCNetModelConfigMixin.foreign_names
 
     backbone_config: dict | PreTrainedConfig | None = None
     context_module: str = "rcca"

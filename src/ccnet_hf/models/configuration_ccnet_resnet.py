@@ -30,6 +30,14 @@ MAX_BLOCKS = 1000
 MAX_WEIGHTS = 2 * 10**9
 MAX_RECURRENCE = 100
 
+# What transformers' own models write into their files where they have no such backbone.
+_OFF_BY_DEFAULT = ("use_pretrained_backbone", "use_timm_backbone")
+
+
+def own_fields(kind: type[PreTrainedConfig]) -> set[str]:
+    """The fields of a class of configurations that not all configurations have."""
+    return {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)}
+
 
 class CCNetConfigMixin:
     """
@@ -37,7 +45,8 @@ class CCNetConfigMixin:
     in Python and kept, with a warning, from a file; what is given while a file is loaded is checked like the rest.
     """
 
-    # Names that are taken beside the fields, and what users of other libraries mean by some of theirs.
+    # Names that are taken beside the fields, and what users of other libraries or of another configuration mean by
+    # some of theirs. Those that stand for a field count where there is that field.
     more_names: ClassVar[tuple[str, ...]] = ("num_labels", "id2label", "label2id")
     foreign_names: ClassVar[dict[str, str]] = {}
 
@@ -56,15 +65,21 @@ class CCNetConfigMixin:
 
     @classmethod
     def _mistaken_names(cls, values: dict[str, Any]) -> dict[str, str]:
-        """Name -> what was probably meant, of values that ask for something, which `None` and `False` do not."""
-        inherited = {field.name for field in fields(PreTrainedConfig)}
-        own = {field.name for field in fields(cls)} - inherited
+        """Name -> what was probably meant, of values that ask for something, which `None` does not."""
+        known = own_fields(cls) | set(cls.more_names)
+        foreign = {
+            name: meant
+            for name, meant in cls.foreign_names.items()
+            if name not in known and (meant in known or not meant.isidentifier())
+        }
         names = [
             name
             for name, value in values.items()
-            if value is not None and value is not False and not hasattr(PreTrainedConfig, name)
+            if value is not None
+            and not (value is False and name in _OFF_BY_DEFAULT)
+            and not hasattr(PreTrainedConfig, name)
         ]
-        return mistaken_names(names, own | set(cls.more_names), cls.foreign_names)
+        return mistaken_names(names, known, foreign)
 
 
 def check_range(name: str, value: int, least: int, most: int) -> None:
@@ -134,6 +149,13 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
         "out_indices",
         "stage_names",
     )
+    foreign_names: ClassVar[dict[str, str]] = {
+        "layers": "depths",
+        "in_channels": "num_channels",
+        "in_chans": "num_channels",
+        "recurrence": "attention_recurrence",
+        "query_key_size": "attention_query_key_size",
+    }
 
     num_channels: int = 3
     stem_type: str = "deep"
@@ -212,6 +234,18 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
                 f"attention_position 'before_last_block' needs two blocks, and {self.attention_stage} has {depth}: "
                 "'after' works there"
             )
+
+
+_BACKBONE = "backbone_config, the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
+
+# Of whoever has a `backbone_config`: names that belong there.
+NAMES_OF_BACKBONES = {
+    **dict.fromkeys(
+        (*sorted(own_fields(CCNetResNetConfig)), *CCNetResNetConfig.foreign_names, "out_features", "out_indices"),
+        "backbone_config",
+    ),
+    **dict.fromkeys(("backbone", "pretrained", *_OFF_BY_DEFAULT, "backbone_kwargs"), _BACKBONE),
+}
 
 
 def read_backbone_config(config: dict | PreTrainedConfig, *further: type[PreTrainedConfig]) -> PreTrainedConfig:
