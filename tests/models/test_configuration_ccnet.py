@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from transformers import AutoConfig, ConvNextConfig, SwinConfig, TimmBackboneConfig
+from transformers import AutoConfig, ConvNextConfig, SwinConfig, TimmBackboneConfig, ViTConfig
 
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetResNetConfig
 from ccnet_hf.models.configuration_ccnet import MAX_NUM_LABELS
@@ -77,6 +77,8 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("category_consistent_loss_weight", float("inf")),
         ("category_consistent_channels", 0),
         ("semantic_loss_ignore_index", 0),
+        ("semantic_loss_ignore_index", 2**63),
+        ("semantic_loss_ignore_index", -(10**30)),
         ("num_labels", 0),
         ("num_labels", 1),
         ("num_labels", "19"),
@@ -92,6 +94,9 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("recurrence", 10**9),
         ("backbone_config", {"model_type": "no such backbone"}),
         ("backbone_config", {"model_type": ["ccnet_resnet"]}),
+        ("backbone_config", "resnet50"),
+        ("backbone_config", ViTConfig()),
+        ("backbone_config", {"model_type": "vit"}),
         ("inference", {"mode": "crop"}),
         ("inference", {"mode": "slide"}),
         ("inference", {"mode": "slide", "crop_size": [64], "stride": [32, 32]}),
@@ -233,16 +238,22 @@ def test_names_of_classes_given_while_loading_replace_the_files():
 
 
 BACKBONES = {
+    "ccnet_resnet by a negative index": lambda: CCNetResNetConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], stem_size=8, out_indices=[-1]
+    ),
     "ccnet_resnet": lambda: CCNetResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], stem_size=8),
     "convnext": lambda: ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8]),
     "swin": lambda: SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], image_size=64),
     "timm": lambda: TimmBackboneConfig(backbone="resnet18", use_pretrained_backbone=False),
+    "timm by an index": lambda: TimmBackboneConfig(
+        backbone="resnet18", use_pretrained_backbone=False, out_indices=[4]
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_backbone_that_names_no_feature_map_gives_its_last_two(name):
-    if name == "timm":
+    if name.startswith("timm"):
         pytest.importorskip("timm")
     backbone_config = BACKBONES[name]()
     before = copy.deepcopy(backbone_config)

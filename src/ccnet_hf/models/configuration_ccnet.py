@@ -13,14 +13,12 @@
 # limitations under the License.
 """Configuration of CCNet."""
 
-import copy
 import math
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_ccnet_resnet import (
     MAX_CHANNELS,
@@ -31,6 +29,7 @@ from .configuration_ccnet_resnet import (
     check_range,
     own_fields,
     read_backbone_config,
+    with_last_feature_maps,
 )
 from .mistaken_names_ccnet import refuse
 
@@ -121,6 +120,7 @@ class CCNetModelConfigMixin(CCNetConfigMixin):
             )
 
     def _check_ignore_index(self) -> None:
+        check_range("semantic_loss_ignore_index", self.semantic_loss_ignore_index, -(2**63), 2**63 - 1)
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             ignored = self.semantic_loss_ignore_index
             raise ValueError(
@@ -219,7 +219,7 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
         "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
     }
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None
     hidden_size: int = 512
     query_key_size: int | None = None
     recurrence: int = 2
@@ -252,7 +252,7 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
             self.backbone_config = CCNetResNetConfig(out_features=["stage3", "stage4"])
         self.backbone_config = read_backbone_config(self.backbone_config)
         if self.use_auxiliary_head:
-            self.backbone_config = _with_two_feature_maps(self.backbone_config)
+            self.backbone_config = with_last_feature_maps(self.backbone_config, 2)
         self.inference = check_inference(self.inference)
         self._read_labels(kwargs)
         super().__post_init__(**kwargs)
@@ -300,20 +300,6 @@ def _foreign_labels(label2id: dict | None, labels: Iterable[int]) -> dict:
     """The entries of `label2id` that are of none of the labels."""
     known = {str(label) for label in labels}
     return {name: label for name, label in (label2id or {}).items() if str(label) not in known}
-
-
-def _with_two_feature_maps(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration itself, or, where it names no feature map and so has the last alone, a copy with the last
-    two."""
-    if not isinstance(config, BackboneConfigMixin):
-        return config
-    stages = getattr(config, "stage_names", None)  # timm's are known once there is a model
-    last = -1 if stages is None else len(stages) - 1
-    if config.out_indices is None or list(config.out_indices) != [last] or last == 0:
-        return config
-    config = copy.deepcopy(config)
-    config.out_indices = [last - 1, last]
-    return config
 
 
 def check_inference(inference: dict[str, Any] | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Configuration of the dilated ResNet-V1c that CCNet is built on."""
 
+import copy
 import math
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -62,6 +63,11 @@ class CCNetConfigMixin:
             setattr(config, name, config_dict[name])
         config._check_values()
         return loaded
+
+    def check(self) -> None:
+        """Raise ValueError for a value outside what is allowed: fields can be set at any time, and so every model asks
+        this before it is built."""
+        self._check_values()
 
     @classmethod
     def _mistaken_names(cls, values: dict[str, Any]) -> dict[str, str]:
@@ -236,7 +242,7 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
             )
 
 
-_BACKBONE = "backbone_config, the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
+_BACKBONE = "the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
 
 # Of whoever has a `backbone_config`: names that belong there.
 NAMES_OF_BACKBONES = {
@@ -244,7 +250,7 @@ NAMES_OF_BACKBONES = {
         (*sorted(own_fields(CCNetResNetConfig)), *CCNetResNetConfig.foreign_names, "out_features", "out_indices"),
         "backbone_config",
     ),
-    **dict.fromkeys(("backbone", "pretrained", *_OFF_BY_DEFAULT, "backbone_kwargs"), _BACKBONE),
+    **dict.fromkeys(("backbone", "pretrained", "backbone_kwargs", *_OFF_BY_DEFAULT), f"backbone_config, {_BACKBONE}"),
 }
 
 
@@ -257,10 +263,13 @@ def read_backbone_config(config: dict | PreTrainedConfig, *further: type[PreTrai
             their registration: as remote code, the classes exist twice.
 
     Raises:
-        ValueError: transformers does not know its model type.
+        ValueError: transformers does not know its model type, or it is not a backbone's.
     """
     if isinstance(config, PreTrainedConfig):
+        check_backbone_config(config)
         return config
+    if not isinstance(config, dict):
+        raise ValueError(f"backbone_config must be {_BACKBONE}, got {config!r}")
     model_type = config.get("model_type")
     ours = {kind.model_type: kind for kind in (CCNetResNetConfig, *further)}
     if isinstance(model_type, str) and model_type in ours:
@@ -270,7 +279,37 @@ def read_backbone_config(config: dict | PreTrainedConfig, *further: type[PreTrai
             f"backbone_config must name a model_type that transformers knows, or {' or '.join(map(repr, ours))}, "
             f"got {model_type!r}"
         )
-    return CONFIG_MAPPING[model_type].from_dict(config)
+    config = CONFIG_MAPPING[model_type].from_dict(config)
+    check_backbone_config(config)
+    return config
+
+
+def check_backbone_config(config: PreTrainedConfig) -> None:
+    """Raise ValueError for the configuration of what is no backbone."""
+    if not isinstance(config, BackboneConfigMixin):
+        raise ValueError(
+            "backbone_config must be a backbone's configuration, which names its out_features; "
+            f"{type(config).__name__} is none"
+        )
+
+
+def with_last_feature_maps(config: PreTrainedConfig, number: int) -> PreTrainedConfig:
+    """The configuration of a backbone itself, or, where it names no feature map and so has the last alone, a copy with
+    the last `number`."""
+    indices, stages = config.out_indices, getattr(config, "stage_names", None)
+    if indices is None or len(indices) != 1:
+        return config
+    # timm's stages are known once there is a model: until then the one that is named counts as the last.
+    last = indices[0] if stages is None else len(stages) - 1
+    if stages is not None and indices[0] % len(stages) != last:
+        return config
+    first = last - max(number, 1) + 1
+    wanted = list(range(first if last < 0 else max(first, 0), last + 1))
+    if len(wanted) == 1:
+        return config
+    config = copy.deepcopy(config)
+    config.out_indices = wanted
+    return config
 
 
 # A checkpoint names its backbone by model type only, so whoever can read this file must be able to look it up.

@@ -243,6 +243,8 @@ class CCNetPreTrainedModel(PresentModulesMixin, PreTrainedModel):
         """What `loss_function` makes of the logits and of the further `outputs` by name; `None` without labels."""
         if labels is None:
             return None
+        if not isinstance(labels, torch.Tensor):
+            raise ValueError(f"labels must be a tensor (batch, height, width), got {type(labels).__name__}")
         # With a device map the parts may lie on several devices.
         outputs = {name: None if output is None else output.to(logits.device) for name, output in outputs.items()}
         return self.loss_function(

@@ -25,10 +25,10 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_ccnet_backbone import CCNetBackboneConfig
 from .configuration_ccnet_resnet import CCNetResNetConfig
 from .layers_ccnet import CrissCrossAttention, FeatureMapAttention, init_attention
-from .modeling_ccnet_resnet import CCNetResNetBackbone
+from .modeling_ccnet_resnet import CCNetResNetBackbone, CheckedConfigMixin, check_images
 
 
-class CCNetBackbone(BackboneMixin, PreTrainedModel):
+class CCNetBackbone(CheckedConfigMixin, BackboneMixin, PreTrainedModel):
     """
     Any backbone, with recurrent criss-cross attention on one of its feature maps. It returns all feature maps of the
     backbone, that one attended. gamma starts at 0, so that they are the backbone's own until it is trained.
@@ -65,7 +65,6 @@ class CCNetBackbone(BackboneMixin, PreTrainedModel):
     def __init__(self, config: CCNetBackboneConfig):
         backbone = build_backbone(config.backbone_config)
         config.backbone_config = backbone.config  # which by now names the stages of a backbone of timm's, too
-        config.check_attention_stage()
         super().__init__(config)
         self.num_features = [backbone.out_feature_channels[name] for name in self.stage_names]
         self.has_attentions = backbone.has_attentions
@@ -108,8 +107,10 @@ class CCNetBackbone(BackboneMixin, PreTrainedModel):
             `out_features`; or a tuple with `return_dict=False`.
 
         Raises:
-            ValueError: the feature map has no height and width.
+            ValueError: pixel values that are no batch of floating point images of the backbone's number of channels,
+                or the feature map has no height and width.
         """
+        check_images(pixel_values, self.backbone.config)
         outputs = self.backbone.forward_with_filtered_kwargs(
             pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
         )
