@@ -15,7 +15,7 @@
 
 import torch
 from torch import nn
-from transformers import AutoBackbone, PreTrainedConfig
+from transformers import AutoBackbone
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -23,9 +23,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NA
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet_backbone import CCNetBackboneConfig
-from .configuration_ccnet_resnet import CCNetResNetConfig
 from .layers_ccnet import CrissCrossAttention, FeatureMapAttention, init_attention
-from .modeling_ccnet_resnet import CCNetResNetBackbone, CheckedConfigMixin, check_images
+from .modeling_ccnet_resnet import CheckedConfigMixin, build_backbone, check_images
 
 
 class CCNetBackbone(CheckedConfigMixin, BackboneMixin, PreTrainedModel):
@@ -63,7 +62,7 @@ class CCNetBackbone(CheckedConfigMixin, BackboneMixin, PreTrainedModel):
     _no_split_modules = ["FeatureMapAttention"]
 
     def __init__(self, config: CCNetBackboneConfig):
-        backbone = build_backbone(config.backbone_config)
+        backbone = build_backbone(config.backbone_config, CCNetBackbone)
         config.backbone_config = backbone.config  # which by now names the stages of a backbone of timm's, too
         super().__init__(config)
         self.num_features = [backbone.out_feature_channels[name] for name in self.stage_names]
@@ -127,18 +126,8 @@ class CCNetBackbone(CheckedConfigMixin, BackboneMixin, PreTrainedModel):
         )
 
 
-def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """The backbone of a configuration, without weights."""
-    ours = {CCNetResNetConfig.model_type: CCNetResNetBackbone, CCNetBackboneConfig.model_type: CCNetBackbone}
-    # CODEPATH: the zoo's checkpoints and ImageNet's have CCNet's ResNet, all others a backbone of transformers. Not
-    # through AutoBackbone, which compares classes: as remote code, the configuration's module exists twice.
-    if config.model_type in ours:
-        return ours[config.model_type](config)
-    return AutoBackbone.from_config(config)
-
-
 AutoBackbone.register(CCNetBackboneConfig, CCNetBackbone, exist_ok=True)
 # transformers' shared tests tell a backbone by this plain dictionary of class names, not by the registered classes.
 MODEL_FOR_BACKBONE_MAPPING_NAMES[CCNetBackboneConfig.model_type] = CCNetBackbone.__name__
 
-__all__ = ["CCNetBackbone", "build_backbone"]
+__all__ = ["CCNetBackbone"]

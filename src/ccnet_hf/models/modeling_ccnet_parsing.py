@@ -31,9 +31,9 @@ from .modeling_ccnet import (
     CCNetConvLayer,
     CCNetHead,
     CCNetPreTrainedModel,
-    build_backbone,
     run_backbone,
 )
+from .modeling_ccnet_resnet import build_backbone
 
 
 _PYRAMID_SIZES = (1, 2, 3, 6)  # pixels of the pooled maps along each side, as in PSPNet
@@ -165,7 +165,7 @@ class CCNetForHumanParsing(CCNetPreTrainedModel):
 
     def __init__(self, config: CCNetParsingConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config)
+        self.backbone = build_backbone(config.backbone_config)
         if len(self.backbone.channels) < NUM_FEATURE_MAPS:
             raise ValueError(
                 f"human parsing needs {NUM_FEATURE_MAPS} feature maps: give the backbone so many out_features or "

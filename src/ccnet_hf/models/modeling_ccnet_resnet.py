@@ -291,6 +291,22 @@ class CCNetResNetBackbone(PresentModulesMixin, BackboneMixin, PreTrainedModel):
         return BackboneOutput(feature_maps=feature_maps, hidden_states=hidden_states)
 
 
+def build_backbone(config: PreTrainedConfig, *further: type[PreTrainedModel]) -> PreTrainedModel:
+    """The backbone of a configuration, with random weights.
+
+    Args:
+        config: of any backbone.
+        further: backbones of this package besides `CCNetResNetBackbone` that are taken by their model type, as in
+            [`read_backbone_config`].
+    """
+    ours = {kind.config_class.model_type: kind for kind in (CCNetResNetBackbone, *further)}
+    # CODEPATH: the zoo's checkpoints and ImageNet's have CCNet's ResNet, all others a backbone of transformers. Not
+    # through AutoBackbone, which compares classes: as remote code, the configuration's module exists twice.
+    if config.model_type in ours:
+        return ours[config.model_type](config)
+    return AutoBackbone.from_config(config)
+
+
 AutoBackbone.register(CCNetResNetConfig, CCNetResNetBackbone, exist_ok=True)
 CCNetResNetBackbone.register_for_auto_class("AutoBackbone")
 # transformers' shared tests tell a backbone by this plain dictionary of class names, not by the registered classes.
