@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from transformers import AutoConfig, ConvNextConfig, SwinConfig, TimmBackboneConfig
+from transformers import AutoConfig, ConvNextConfig, SwinConfig, TimmBackboneConfig, ViTConfig
 
 from ccnet_hf import CCNetConfig, CCNetForSemanticSegmentation, CCNetResNetConfig
 from ccnet_hf.models.configuration_ccnet import MAX_NUM_LABELS
@@ -77,6 +77,8 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("category_consistent_loss_weight", float("inf")),
         ("category_consistent_channels", 0),
         ("semantic_loss_ignore_index", 0),
+        ("semantic_loss_ignore_index", 2**63),
+        ("semantic_loss_ignore_index", -(10**30)),
         ("num_labels", 0),
         ("num_labels", 1),
         ("num_labels", "19"),
@@ -84,6 +86,7 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("num_labels", 10**9),
         ("id2label", {0: "road", 2: "sky"}),
         ("id2label", {"road": "0", "sky": "1"}),
+        ("label2id", {"road": 5, "sky": 7}),
         ("hidden_size", MAX_CHANNELS + 1),
         ("query_key_size", 10**9),
         ("auxiliary_channels", 10**9),
@@ -91,6 +94,9 @@ def test_backbone_may_be_a_dictionary_or_any_configuration():
         ("recurrence", 10**9),
         ("backbone_config", {"model_type": "no such backbone"}),
         ("backbone_config", {"model_type": ["ccnet_resnet"]}),
+        ("backbone_config", "resnet50"),
+        ("backbone_config", ViTConfig()),
+        ("backbone_config", {"model_type": "vit"}),
         ("inference", {"mode": "crop"}),
         ("inference", {"mode": "slide"}),
         ("inference", {"mode": "slide", "crop_size": [64], "stride": [32, 32]}),
@@ -154,6 +160,18 @@ def test_one_class_is_refused_with_what_to_do():
         ("reccurence", 1, "recurrence"),
         ("align_corner", True, "align_corners"),
         ("auxiliary_in_channels", 256, "auxiliary_channels"),
+        ("use_auxiliary_heads", False, "use_auxiliary_head"),
+        ("concat_inputs", False, "concat_input"),
+        ("auxiliary_head", False, "use_auxiliary_head"),
+        ("num_class", 19, "num_labels"),
+        ("n_classes", 19, "num_labels"),
+        ("nclass", 19, "num_labels"),
+        ("classes", 19, "num_labels"),
+        ("ignore_label", 0, "semantic_loss_ignore_index"),
+        ("dropout_ratio", 0.5, "classifier_dropout_prob"),
+        ("pretrained", True, "backbone_config"),
+        ("layers", [3, 4, 6, 3], "backbone_config"),
+        ("num_frames", 5, "CCNetVideoConfig"),
     ],
 )
 def test_names_that_look_like_a_field_are_refused_with_it(name, value, meant):
@@ -164,16 +182,28 @@ def test_names_that_look_like_a_field_are_refused_with_it(name, value, meant):
         CCNetConfig.from_dict(CCNetConfig().to_dict(), **{name: value})
 
 
-@pytest.mark.parametrize(("name", "meant"), [("output_strides", "output_stride"), ("depth", "depths")])
-def test_names_that_look_like_a_backbones_field_are_refused_with_it(name, meant):
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("output_strides", "output_stride"),
+        ("depth", "depths"),
+        ("layers", "depths"),
+        ("in_channels", "num_channels"),
+        ("contract_dilations", "contract_dilation"),
+        ("recurrence", "attention_recurrence"),
+    ],
+)
+@pytest.mark.parametrize("value", [16, False])
+def test_names_that_look_like_a_backbones_field_are_refused_with_it(name, meant, value):
     with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}"):
-        CCNetResNetConfig(**{name: 16})
+        CCNetResNetConfig(**{name: value})
 
 
 def test_names_of_transformers_and_of_nobody_are_taken():
     config = CCNetConfig(num_labels=19, output_hidden_states=True, torch_dtype="float16", name_or_path="here")
     assert config.num_labels == 19 and config.output_hidden_states and config.name_or_path == "here"
-    assert CCNetConfig(num_labels=None, backbone=None, use_pretrained_backbone=False).num_labels == 2
+    off = {"use_pretrained_backbone": False, "use_timm_backbone": False}
+    assert CCNetConfig(num_labels=None, backbone=None, **off).num_labels == 2
     assert CCNetConfig(project="mine").project == "mine"
 
 
@@ -199,17 +229,31 @@ def test_what_is_given_while_loading_is_checked():
     assert unused == {"project": "mine"}
 
 
+def test_names_of_classes_given_while_loading_replace_the_files():
+    saved = CCNetConfig(num_labels=5).to_dict()
+    loaded = CCNetConfig.from_dict(saved, id2label={"0": "road", "1": "sky"})
+    assert loaded.label2id == {"road": 0, "sky": 1}
+    stale = loaded.to_dict() | {"label2id": saved["label2id"]}  # as it was saved before
+    assert CCNetConfig.from_dict(stale).to_dict() == loaded.to_dict()
+
+
 BACKBONES = {
+    "ccnet_resnet by a negative index": lambda: CCNetResNetConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], stem_size=8, out_indices=[-1]
+    ),
     "ccnet_resnet": lambda: CCNetResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], stem_size=8),
     "convnext": lambda: ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8]),
     "swin": lambda: SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], image_size=64),
     "timm": lambda: TimmBackboneConfig(backbone="resnet18", use_pretrained_backbone=False),
+    "timm by an index": lambda: TimmBackboneConfig(
+        backbone="resnet18", use_pretrained_backbone=False, out_indices=[4]
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_backbone_that_names_no_feature_map_gives_its_last_two(name):
-    if name == "timm":
+    if name.startswith("timm"):
         pytest.importorskip("timm")
     backbone_config = BACKBONES[name]()
     before = copy.deepcopy(backbone_config)

@@ -82,6 +82,20 @@ def test_the_category_consistent_loss_needs_attention():
         CCNetParsingConfig(context_module="pyramid", category_consistent_loss_weight=1.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("align_corner", False, "align_corners"),
+        ("ohem_threshold", 0.7, r"CCNetConfig\(ohem_threshold=...\)"),
+        ("n_classes", 20, "num_labels"),
+        ("layers", [3, 4, 6, 3], "backbone_config"),
+    ],
+)
+def test_names_that_look_like_a_field_are_refused_with_it(name, value, meant):
+    with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}"):
+        CCNetParsingConfig(**{name: value})
+
+
 def test_wrong_types_are_refused_by_name():
     with pytest.raises(Exception, match="edge_channels"):
         CCNetParsingConfig(edge_channels="256")

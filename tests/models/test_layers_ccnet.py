@@ -268,6 +268,10 @@ def test_gamma_starts_where_it_is_told():
         ({"num_heads": 4, "query_key_size": 2}, "query_key_size must be a multiple of num_heads, got 2 for 4 heads"),
         ({"num_heads": True}, "num_heads must be an integer of at least 1, got True"),
         ({"recurrence": 0}, "recurrence must be an integer of at least 1, got 0"),
+        ({"recurrence": 10**9}, "recurrence must be at most 100, got 1000000000"),
+        ({"recurrence": 10**5, "share_weights": False}, "recurrence must be at most 100, got 100000"),
+        ({"query_key_size": 10**9}, "query_key_size must be at most 8,192, got 1000000000"),
+        ({"gamma_init": math.nan}, "gamma_init must be a finite number, got nan"),
     ],
 )
 def test_wrong_arguments_are_named(options, message):
@@ -278,5 +282,8 @@ def test_wrong_arguments_are_named(options, message):
 def test_wrong_inputs_are_named():
     with pytest.raises(ValueError, match=r"num_axes=3 takes \(batch, channels, 3 spatial axes\), got \(2, 8, 4, 5\)"):
         CrissCrossAttention(8, num_axes=3)(torch.randn(2, 8, 4, 5))
+    for wrong in (torch.randn(2, 4, 4, 5), torch.ones(2, 8, 4, 5).long()):
+        with pytest.raises(ValueError, match=rf"hidden_size=8 takes so many channels, .* got .* of {wrong.dtype}"):
+            RecurrentCrissCrossAttention(8)(wrong)
     with pytest.raises(ValueError, match=r"mask must be \(batch, \*spatial\), here \(2, 4, 5\), got \(2, 5, 4\)"):
         CrissCrossAttention(8)(torch.randn(2, 8, 4, 5), mask=torch.ones(2, 5, 4))

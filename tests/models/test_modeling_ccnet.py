@@ -322,6 +322,22 @@ def test_a_backbone_with_one_feature_map_cannot_feed_the_auxiliary_head():
         CCNetForSemanticSegmentation(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_labels", 1, "num_labels must be at least 2"),
+        ("num_labels", 10**6, "num_labels must be at most 65,536"),
+        ("recurrence", 10**9, "recurrence must be at most 100"),
+    ],
+)
+def test_what_is_set_later_is_refused_with_the_model(name, value, message):
+    config = tiny_config()
+    setattr(config, name, value)
+    for model_class in (CCNetModel, CCNetForSemanticSegmentation):
+        with pytest.raises(ValueError, match=message):
+            model_class(config)
+
+
 def test_transformers_knows_the_classes_by_name():
     """Its pipeline, and its shared tests, which would train a base model or a backbone that has no loss."""
     names = transformers.models.auto.modeling_auto
@@ -355,6 +371,12 @@ def test_inputs_must_be_normalised_images(pixel_values):
                 ValueError, match=rf"pixel_values must be \(batch, .* got shape {re.escape(str(shape))}"
             ):
                 part(torch.zeros(shape))
+        for shape in ((1, 1, 32, 32), (1, 4, 32, 32), (1, 32, 32, 3)):
+            with pytest.raises(ValueError, match=rf"pixel_values .* num_channels=3, .*{re.escape(str(shape))}"):
+                part(torch.zeros(shape))
+        for other in (pixel_values.numpy(), pixel_values.tolist(), None):
+            with pytest.raises(ValueError, match=f"pixel_values must be a tensor .*, got {type(other).__name__}"):
+                part(other)
 
 
 def test_the_checkpoint_in_the_repository_runs_as_it_loads():
@@ -396,6 +418,11 @@ def test_labels_that_are_no_class_are_named(wrong, pixel_values, labels):
 def test_labels_must_be_ids(pixel_values, labels):
     with pytest.raises(ValueError, match=r"labels must be integers, the ids of classes, got torch\.float32"):
         tiny_model()(pixel_values, labels=labels.float())
+    for other in (labels.numpy(), labels.tolist()):
+        with pytest.raises(ValueError, match=f"labels must be a tensor .*, got {type(other).__name__}"):
+            tiny_model()(pixel_values, labels=other)
+    with pytest.raises(ValueError, match=r"labels must be .* with pixels .* got labels \(2, 0, 97\)"):
+        tiny_model()(pixel_values, labels=labels[:, :0])
 
 
 def test_autocast_decides_what_is_computed_in_half_precision(pixel_values):

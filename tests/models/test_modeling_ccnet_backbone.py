@@ -101,6 +101,9 @@ def test_feature_maps_and_indices_are_the_backbones():
     assert config.out_indices == [2, 3] and CCNetBackbone(config).channels == [32, 32]
     assert "out_features" not in config.to_diff_dict()
     assert CCNetBackboneConfig.from_dict(config.to_dict()).out_features == ["stage2", "stage3"]
+    alone = tiny_backbone_config(out_features=None)
+    assert CCNetBackboneConfig(backbone_config=alone, attention_stage="stage3").out_features == STAGES[2:]
+    assert CCNetBackboneConfig(backbone_config=alone).backbone_config is alone
     default = CCNetBackboneConfig()
     assert default.backbone_config.model_type == "ccnet_resnet" and default.out_features == STAGES
 
@@ -158,6 +161,11 @@ def test_wrong_values_are_refused(fields, message):
 def test_names_that_look_like_a_field_and_values_given_while_loading():
     with pytest.raises(ValueError, match="no argument 'attention_recurence'; did you mean attention_recurrence"):
         CCNetBackboneConfig(attention_recurence=3)
+    foreign = {"depths": "backbone_config", "recurrence": "attention_recurrence", "backbone": "backbone_config"}
+    foreign["attention_query_key_size"] = "query_key_size"
+    for name, meant in foreign.items():
+        with pytest.raises(ValueError, match=f"no argument '{name}'; did you mean {meant}"):
+            CCNetBackboneConfig(**{name: 1})
     saved = CCNetBackboneConfig(backbone_config=tiny_backbone_config(), attention_stage="stage3").to_dict()
     with pytest.raises(ValueError, match="no argument 'attention_stages'"):
         CCNetBackboneConfig.from_dict(saved, attention_stages="stage4")
@@ -177,6 +185,23 @@ def test_what_is_found_out_with_the_model_is_refused_then(pixel_values):
     vit = ViTConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16)
     with pytest.raises(ValueError, match="must be a backbone's configuration"):
         CCNetBackboneConfig(backbone_config=vit)
+
+
+def test_what_is_set_later_is_refused_with_the_model():
+    config = CCNetBackboneConfig(backbone_config=tiny_backbone_config())
+    config.attention_recurrence = 10**9
+    with pytest.raises(ValueError, match="attention_recurrence must be at most 100"):
+        CCNetBackbone(config)
+
+
+@pytest.mark.parametrize("name", ["CCNet's ResNet", "Swin"])
+def test_other_than_images_are_refused(name):
+    backbone_config, stage = BACKBONES[name]
+    model = CCNetBackbone(CCNetBackboneConfig(backbone_config=backbone_config, attention_stage=stage))
+    with pytest.raises(ValueError, match=r"pixel_values must be .* num_channels=3, .* got shape \(1, 64, 64, 3\)"):
+        model(torch.randn(1, 64, 64, 3))
+    with pytest.raises(ValueError, match=r"pixel_values must be a tensor .*, got NoneType"):
+        model(None)
 
 
 # --- inside transformers' models -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ccnet_hf import CCNetBackboneConfig, CCNetForInstanceSegmentation, CCNetInstanceConfig
+from ccnet_hf import CCNetBackboneConfig, CCNetForInstanceSegmentation, CCNetInstanceConfig, CCNetResNetConfig
 
 
 HEIGHT, WIDTH = 96, 160
@@ -494,6 +494,8 @@ def test_wrong_values_are_refused(fields, message):
         ("num_classes", 91, "num_labels"),
         ("backbone", "resnet50", "backbone_config"),
         ("attention_stage", "stage4", "backbone_config"),
+        ("recurrence", 0, "backbone_config"),
+        ("reccurence", 1, "backbone_config"),
     ],
 )
 def test_names_that_look_like_a_field_are_refused_with_it(name, value, meant):
@@ -509,6 +511,19 @@ def test_files_of_other_versions_load():
     assert (config.fpn_chanels, config.box_kind, config.project) == ("many", "rotated", "mine")
     assert CCNetInstanceConfig.from_dict(copy.deepcopy(config).to_dict()).to_dict() == config.to_dict()
     assert CCNetInstanceConfig(ignore_index=255).ignore_index == 255  # means nothing here, and looks like nothing
+
+
+def test_a_backbone_that_names_no_feature_map_gives_as_many_as_there_are_anchors():
+    for sizes, first in (([8, 16, 32, 64, 128], 1), ([8, 16, 32], 3)):
+        config = CCNetInstanceConfig(backbone_config=CCNetResNetConfig(depths=[3, 4, 6, 3]), anchor_sizes=sizes)
+        assert config.backbone_config.out_features == [f"stage{index}" for index in range(first, 5)]
+
+
+def test_what_is_set_later_is_refused_with_the_model():
+    config = tiny_instance_config()
+    config.num_labels = 1
+    with pytest.raises(ValueError, match="num_labels must be at least 2, the background and a class"):
+        CCNetForInstanceSegmentation(config)
 
 
 def test_what_is_given_while_loading_is_checked(tmp_path):

@@ -197,6 +197,18 @@ def test_initialisation():
         assert not classifier.bias.any()
 
 
+def test_what_is_set_later_is_refused_with_the_model():
+    config = tiny_parsing_config()
+    config.num_labels = 1
+    with pytest.raises(ValueError, match="num_labels must be at least 2"):
+        CCNetForHumanParsing(config)
+
+
+def test_a_backbone_that_names_no_feature_map_gives_its_last_four():
+    model = CCNetForHumanParsing(tiny_parsing_config(backbone_config=tiny_backbone_config(out_features=None)))
+    assert model.backbone.out_features == ["stage1", "stage2", "stage3", "stage4"]
+
+
 def test_a_backbone_with_three_feature_maps_is_refused():
     config = tiny_parsing_config(backbone_config=tiny_backbone_config(out_features=["stage2", "stage3", "stage4"]))
     with pytest.raises(ValueError, match="needs 4 feature maps"):

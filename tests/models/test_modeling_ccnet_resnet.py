@@ -239,3 +239,8 @@ def test_attention_is_trained_with_and_without_gradient_checkpointing(tmp_path):
 def test_wrong_values_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_backbone_config(**fields)
+    config = tiny_backbone_config()
+    for name, value in fields.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        CCNetResNetBackbone(config)

@@ -13,22 +13,23 @@
 # limitations under the License.
 """Configuration of CCNet."""
 
-import copy
 import math
-from dataclasses import fields
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_ccnet_resnet import (
     MAX_CHANNELS,
     MAX_RECURRENCE,
+    NAMES_OF_BACKBONES,
     CCNetConfigMixin,
     CCNetResNetConfig,
     check_range,
+    own_fields,
     read_backbone_config,
+    with_last_feature_maps,
 )
 from .mistaken_names_ccnet import refuse
 
@@ -50,8 +51,6 @@ _CHOICES = {
     "ohem_rule": ("authors", "paddleseg"),
 }
 
-_BACKBONE = "backbone_config, the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
-
 
 class CCNetModelConfigMixin(CCNetConfigMixin):
     """
@@ -62,11 +61,12 @@ class CCNetModelConfigMixin(CCNetConfigMixin):
     # Where transformers finds the classes of such a folder, if the package is not installed.
     remote_classes: ClassVar[dict[str, str]] = {}
     foreign_names: ClassVar[dict[str, str]] = {
-        **dict.fromkeys((field.name for field in fields(CCNetResNetConfig)), "backbone_config"),
-        **dict.fromkeys(("out_features", "out_indices"), "backbone_config"),
-        **dict.fromkeys(("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs"), _BACKBONE),
-        "num_classes": "num_labels",
-        "ignore_index": "semantic_loss_ignore_index",
+        **NAMES_OF_BACKBONES,
+        **dict.fromkeys(("num_classes", "n_classes", "nclass", "classes"), "num_labels"),
+        **dict.fromkeys(("ignore_index", "ignore_label"), "semantic_loss_ignore_index"),
+        **dict.fromkeys(("dropout_ratio", "dropout"), "classifier_dropout_prob"),
+        "auxiliary_head": "use_auxiliary_head",
+        "num_frames": "CCNetVideoConfig(num_frames=...)",
     }
 
     def __init_subclass__(cls, *args, **kwargs):
@@ -77,6 +77,18 @@ class CCNetModelConfigMixin(CCNetConfigMixin):
         """The configuration as `config.json` holds it, with the classes that can be loaded from the code beside it."""
         return super().to_dict() | {"auto_map": dict(self.remote_classes)}
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As every configuration's; the names of the classes that are given while a file is loaded replace all it
+        says of them, and where a file's `label2id` is of other labels than its `id2label`, the latter counts."""
+        if kwargs.get("id2label") is not None:
+            kwargs["id2label"] = _integer_labels(kwargs["id2label"])
+            kwargs.setdefault("label2id", {name: label for label, name in kwargs["id2label"].items()})
+        names = _integer_labels(config_dict.get("id2label"))
+        if names is not None and _foreign_labels(config_dict.get("label2id"), names):
+            config_dict = config_dict | {"label2id": {name: label for label, name in names.items()}}
+        return super().from_dict(config_dict, **kwargs)
+
     def _read_labels(self, kwargs: dict[str, Any]) -> None:
         """Check what is given of the number and the names of the classes, before each of them gets a name."""
         if kwargs.get("num_labels") is None:
@@ -84,6 +96,9 @@ class CCNetModelConfigMixin(CCNetConfigMixin):
         else:
             self._check_number_of_labels(kwargs["num_labels"])
         self.id2label = _integer_labels(self.id2label)
+        labels = range(kwargs.get("num_labels", 2)) if self.id2label is None else self.id2label
+        for name, label in _foreign_labels(self.label2id, labels).items():
+            raise ValueError(f"label2id must give names labels of id2label, got {label!r} for {name!r}")
 
     def _check_labels(self) -> None:
         self.id2label = _integer_labels(self.id2label)  # which may have been replaced while a file was loaded
@@ -105,6 +120,7 @@ class CCNetModelConfigMixin(CCNetConfigMixin):
             )
 
     def _check_ignore_index(self) -> None:
+        check_range("semantic_loss_ignore_index", self.semantic_loss_ignore_index, -(2**63), 2**63 - 1)
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             ignored = self.semantic_loss_ignore_index
             raise ValueError(
@@ -203,7 +219,7 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
         "AutoModelForSemanticSegmentation": "modeling_ccnet.CCNetForSemanticSegmentation",
     }
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None
     hidden_size: int = 512
     query_key_size: int | None = None
     recurrence: int = 2
@@ -236,7 +252,7 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
             self.backbone_config = CCNetResNetConfig(out_features=["stage3", "stage4"])
         self.backbone_config = read_backbone_config(self.backbone_config)
         if self.use_auxiliary_head:
-            self.backbone_config = _with_two_feature_maps(self.backbone_config)
+            self.backbone_config = with_last_feature_maps(self.backbone_config, 2)
         self.inference = check_inference(self.inference)
         self._read_labels(kwargs)
         super().__post_init__(**kwargs)
@@ -266,6 +282,10 @@ class CCNetConfig(CCNetModelConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be a finite number, at least 0, got {getattr(self, name)}")
 
 
+# Of the configurations of other tasks.
+NAMES_OF_SEMANTIC_MODELS = {name: f"CCNetConfig({name}=...)" for name in own_fields(CCNetConfig)}
+
+
 def _integer_labels(id2label: dict | None) -> dict[int, str] | None:
     """The names by label, which JSON makes text of."""
     if id2label is None:
@@ -276,18 +296,10 @@ def _integer_labels(id2label: dict | None) -> dict[int, str] | None:
     return {int(label): name for label, name in id2label.items()}
 
 
-def _with_two_feature_maps(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration itself, or, where it names no feature map and so has the last alone, a copy with the last
-    two."""
-    if not isinstance(config, BackboneConfigMixin):
-        return config
-    stages = getattr(config, "stage_names", None)  # timm's are known once there is a model
-    last = -1 if stages is None else len(stages) - 1
-    if config.out_indices is None or list(config.out_indices) != [last] or last == 0:
-        return config
-    config = copy.deepcopy(config)
-    config.out_indices = [last - 1, last]
-    return config
+def _foreign_labels(label2id: dict | None, labels: Iterable[int]) -> dict:
+    """The entries of `label2id` that are of none of the labels."""
+    known = {str(label) for label in labels}
+    return {name: label for name, label in (label2id or {}).items() if str(label) not in known}
 
 
 def check_inference(inference: dict[str, Any] | None) -> dict[str, Any]:

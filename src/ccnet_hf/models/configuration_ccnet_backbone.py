@@ -23,10 +23,13 @@ from transformers.backbone_utils import BackboneConfigMixin
 from .configuration_ccnet_resnet import (
     MAX_CHANNELS,
     MAX_RECURRENCE,
+    NAMES_OF_BACKBONES,
     CCNetConfigMixin,
     CCNetResNetConfig,
+    check_backbone_config,
     check_range,
     read_backbone_config,
+    with_last_feature_maps,
 )
 from .mistaken_names_ccnet import refuse
 
@@ -43,7 +46,8 @@ class CCNetBackboneConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfi
             Any backbone `AutoBackbone` knows, by default `CCNetResNetConfig(out_features=["stage1", ..., "stage4"])`.
             Its `out_features` and `out_indices` are this configuration's.
         attention_stage (`str`, defaults to `"stage4"`):
-            Which of the backbone's `out_features` is attended.
+            Which of the backbone's `out_features` is attended. A backbone that names its last feature map alone, or
+            none, gives those from this one on.
         attention_recurrence (`int`, defaults to 2):
             Rounds of attention with the same weights (R in the paper, section 3.3).
         query_key_size (`int`, *optional*, defaults to an eighth of the feature map's channels):
@@ -70,9 +74,13 @@ class CCNetBackboneConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfi
 
     model_type = "ccnet_backbone"
     more_names: ClassVar[tuple[str, ...]] = CCNetResNetConfig.more_names
+    foreign_names: ClassVar[dict[str, str]] = NAMES_OF_BACKBONES | {
+        "recurrence": "attention_recurrence",
+        "attention_query_key_size": "query_key_size",
+    }
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None
     attention_stage: str = "stage4"
     attention_recurrence: int = 2
     query_key_size: int | None = None
@@ -86,23 +94,18 @@ class CCNetBackboneConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfi
         if features is not None or indices is not None:
             self.backbone_config = copy.deepcopy(self.backbone_config)
             self.set_output_features_output_indices(features, indices)
+        elif self.attention_stage in (self.stage_names or ()):
+            number = len(self.stage_names) - self.stage_names.index(self.attention_stage)
+            self.backbone_config = with_last_feature_maps(self.backbone_config, number)
         self._check_values()
         super().__post_init__(**kwargs)
 
     def _check_values(self) -> None:
-        if not isinstance(self.backbone_config, BackboneConfigMixin):
-            raise ValueError(
-                "backbone_config must be a backbone's configuration, which names its out_features; "
-                f"{type(self.backbone_config).__name__} is none"
-            )
+        check_backbone_config(self.backbone_config)
         check_range("attention_recurrence", self.attention_recurrence, 1, MAX_RECURRENCE)
         if self.query_key_size is not None:
             check_range("query_key_size", self.query_key_size, 1, MAX_CHANNELS)
-        self.check_attention_stage()
-
-    def check_attention_stage(self) -> None:
-        """Raise ValueError if the backbone does not return the feature map that is to be attended. The stages of
-        timm's backbones have names only once there is a model."""
+        # The stages of timm's backbones have names only once there is a model.
         if self.stage_names is not None and self.attention_stage not in self.out_features:
             raise ValueError(
                 f"attention_stage must be one of the backbone's out_features, {', '.join(self.out_features)}, "

@@ -20,9 +20,15 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .configuration_ccnet import CCNetModelConfigMixin
+from .configuration_ccnet import NAMES_OF_SEMANTIC_MODELS, CCNetModelConfigMixin
 from .configuration_ccnet_backbone import CCNetBackboneConfig
-from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetResNetConfig, check_range, read_backbone_config
+from .configuration_ccnet_resnet import (
+    MAX_CHANNELS,
+    CCNetResNetConfig,
+    check_range,
+    read_backbone_config,
+    with_last_feature_maps,
+)
 from .mistaken_names_ccnet import refuse
 
 
@@ -49,7 +55,8 @@ class CCNetInstanceConfig(CCNetModelConfigMixin, PreTrainedConfig):
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Any backbone `AutoBackbone` knows with feature maps of falling resolution. By default a `CCNetResNetConfig`
             of depth 50 with torchvision's stem, an output stride of 32 and attention. Other backbones get theirs by a
-            [`CCNetBackboneConfig`].
+            [`CCNetBackboneConfig`]. One that names its last feature map alone, or none, gives one fewer than there are
+            `anchor_sizes`.
         fpn_channels (`int`, defaults to 256):
             Channels of the feature pyramid and of the convolutions on it.
         head_batch_norm (`bool`, defaults to `False`):
@@ -126,14 +133,11 @@ class CCNetInstanceConfig(CCNetModelConfigMixin, PreTrainedConfig):
         "AutoModelForObjectDetection": "modeling_ccnet_instance.CCNetForInstanceSegmentation",
         "AutoImageProcessor": "image_processing_ccnet_instance.CCNetInstanceImageProcessor",
     }
-    # No label is ignored.
-    foreign_names: ClassVar[dict[str, str]] = {
-        name: meant for name, meant in CCNetModelConfigMixin.foreign_names.items() if name != "ignore_index"
-    }
+    foreign_names: ClassVar[dict[str, str]] = NAMES_OF_SEMANTIC_MODELS | CCNetModelConfigMixin.foreign_names
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_dict"]
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None
     fpn_channels: int = 256
     head_batch_norm: bool = False
     anchor_sizes: list[int] | tuple[int, ...] = (32, 64, 128, 256, 512)
@@ -165,8 +169,10 @@ class CCNetInstanceConfig(CCNetModelConfigMixin, PreTrainedConfig):
         refuse(type(self), self._mistaken_names(kwargs))
         if self.backbone_config is None:
             self.backbone_config = default_backbone_config()
-        self.backbone_config = read_backbone_config(self.backbone_config, CCNetBackboneConfig)
         self.anchor_sizes = list(self.anchor_sizes)
+        self.backbone_config = read_backbone_config(self.backbone_config, CCNetBackboneConfig)
+        # The feature pyramid adds one to the backbone's.
+        self.backbone_config = with_last_feature_maps(self.backbone_config, len(self.anchor_sizes) - 1)
         self.anchor_aspect_ratios = list(self.anchor_aspect_ratios)
         self._read_labels(kwargs)
         super().__post_init__(**kwargs)

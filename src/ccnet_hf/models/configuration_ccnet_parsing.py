@@ -22,11 +22,21 @@ from transformers import AutoConfig, PreTrainedConfig
 from .configuration_ccnet import (
     FURTHER_LOSS_FIELDS,
     MAX_RECURRENCE,
+    NAMES_OF_SEMANTIC_MODELS,
     CCNetModelConfigMixin,
     check_inference,
 )
-from .configuration_ccnet_resnet import MAX_CHANNELS, CCNetResNetConfig, check_range, read_backbone_config
+from .configuration_ccnet_resnet import (
+    MAX_CHANNELS,
+    CCNetResNetConfig,
+    check_range,
+    read_backbone_config,
+    with_last_feature_maps,
+)
 from .mistaken_names_ccnet import refuse
+
+
+NUM_FEATURE_MAPS = 4
 
 
 @strict
@@ -39,7 +49,8 @@ class CCNetParsingConfig(CCNetModelConfigMixin, PreTrainedConfig):
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Any backbone `AutoBackbone` knows that gives four feature maps, by default CE2P's: a `CCNetResNetConfig`
             with a stem of 128 channels, output stride 16 and dilations that are not contracted. The first feature map
-            gives the size of the logits, the last one feeds the context module, the first three the edge branch.
+            gives the size of the logits, the last one feeds the context module, the first three the edge branch. One
+            that names its last feature map alone, or none, gives the last four.
         context_module (`str`, defaults to `"rcca"`):
             `"rcca"`, recurrent criss-cross attention, or `"pyramid"`, the pyramid pooling of CE2P's and SCHP's
             checkpoints.
@@ -108,8 +119,9 @@ class CCNetParsingConfig(CCNetModelConfigMixin, PreTrainedConfig):
         "AutoConfig": "configuration_ccnet_parsing.CCNetParsingConfig",
         "AutoModelForSemanticSegmentation": "modeling_ccnet_parsing.CCNetForHumanParsing",
     }
+    foreign_names: ClassVar[dict[str, str]] = NAMES_OF_SEMANTIC_MODELS | CCNetModelConfigMixin.foreign_names
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None
     context_module: str = "rcca"
     hidden_size: int = 512
     query_key_size: int | None = None
@@ -143,7 +155,7 @@ class CCNetParsingConfig(CCNetModelConfigMixin, PreTrainedConfig):
                 contract_dilation=False,
                 out_features=["stage1", "stage2", "stage3", "stage4"],
             )
-        self.backbone_config = read_backbone_config(self.backbone_config)
+        self.backbone_config = with_last_feature_maps(read_backbone_config(self.backbone_config), NUM_FEATURE_MAPS)
         self.inference = check_inference(self.inference)
         self._read_labels(kwargs)
         super().__post_init__(**kwargs)

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Configuration of the dilated ResNet-V1c that CCNet is built on."""
 
+import copy
 import math
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -30,6 +31,14 @@ MAX_BLOCKS = 1000
 MAX_WEIGHTS = 2 * 10**9
 MAX_RECURRENCE = 100
 
+# What transformers' own models write into their files where they have no such backbone.
+_OFF_BY_DEFAULT = ("use_pretrained_backbone", "use_timm_backbone")
+
+
+def own_fields(kind: type[PreTrainedConfig]) -> set[str]:
+    """The fields of a class of configurations that not all configurations have."""
+    return {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)}
+
 
 class CCNetConfigMixin:
     """
@@ -37,7 +46,8 @@ class CCNetConfigMixin:
     in Python and kept, with a warning, from a file; what is given while a file is loaded is checked like the rest.
     """
 
-    # Names that are taken beside the fields, and what users of other libraries mean by some of theirs.
+    # Names that are taken beside the fields, and what users of other libraries or of another configuration mean by
+    # some of theirs. Those that stand for a field count where there is that field.
     more_names: ClassVar[tuple[str, ...]] = ("num_labels", "id2label", "label2id")
     foreign_names: ClassVar[dict[str, str]] = {}
 
@@ -54,17 +64,28 @@ class CCNetConfigMixin:
         config._check_values()
         return loaded
 
+    def check(self) -> None:
+        """Raise ValueError for a value outside what is allowed: fields can be set at any time, and so every model asks
+        this before it is built."""
+        self._check_values()
+
     @classmethod
     def _mistaken_names(cls, values: dict[str, Any]) -> dict[str, str]:
-        """Name -> what was probably meant, of values that ask for something, which `None` and `False` do not."""
-        inherited = {field.name for field in fields(PreTrainedConfig)}
-        own = {field.name for field in fields(cls)} - inherited
+        """Name -> what was probably meant, of values that ask for something, which `None` does not."""
+        known = own_fields(cls) | set(cls.more_names)
+        foreign = {
+            name: meant
+            for name, meant in cls.foreign_names.items()
+            if name not in known and (meant in known or not meant.isidentifier())
+        }
         names = [
             name
             for name, value in values.items()
-            if value is not None and value is not False and not hasattr(PreTrainedConfig, name)
+            if value is not None
+            and not (value is False and name in _OFF_BY_DEFAULT)
+            and not hasattr(PreTrainedConfig, name)
         ]
-        return mistaken_names(names, own | set(cls.more_names), cls.foreign_names)
+        return mistaken_names(names, known, foreign)
 
 
 def check_range(name: str, value: int, least: int, most: int) -> None:
@@ -134,6 +155,13 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
         "out_indices",
         "stage_names",
     )
+    foreign_names: ClassVar[dict[str, str]] = {
+        "layers": "depths",
+        "in_channels": "num_channels",
+        "in_chans": "num_channels",
+        "recurrence": "attention_recurrence",
+        "query_key_size": "attention_query_key_size",
+    }
 
     num_channels: int = 3
     stem_type: str = "deep"
@@ -214,6 +242,18 @@ class CCNetResNetConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfig)
             )
 
 
+_BACKBONE = "the configuration of a backbone, such as TimmBackboneConfig(backbone='resnet50')"
+
+# Of whoever has a `backbone_config`: names that belong there.
+NAMES_OF_BACKBONES = {
+    **dict.fromkeys(
+        (*sorted(own_fields(CCNetResNetConfig)), *CCNetResNetConfig.foreign_names, "out_features", "out_indices"),
+        "backbone_config",
+    ),
+    **dict.fromkeys(("backbone", "pretrained", "backbone_kwargs", *_OFF_BY_DEFAULT), f"backbone_config, {_BACKBONE}"),
+}
+
+
 def read_backbone_config(config: dict | PreTrainedConfig, *further: type[PreTrainedConfig]) -> PreTrainedConfig:
     """The configuration of a backbone from what a model's configuration was given or has read.
 
@@ -223,10 +263,13 @@ def read_backbone_config(config: dict | PreTrainedConfig, *further: type[PreTrai
             their registration: as remote code, the classes exist twice.
 
     Raises:
-        ValueError: transformers does not know its model type.
+        ValueError: transformers does not know its model type, or it is not a backbone's.
     """
     if isinstance(config, PreTrainedConfig):
+        check_backbone_config(config)
         return config
+    if not isinstance(config, dict):
+        raise ValueError(f"backbone_config must be {_BACKBONE}, got {config!r}")
     model_type = config.get("model_type")
     ours = {kind.model_type: kind for kind in (CCNetResNetConfig, *further)}
     if isinstance(model_type, str) and model_type in ours:
@@ -236,7 +279,37 @@ def read_backbone_config(config: dict | PreTrainedConfig, *further: type[PreTrai
             f"backbone_config must name a model_type that transformers knows, or {' or '.join(map(repr, ours))}, "
             f"got {model_type!r}"
         )
-    return CONFIG_MAPPING[model_type].from_dict(config)
+    config = CONFIG_MAPPING[model_type].from_dict(config)
+    check_backbone_config(config)
+    return config
+
+
+def check_backbone_config(config: PreTrainedConfig) -> None:
+    """Raise ValueError for the configuration of what is no backbone."""
+    if not isinstance(config, BackboneConfigMixin):
+        raise ValueError(
+            "backbone_config must be a backbone's configuration, which names its out_features; "
+            f"{type(config).__name__} is none"
+        )
+
+
+def with_last_feature_maps(config: PreTrainedConfig, number: int) -> PreTrainedConfig:
+    """The configuration of a backbone itself, or, where it names no feature map and so has the last alone, a copy with
+    the last `number`."""
+    indices, stages = config.out_indices, getattr(config, "stage_names", None)
+    if indices is None or len(indices) != 1:
+        return config
+    # timm's stages are known once there is a model: until then the one that is named counts as the last.
+    last = indices[0] if stages is None else len(stages) - 1
+    if stages is not None and indices[0] % len(stages) != last:
+        return config
+    first = last - max(number, 1) + 1
+    wanted = list(range(first if last < 0 else max(first, 0), last + 1))
+    if len(wanted) == 1:
+        return config
+    config = copy.deepcopy(config)
+    config.out_indices = wanted
+    return config
 
 
 # A checkpoint names its backbone by model type only, so whoever can read this file must be able to look it up.

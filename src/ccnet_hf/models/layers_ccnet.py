@@ -13,12 +13,15 @@
 # limitations under the License.
 """The layers that criss-cross attention comes in, for every model and backbone."""
 
+import math
+
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.integrations import use_kernel_forward_from_hub
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .configuration_ccnet_resnet import MAX_CHANNELS, MAX_RECURRENCE, check_range
 from .criss_cross_attention import (
     criss_cross_attention,
     criss_cross_attention_round,
@@ -26,9 +29,10 @@ from .criss_cross_attention import (
 )
 
 
-def _check_positive(name: str, value: int) -> None:
+def _check_positive(name: str, value: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    check_range(name, value, 1, most)
 
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -55,8 +59,8 @@ class CrissCrossAttention(nn.Module):
         num_heads: parts that the channels are divided into, each of which attends for itself.
 
     Raises:
-        ValueError: an argument is no integer of at least 1, `num_axes` is above 3, or the channels cannot be divided
-            among the heads.
+        ValueError: a size is no integer of at least 1, or beyond what a configuration takes, `num_axes` is above 3,
+            the channels cannot be divided among the heads, or `gamma_init` is not finite.
     """
 
     def __init__(
@@ -75,17 +79,19 @@ class CrissCrossAttention(nn.Module):
     def _set_up(
         self, hidden_size: int, query_key_size: int | None, num_axes: int, gamma_init: float, num_heads: int
     ) -> None:
-        _check_positive("hidden_size", hidden_size)
+        _check_positive("hidden_size", hidden_size, MAX_CHANNELS)
         if query_key_size is None:
             query_key_size = max(1, hidden_size // 8)
         sizes = {"query_key_size": query_key_size, "num_axes": num_axes, "num_heads": num_heads}
         for name, value in sizes.items():
-            _check_positive(name, value)
+            _check_positive(name, value, MAX_CHANNELS)
         if num_axes > 3:
             raise ValueError(f"num_axes must be 1, 2 or 3, got {num_axes}")
         for name, value in (("hidden_size", hidden_size), ("query_key_size", query_key_size)):
             if value % num_heads:
                 raise ValueError(f"{name} must be a multiple of num_heads, got {value} for {num_heads} heads")
+        if not math.isfinite(gamma_init):
+            raise ValueError(f"gamma_init must be a finite number, got {gamma_init}")
         self.hidden_size, self.query_key_size, self.gamma_init = hidden_size, query_key_size, gamma_init
         self.num_axes, self.num_heads = num_axes, num_heads
 
@@ -113,12 +119,17 @@ class CrissCrossAttention(nn.Module):
             images, generally (B, *spatial, sum of the spatial sizes), with several heads (B, num_heads, ...).
 
         Raises:
-            ValueError: input or mask of another shape.
+            ValueError: input or mask of another shape, or an input of integers.
         """
         if hidden_state.dim() != self.num_axes + 2:
             raise ValueError(
                 f"an attention with num_axes={self.num_axes} takes (batch, channels, {self.num_axes} spatial axes), "
                 f"got {tuple(hidden_state.shape)}"
+            )
+        if hidden_state.shape[1] != self.hidden_size or not hidden_state.is_floating_point():
+            raise ValueError(
+                f"an attention with hidden_size={self.hidden_size} takes so many channels, of a floating point dtype, "
+                f"got {tuple(hidden_state.shape)} of {hidden_state.dtype}"
             )
         return self._attend(hidden_state, output_attentions, mask)
 
@@ -174,7 +185,7 @@ class RecurrentCrissCrossAttention(CrissCrossAttention):
     Args:
         hidden_size: channels of input, value and output.
         query_key_size: channels of query and key; an eighth of `hidden_size` if `None`.
-        recurrence: number of rounds, R in the paper, at least 1.
+        recurrence: number of rounds, R in the paper, 1 to 100.
         num_axes: spatial axes of the input, 1 to 3.
         gamma_init: what gamma starts at.
         share_weights: whether all rounds have one set of weights, `query`, `key`, `value` and `gamma`, as in the
@@ -198,7 +209,7 @@ class RecurrentCrissCrossAttention(CrissCrossAttention):
     ):
         nn.Module.__init__(self)
         self._set_up(hidden_size, query_key_size, num_axes, gamma_init, num_heads)
-        _check_positive("recurrence", recurrence)
+        _check_positive("recurrence", recurrence, MAX_RECURRENCE)
         self.recurrence = recurrence
         self.rounds = None
         if share_weights:

@@ -70,10 +70,10 @@ def _check_range(labels: torch.Tensor, num_labels: int, ignore_index: int) -> No
 
 
 def check_labels(outputs: torch.Tensor, labels: torch.Tensor) -> None:
-    if labels.dim() != 3 or labels.shape[0] != outputs.shape[0]:
+    if labels.dim() != 3 or labels.shape[0] != outputs.shape[0] or 0 in labels.shape[1:]:
         raise ValueError(
-            f"labels must be (batch, height, width) with the logits' batch size, got labels {tuple(labels.shape)} "
-            f"for logits {tuple(outputs.shape)}"
+            "labels must be (batch, height, width), with pixels and the logits' batch size, got labels "
+            f"{tuple(labels.shape)} for logits {tuple(outputs.shape)}"
         )
 
 

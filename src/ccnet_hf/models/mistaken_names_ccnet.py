@@ -40,9 +40,9 @@ def mistaken_names(
     for name in names:
         if name in known or name.startswith("_"):
             continue
-        near = [foreign[name]] if name in foreign else difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        near = [name] if name in foreign else difflib.get_close_matches(name, [*known, *foreign], n=1, cutoff=0.8)
         if near:
-            found[name] = near[0]
+            found[name] = foreign.get(near[0], near[0])
     return found
 
 

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
-from transformers.backbone_utils import load_backbone
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -29,10 +28,9 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet import CCNetConfig
-from .configuration_ccnet_resnet import CCNetResNetConfig
 from .layers_ccnet import CrissCrossAttention, RecurrentCrissCrossAttention, init_attention
 from .loss_ccnet import ccnet_loss
-from .modeling_ccnet_resnet import CCNetResNetBackbone, PresentModulesMixin, in_dtype_of_weights
+from .modeling_ccnet_resnet import CCNetResNetBackbone, PresentModulesMixin, build_backbone, in_dtype_of_weights
 
 
 @dataclass
@@ -175,13 +173,6 @@ class CCNetCategoryHead(nn.Conv2d):
         super().__init__(config.hidden_size, config.category_consistent_channels, kernel_size=1)
 
 
-def build_backbone(config: PreTrainedConfig) -> nn.Module:
-    """The backbone that `config.backbone_config` describes, with random weights."""
-    # Not through AutoBackbone, which compares classes: as remote code, the configuration's module exists twice.
-    is_ours = config.backbone_config.model_type == CCNetResNetConfig.model_type
-    return CCNetResNetBackbone(config.backbone_config) if is_ours else load_backbone(config)
-
-
 def run_backbone(
     backbone: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
@@ -263,6 +254,8 @@ class CCNetPreTrainedModel(PresentModulesMixin, PreTrainedModel):
         """What `loss_function` makes of the logits and of the further `outputs` by name; `None` without labels."""
         if labels is None:
             return None
+        if not isinstance(labels, torch.Tensor):
+            raise ValueError(f"labels must be a tensor (batch, height, width), got {type(labels).__name__}")
         # With a device map the parts may lie on several devices.
         outputs = {name: None if output is None else output.to(logits.device) for name, output in outputs.items()}
         return self.loss_function(
@@ -297,7 +290,7 @@ class CCNetModel(CCNetPreTrainedModel):
 
     def __init__(self, config: CCNetConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config)
+        self.backbone = build_backbone(config.backbone_config)
         self.head = self.head_class(config, self.backbone.channels[-1])
         self.post_init()
 

@@ -15,7 +15,7 @@
 
 import torch
 from torch import nn
-from transformers import AutoBackbone, PreTrainedConfig
+from transformers import AutoBackbone
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -23,12 +23,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NA
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet_backbone import CCNetBackboneConfig
-from .configuration_ccnet_resnet import CCNetResNetConfig
 from .layers_ccnet import CrissCrossAttention, FeatureMapAttention, init_attention
-from .modeling_ccnet_resnet import CCNetResNetBackbone
+from .modeling_ccnet_resnet import CheckedConfigMixin, build_backbone, check_images
 
 
-class CCNetBackbone(BackboneMixin, PreTrainedModel):
+class CCNetBackbone(CheckedConfigMixin, BackboneMixin, PreTrainedModel):
     """
     Any backbone, with recurrent criss-cross attention on one of its feature maps. It returns all feature maps of the
     backbone, that one attended. gamma starts at 0, so that they are the backbone's own until it is trained.
@@ -63,9 +62,8 @@ class CCNetBackbone(BackboneMixin, PreTrainedModel):
     _no_split_modules = ["FeatureMapAttention"]
 
     def __init__(self, config: CCNetBackboneConfig):
-        backbone = build_backbone(config.backbone_config)
+        backbone = build_backbone(config.backbone_config, CCNetBackbone)
         config.backbone_config = backbone.config  # which by now names the stages of a backbone of timm's, too
-        config.check_attention_stage()
         super().__init__(config)
         self.num_features = [backbone.out_feature_channels[name] for name in self.stage_names]
         self.has_attentions = backbone.has_attentions
@@ -108,8 +106,10 @@ class CCNetBackbone(BackboneMixin, PreTrainedModel):
             `out_features`; or a tuple with `return_dict=False`.
 
         Raises:
-            ValueError: the feature map has no height and width.
+            ValueError: pixel values that are no batch of floating point images of the backbone's number of channels,
+                or the feature map has no height and width.
         """
+        check_images(pixel_values, self.backbone.config)
         outputs = self.backbone.forward_with_filtered_kwargs(
             pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
         )
@@ -126,18 +126,8 @@ class CCNetBackbone(BackboneMixin, PreTrainedModel):
         )
 
 
-def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """The backbone of a configuration, without weights."""
-    ours = {CCNetResNetConfig.model_type: CCNetResNetBackbone, CCNetBackboneConfig.model_type: CCNetBackbone}
-    # CODEPATH: the zoo's checkpoints and ImageNet's have CCNet's ResNet, all others a backbone of transformers. Not
-    # through AutoBackbone, which compares classes: as remote code, the configuration's module exists twice.
-    if config.model_type in ours:
-        return ours[config.model_type](config)
-    return AutoBackbone.from_config(config)
-
-
 AutoBackbone.register(CCNetBackboneConfig, CCNetBackbone, exist_ok=True)
 # transformers' shared tests tell a backbone by this plain dictionary of class names, not by the registered classes.
 MODEL_FOR_BACKBONE_MAPPING_NAMES[CCNetBackboneConfig.model_type] = CCNetBackbone.__name__
 
-__all__ = ["CCNetBackbone", "build_backbone"]
+__all__ = ["CCNetBackbone"]

@@ -44,8 +44,8 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccnet_instance import CCNetInstanceConfig
-from .modeling_ccnet_backbone import build_backbone
-from .modeling_ccnet_resnet import PresentModulesMixin
+from .modeling_ccnet_backbone import CCNetBackbone
+from .modeling_ccnet_resnet import PresentModulesMixin, build_backbone
 
 
 Size = tuple[int, int]  # (height, width)
@@ -124,7 +124,7 @@ class CCNetForInstanceSegmentation(PresentModulesMixin, PreTrainedModel):
 
     def __init__(self, config: CCNetInstanceConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config)
+        self.backbone = build_backbone(config.backbone_config, CCNetBackbone)
         num_levels = len(self.backbone.channels) + 1
         if len(config.anchor_sizes) != num_levels:
             raise ValueError(

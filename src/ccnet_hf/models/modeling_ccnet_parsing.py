@@ -23,7 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_ccnet_parsing import CCNetParsingConfig
+from .configuration_ccnet_parsing import NUM_FEATURE_MAPS, CCNetParsingConfig
 from .loss_ccnet_parsing import ccnet_parsing_loss
 from .modeling_ccnet import (
     CCNetCategoryHead,
@@ -31,13 +31,12 @@ from .modeling_ccnet import (
     CCNetDenseOutput,
     CCNetHead,
     CCNetPreTrainedModel,
-    build_backbone,
     run_backbone,
 )
+from .modeling_ccnet_resnet import build_backbone
 
 
 _PYRAMID_SIZES = (1, 2, 3, 6)  # pixels of the pooled maps along each side, as in PSPNet
-_NUM_FEATURE_MAPS = 4
 
 
 @dataclass
@@ -166,13 +165,13 @@ class CCNetForHumanParsing(CCNetPreTrainedModel):
 
     def __init__(self, config: CCNetParsingConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config)
-        if len(self.backbone.channels) < _NUM_FEATURE_MAPS:
+        self.backbone = build_backbone(config.backbone_config)
+        if len(self.backbone.channels) < NUM_FEATURE_MAPS:
             raise ValueError(
-                f"human parsing needs {_NUM_FEATURE_MAPS} feature maps: give the backbone so many out_features or "
+                f"human parsing needs {NUM_FEATURE_MAPS} feature maps: give the backbone so many out_features or "
                 f"out_indices; its out_features are {self.backbone.out_features}"
             )
-        first, second, third, last = self.backbone.channels[-_NUM_FEATURE_MAPS:]
+        first, second, third, last = self.backbone.channels[-NUM_FEATURE_MAPS:]
         # CODEPATH: the paper's network attends; the published files of CE2P and SCHP have pyramid pooling.
         context_module = CCNetHead if config.context_module == "rcca" else CCNetPyramidPooling
         self.context = context_module(config, last)
@@ -217,7 +216,7 @@ class CCNetForHumanParsing(CCNetPreTrainedModel):
         """
         output_attentions, output_hidden_states = self.asked_for(output_attentions, output_hidden_states)
         feature_maps, hidden_states = run_backbone(self.backbone, pixel_values, output_hidden_states)
-        first, second, third, last = feature_maps[-_NUM_FEATURE_MAPS:]
+        first, second, third, last = feature_maps[-NUM_FEATURE_MAPS:]
         context, attended, attentions = self.context(last, output_attentions)
         parsing_features = self.decoder(context, first)
         has_loss = self.training or labels is not None

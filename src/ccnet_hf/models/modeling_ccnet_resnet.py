@@ -15,7 +15,7 @@
 
 import torch
 from torch import nn
-from transformers import AutoBackbone
+from transformers import AutoBackbone, PreTrainedConfig
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -48,19 +48,34 @@ class CCNetResNetFrozenBatchNorm(nn.Module):
         return hidden_state * scale[:, None, None] + shift[:, None, None]
 
 
-def in_dtype_of_weights(pixel_values: torch.Tensor, model: nn.Module) -> torch.Tensor:
-    """Pixel values in the dtype of the model's first weights, unless autocast chooses the dtype of what follows.
-
-    Raises:
-        ValueError: they are no batch of images, or integers, so images that have not been normalised.
-    """
+def check_images(pixel_values: torch.Tensor, config: PreTrainedConfig) -> None:
+    """Raise ValueError for what is no batch of images of as many channels as the configuration of a backbone says, or
+    of integers, so images that have not been normalised."""
+    if not isinstance(pixel_values, torch.Tensor):
+        kind = type(pixel_values).__name__
+        raise ValueError(f"pixel_values must be a tensor (batch, channels, height, width), got {kind}")
+    shape = tuple(pixel_values.shape)
     if pixel_values.dim() != 4 or 0 in pixel_values.shape[1:]:
-        shape = tuple(pixel_values.shape)
         raise ValueError(f"pixel_values must be (batch, channels, height, width), with pixels, got shape {shape}")
+    num_channels = getattr(config, "num_channels", None)
+    if num_channels is not None and shape[1] != num_channels:
+        raise ValueError(
+            f"pixel_values must be (batch, channels, height, width) with num_channels={num_channels}, as the backbone "
+            f"is configured, got shape {shape}"
+        )
     if not pixel_values.is_floating_point():
         raise ValueError(
             f"pixel_values must be floating point, as the image processor gives them, got {pixel_values.dtype}"
         )
+
+
+def in_dtype_of_weights(pixel_values: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    """Pixel values in the dtype of the model's first weights, unless autocast chooses the dtype of what follows.
+
+    Raises:
+        ValueError: as [`check_images`].
+    """
+    check_images(pixel_values, model.config)
     device_type = pixel_values.device.type
     # The meta device knows no autocast, and refuses the question whether it is on.
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
@@ -177,7 +192,15 @@ class CCNetResNetStage(nn.Module):
         return hidden_state
 
 
-class PresentModulesMixin:
+class CheckedConfigMixin:
+    """A model that refuses a configuration whose fields have been set to what they may not be."""
+
+    def __init__(self, config: PreTrainedConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        config.check()
+
+
+class PresentModulesMixin(CheckedConfigMixin):
     """A model whose instances name those of `_no_split_modules` that they have: FSDP looks for every one of them, and
     refuses a model that lacks one."""
 
@@ -266,6 +289,22 @@ class CCNetResNetBackbone(PresentModulesMixin, BackboneMixin, PreTrainedModel):
             if name in self.out_features
         )
         return BackboneOutput(feature_maps=feature_maps, hidden_states=hidden_states)
+
+
+def build_backbone(config: PreTrainedConfig, *further: type[PreTrainedModel]) -> PreTrainedModel:
+    """The backbone of a configuration, with random weights.
+
+    Args:
+        config: of any backbone.
+        further: backbones of this package besides `CCNetResNetBackbone` that are taken by their model type, as in
+            [`read_backbone_config`].
+    """
+    ours = {kind.config_class.model_type: kind for kind in (CCNetResNetBackbone, *further)}
+    # CODEPATH: the zoo's checkpoints and ImageNet's have CCNet's ResNet, all others a backbone of transformers. Not
+    # through AutoBackbone, which compares classes: as remote code, the configuration's module exists twice.
+    if config.model_type in ours:
+        return ours[config.model_type](config)
+    return AutoBackbone.from_config(config)
 
 
 AutoBackbone.register(CCNetResNetConfig, CCNetResNetBackbone, exist_ok=True)
