@@ -19,7 +19,6 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 from transformers import set_seed
 
-from ccnet_hf.benchmark.growth_figure import draw_growth
 from ccnet_hf.benchmark.growth_points import Point
 from ccnet_hf.cli import main as run
 from ccnet_hf.demo.demo_arguments import EMBEDDED_CHECKPOINT
@@ -75,6 +74,12 @@ def attention_far_marks(folder: Path) -> None:
     row = (int(corners[0, 0]) + image.height // 2) % image.height
     found = attend(model, images, (2, row), (image.height, image.width))
     save(draw_figure(image, (2, row), found).quantize(256), "attention_far_marks")
+
+
+def draw_growth(blocks: dict[str, list[Point]], time: str) -> Image.Image:
+    from ccnet_hf.benchmark import growth_figure  # here, so that --help needs no extra
+
+    return growth_figure.draw_growth(blocks, time)
 
 
 def growth(folder: Path) -> None:

@@ -214,7 +214,13 @@ def test_no_value_of_another_type_gets_into_a_recipe(field, value):
             with_value(recipe, field, value)
 
 
+MODEL_CLASS = "ccnet_hf.models.modeling_ccnet.CCNetForSemanticSegmentation"
 MISTAKES = [
+    (SEGMENT, f"{MODEL_CLASS}.__init__"),
+    (SEGMENT, "ccnet_hf.models.configuration_ccnet.CCNetConfig.to_dict"),
+    (SEGMENT, "ccnet_hf.inference.loading.check_values"),
+    (SEGMENT, "ccnet_hf.models.image_processing_ccnet.CCNetImageProcessor.preprocess"),
+    (TRAIN, f"{MODEL_CLASS}.__init__"),
     (SEGMENT, "ccnet_hf.inference.predictor.Predictor.steps"),
     (SEGMENT, "ccnet_hf.inference.segment.find_images"),
     (EVAL, "ccnet_hf.evaluation.metric.confusion_matrix"),

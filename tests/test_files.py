@@ -194,6 +194,64 @@ def test_a_place_for_something_new_is_tried_without_making_anything(tmp_path, fu
     assert names(tmp_path) == ["file"]
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for name in ("pipe", "link"):
+        with pytest.raises(InputError, match=f"{name} is a pipe, a device or a socket, which would be replaced"):
+            check_file(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name} is a pipe"):
+            write_text(tmp_path / name, "text")
+    assert pipe.is_fifo() and names(tmp_path) == ["link", "pipe"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path, full_disk):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file.txt").write_text("old")
+    link, dangling = tmp_path / "link.json", tmp_path / "dangling"
+    link.symlink_to("deep/file.txt")
+    dangling.symlink_to("new/file")
+    with atomic_file(link) as unfinished:
+        unfinished.write_text("new")
+        assert unfinished.suffix == ".json" and unfinished.parent == tmp_path / "deep" and link.read_text() == "old"
+    check_file(dangling)
+    write_text(dangling, "new")
+    for file in (link, dangling):
+        assert file.is_symlink() and file.read_text() == "new"
+    with full_disk(10), pytest.raises(OSError, match=r"link.json cannot be written: file too large"):
+        write_text(link, "x" * 100)
+    assert link.read_text() == "new" and names(tmp_path / "deep") == ["file.txt"]
+
+
+def test_links_that_lead_nowhere_are_found_before_the_work(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("none")
+    loop = r"cannot be written: too many levels of symbolic links"
+    for check in (check_file, check_writable):
+        for path in (tmp_path / "loop", tmp_path / "loop" / "file"):
+            with pytest.raises(OSError, match=loop):
+                check(path)
+        with pytest.raises(OSError, match=r"nowhere/file cannot be written: no such file"):
+            check(tmp_path / "nowhere" / "file")
+    with pytest.raises(OSError, match=r"nowhere cannot be written: no such file"):
+        check_writable(tmp_path / "nowhere")
+    for name in ("loop", "nowhere"):
+        with pytest.raises(InputError, match=f"{name} exists; name a new folder"):
+            check_new(tmp_path / name)
+
+
+def test_a_name_that_no_file_can_have_is_found_before_the_work(tmp_path):
+    for check in (check_file, check_writable, check_new):
+        for name in ("a\0b", "a\0b/c"):
+            with pytest.raises(InputError, match=r"a\\x00b.* is no name of a file or folder: it holds a NUL"):
+                check(tmp_path / name)
+    for write in (atomic_file, atomic_folder, exclusive):
+        with pytest.raises(InputError, match="it holds a NUL"), write(tmp_path / "a\0b"):
+            pass
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("folder", [".", "", "../here", ".."])
 def test_the_current_folder_is_not_replaced(folder, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()

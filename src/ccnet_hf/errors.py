@@ -5,7 +5,7 @@ Everything else that is raised is a mistake of the package's and keeps its trace
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 @contextmanager
-def reading(source: str | os.PathLike) -> Iterator[None]:
+def reading(source: str | os.PathLike, trial: Callable[[], object] | None = None) -> Iterator[None]:
     """Turn whatever is raised while a file or folder from outside is read into an `InputError` that names it.
 
     Its body should read and check, and nothing else: a mistake of the package's own in it would be taken for a fault
@@ -28,6 +28,9 @@ def reading(source: str | os.PathLike) -> Iterator[None]:
 
     Args:
         source: what is read, as the user knows it.
+        trial: where the package's own code cannot be kept out of the body, the same with something that is surely
+            right. It is called after the body has failed; where it fails too, the mistake is the package's, and what
+            the body raised passes as it is.
 
     Raises:
         InputError: the body raised something; the cause is kept.
@@ -37,7 +40,17 @@ def reading(source: str | os.PathLike) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # libraries raise whatever the bytes led them to
+        if trial is not None and _fails(trial):
+            raise
         raise InputError(f"{os.fspath(source)} cannot be read: {describe(error, source)}") from error
+
+
+def _fails(trial: Callable[[], object]) -> bool:
+    try:
+        trial()
+    except Exception:
+        return True
+    return False
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import glob
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,23 +31,25 @@ def atomic_file(file: str | os.PathLike) -> Iterator[Path]:
     """Write a file so that readers find the old one, or all of the new one.
 
     Args:
-        file: what to write or replace. Its folder is made.
+        file: what to write or replace; of a link, what it leads to. Its folder is made.
 
     Yields:
         A path in the same folder to write to, with the same suffix. It takes the file's name when the block ends
         without an error, and is removed otherwise.
 
     Raises:
+        InputError: there is something that is no file, such as a pipe or a device.
         OSError: it cannot be written; one sentence that names `file` and says why.
     """
     file = Path(file)
     with explained(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = unfinished_name(file).with_suffix(f"{_UNFINISHED}{file.suffix}")
+        target = _end_of_links(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = unfinished_name(target).with_suffix(f"{_UNFINISHED}{file.suffix}")
         try:
             yield unfinished
             flush(unfinished)
-            os.replace(unfinished, file)
+            os.replace(unfinished, target)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -102,7 +105,8 @@ def check_new(folder: str | os.PathLike) -> None:
         OSError: the folder around it cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    _check_name(folder)
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} exists; name a new folder")
     if folder.name in ("", "..") or (folder.exists() and folder.samefile(Path.cwd())):
         raise InputError(f"{folder} cannot be replaced by a new folder; name one in it")
@@ -189,27 +193,54 @@ def check_writable(folder: str | os.PathLike) -> None:
     """Find out before the work, not after it, that a folder cannot be made or written; makes nothing.
 
     Raises:
+        InputError: no file can have its name.
         OSError: as `atomic_file`.
     """
     folder = Path(folder)
-    _try_to_write(folder if folder.exists() else _folder_above(folder), folder)
+    _check_name(folder)
+    _try_to_write(folder if os.path.lexists(folder) else _folder_above(folder), folder)
 
 
 def check_file(file: str | os.PathLike) -> None:
     """Find out before the work, not after it, that a file cannot be written; makes nothing.
 
     Raises:
+        InputError: as `atomic_file`.
         OSError: as `atomic_file`.
     """
     file = Path(file)
-    if file.is_dir():
+    _check_name(file)
+    _try_to_write(_folder_above(_end_of_links(file)), file)
+
+
+def _check_name(path: Path) -> None:
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r} is no name of a file or folder: it holds a NUL character")
+
+
+def _end_of_links(file: Path) -> Path:
+    """Where a file is written: where it is or, where it is a link, where that leads.
+
+    Raises:
+        InputError: there is something that is no file.
+        OSError: there is a folder, or links that lead nowhere.
+    """
+    try:
+        mode = file.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):  # whoever writes there will see
+        mode = None
+    except OSError as error:
+        raise _not_written(file, error.errno) from error
+    if mode is not None and stat.S_ISDIR(mode):
         raise _not_written(file, errno.EISDIR)
-    _try_to_write(_folder_above(file), file)
+    if mode is not None and not stat.S_ISREG(mode):
+        raise InputError(f"{file} is a pipe, a device or a socket, which would be replaced; name a file")
+    return Path(os.path.realpath(file)) if file.is_symlink() else file
 
 
 def _folder_above(path: Path) -> Path:
-    """The innermost folder around `path` that exists."""
-    return next(folder for folder in path.absolute().parents if folder.exists())
+    """The innermost folder around `path` that exists, or a link in its place that leads nowhere."""
+    return next(folder for folder in path.absolute().parents if os.path.lexists(folder))
 
 
 def _try_to_write(folder: Path, path: Path) -> None:
@@ -234,7 +265,12 @@ def explained(path: Path) -> Iterator[None]:
 
     torch reports a full disk as `RuntimeError`, safetensors with a class of its own; both are told from other faults
     by their text. Errors of other files pass as they are.
+
+    Raises:
+        InputError: no file can have this name.
+        OSError: as said.
     """
+    _check_name(path)
     try:
         yield
     except shutil.Error as error:  # of copying folders: a list of file, copy, reason
@@ -258,10 +294,12 @@ _DISK_WORDS = ("no space left", "writing file", "file write", "i/o error", "iost
 
 
 def _belongs(filename: str | bytes | int, path: Path) -> bool:
-    """Whether a file is `path`, in it, above it, or one of its hidden neighbours."""
+    """Whether a file is `path`, in it, above it, or one of its hidden neighbours; links are followed."""
     if isinstance(filename, int):  # a descriptor
         return False
     file, path = Path(os.fsdecode(filename)).absolute(), path.absolute()
+    if path.is_symlink() and (end := Path(os.path.realpath(path))) != path and _belongs(filename, end):
+        return True
     neighbours = f".{_shortened(path.name)}."
     return (
         file.is_relative_to(path)

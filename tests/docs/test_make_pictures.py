@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,14 @@ def pictures():
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def test_help_needs_no_extra():
+    script = str(ROOT / "scripts" / "pictures.py")
+    code = "import runpy, sys; sys.modules['matplotlib'] = None; sys.argv[:] = sys.argv[1:]; "
+    words = [sys.executable, "-c", f"{code}runpy.run_path(sys.argv[0], run_name='__main__')", script, "--help"]
+    helped = subprocess.run(words, capture_output=True, text=True)
+    assert helped.returncode == 0 and "far_discs" in helped.stdout
 
 
 def test_every_picture_has_its_function(pictures):

@@ -215,7 +215,7 @@ def test_corrupt_images_are_named_and_counted(run, split, tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--split", "test"], "has no split 'test'; it has validation"),
+        (["--split", "test"], "has no split 'test'; it has validation (--split names another)"),
         (["--name_prefix", "bonn"], "no example to score"),
         (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
         (["--label_column_name", ""], "there is nothing to score"),
@@ -223,11 +223,14 @@ def test_corrupt_images_are_named_and_counted(run, split, tmp_path, capsys):
         (["--scales", "-1"], "scales must be positive"),
         (["--export_dir", "SCRIPT"], "SCRIPT cannot be written: not a directory"),
         (["--output_json", "SCRIPT/scores.json"], "SCRIPT/scores.json cannot be written: not a directory"),
+        (["--output_json", "PIPE"], "PIPE is a pipe, a device or a socket"),
+        (["--output_json", "a\0b"], "'a\\x00b' is no name of a file or folder: it holds a NUL character"),
         (["--output_markdown", "."], ". cannot be written: is a directory"),
     ],
 )
 def test_bad_input_is_one_line(run, capsys, options, message):
     Path("SCRIPT").touch()
+    os.mkfifo("PIPE")
     assert run(*options) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error

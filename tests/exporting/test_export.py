@@ -1,6 +1,9 @@
 """`ccnet-hf export`: a folder that other runtimes run as the checkpoint, or one line and no folder."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +105,37 @@ def test_a_pt2_runs_where_it_is_trusted(checkpoint, here, capsys):
         )
     assert main(["segment", "pictures/0.png", "--model_name_or_path", "exported", "--output_dir", "out"]) == 1
     assert "whose loading may run code" in capsys.readouterr().err
+
+
+def test_weights_that_overflow_are_one_line(here, capsys):
+    needs("onnxruntime", "onnxscript")
+    model = tiny_model(num_labels=3)
+    with torch.no_grad():
+        model.classifier.weight.fill_(3e38)
+    model.save_pretrained("model")
+    CCNetImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained("model")
+    assert main(["export", "model", "--output", "exported"]) == 1
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("error: the checkpoint's logits are not finite: its weights are damaged, or overflow")
+    assert not Path("exported").exists()
+
+
+KILLED = """
+import os, signal, sys
+from ccnet_hf.cli import main
+from ccnet_hf.exporting import export
+export._verify = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+main(sys.argv[1:])
+"""
+
+
+def test_a_kill_leaves_no_folder(checkpoint, here):
+    """Not even where all that is missing is the comparison with the checkpoint."""
+    needs("onnxruntime", "onnxscript")
+    words = [sys.executable, "-c", KILLED, "export", checkpoint, "--output", "exported"]
+    assert subprocess.run(words, capture_output=True).returncode == -signal.SIGKILL
+    assert not Path("exported").exists()
+    assert all(path.name.startswith(".exported.") for path in here.iterdir() if path.name != "pictures")
 
 
 @pytest.mark.parametrize(("program_format", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])

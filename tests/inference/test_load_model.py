@@ -58,6 +58,10 @@ def split_weights(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
 
 
+def index_of(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+
+
 def lora(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
@@ -70,6 +74,37 @@ def only_pickles(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def pickle_weights(folder: Path, **tensors: torch.Tensor) -> None:
+    """As older versions of PyTorch's libraries did, with some of them changed."""
+    weights = load_file(folder / "model.safetensors") | tensors
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+def evil_pickle(folder: Path) -> None:
+    pickle_weights(folder)
+    torch.save({"a": Evil()}, folder / "pytorch_model.bin")
+
+
+def name_other_weights(folder: Path) -> None:
+    """The configuration names a file that holds no numbers for one weight."""
+    weights = load_file(folder / "model.safetensors") | {"classifier.bias": torch.zeros(5, dtype=torch.bool)}
+    save_file(weights, folder / "other.safetensors", metadata={"format": "pt"})
+    change(folder / CONFIG, transformers_weights="other.safetensors")
+
+
+def beside(folder: Path, **image_processor) -> None:
+    """What a processor of several parts leaves, which comes before the image processor's own file."""
+    (folder / COMMON).write_text(json.dumps({"image_processor": image_processor}))
+
+
+VARIANCE = "model.backbone.stem.convolutions.0.normalization.running_var"
+COMMON = "processor_config.json"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 CONFIG_FAULTS = {
     "another model": (lambda d: SegformerConfig().save_pretrained(d), "its model type is 'segformer', not 'ccnet'"),
@@ -110,6 +145,7 @@ CONFIG_FAULTS = {
     ),
     "a backbone that is no object": (lambda d: change(d / CONFIG, backbone_config=[1]), "cannot be read: "),
     "a name of a method": (lambda d: change(d / CONFIG, to_dict=5), "there is no field 'to_dict'"),
+    "a name of a property": (lambda d: change(d / CONFIG, use_return_dict=False), "no field 'use_return_dict'"),
     "an unknown dtype": (lambda d: change(d / CONFIG, dtype="float3"), "cannot be read: "),
 }
 PROCESSOR_FAULTS = {
@@ -134,6 +170,26 @@ PROCESSOR_FAULTS = {
     "a factor that is text": (lambda d: change(d / PROCESSOR, rescale_factor="1/255"), "cannot be read: "),
     "a palette of one number": (lambda d: change(d / PROCESSOR, palette=5), "cannot be read: "),
     "a name of a method": (lambda d: change(d / PROCESSOR, preprocess=1), "there is no field 'preprocess'"),
+    "a feature extractor": (
+        lambda d: (d / PROCESSOR).write_text('{"feature_extractor_type": "ViTFeatureExtractor"}'),
+        "is of a ViTImageProcessor.*, not of a CCNetImageProcessor",
+    ),
+    "one for instances": (
+        lambda d: change(d / PROCESSOR, image_processor_type="CCNetInstanceImageProcessor"),
+        "is of a CCNetInstanceImageProcessor, not of a CCNetImageProcessor",
+    ),
+}
+COMMON_FAULTS = {
+    "another processor": (
+        lambda d: beside(d, image_processor_type="ViTImageProcessor", size={"height": 8, "width": 8}),
+        "is of a ViTImageProcessor, not of a CCNetImageProcessor",
+    ),
+    "no JSON": (lambda d: (d / COMMON).write_text("{"), "cannot be read: Expecting property name"),
+    "no object": (
+        lambda d: (d / COMMON).write_text('{"image_processor": []}'),
+        "cannot be read: its image_processor is no object, but list",
+    ),
+    "text for a mean": (lambda d: beside(d, image_mean="grey"), "cannot be read: "),
 }
 WEIGHT_FAULTS = {
     "none": (lambda d: (d / "model.safetensors").unlink(), "model holds no model.safetensors"),
@@ -168,6 +224,56 @@ WEIGHT_FAULTS = {
         lambda d: change_weight(d, "classifier.bias", torch.full((5,), torch.nan)),
         "model cannot be read: classifier.bias has values that are not finite",
     ),
+    "a negative variance": (
+        lambda d: change_weight(d, VARIANCE, torch.full((4,), -1.0)),
+        rf"model cannot be read: {VARIANCE}, a variance, has negative values \(in model.safetensors\)",
+    ),
+    "pickled bool": (
+        lambda d: pickle_weights(d, **{"classifier.bias": torch.zeros(5, dtype=torch.bool)}),
+        r"model/pytorch_model.bin holds no state dict: entry 'classifier.bias' is no plain tensor, but of dtype torch",
+    ),
+    "pickled integers": (
+        lambda d: pickle_weights(d, **{"classifier.bias": torch.zeros(5, dtype=torch.int64)}),
+        "classifier.bias in pytorch_model.bin is of dtype I64, not F16",
+    ),
+    "pickled and of another shape": (
+        lambda d: pickle_weights(d, **{"classifier.bias": torch.zeros(6)}),
+        r"classifier.bias has shape \(6,\) in pytorch_model.bin, \(5,\) by config.json",
+    ),
+    "a pickle that runs code": (
+        evil_pickle,
+        "model/pytorch_model.bin was refused: its pickle asks for .*print, and only tensors and plain containers are",
+    ),
+    "a pickle that is cut": (
+        lambda d: (
+            pickle_weights(d),
+            (d / "pytorch_model.bin").write_bytes((d / "pytorch_model.bin").read_bytes()[:-3000]),
+        ),
+        "model/pytorch_model.bin was refused: it is damaged or no PyTorch checkpoint",
+    ),
+    "a file that the configuration names": (
+        name_other_weights,
+        "classifier.bias in other.safetensors is of dtype BOOL, not F16",
+    ),
+    "a file that the configuration names and is not there": (
+        lambda d: change(d / CONFIG, transformers_weights="none.safetensors"),
+        "config.json: transformers_weights must name a safetensors file or its index in model, got 'none.safetensors'",
+    ),
+    "a pickle that the configuration names": (
+        lambda d: (pickle_weights(d), change(d / CONFIG, transformers_weights="pytorch_model.bin")),
+        "config.json: transformers_weights must name a safetensors file or its index in model, got 'pytorch_mod",
+    ),
+    "an index without metadata": (
+        lambda d: (
+            split_weights(d),
+            (d / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index_of(d)})),
+        ),
+        "model.safetensors.index.json cannot be read: it has no metadata",
+    ),
+    "an index of no weights": (
+        lambda d: (split_weights(d), (d / "model.safetensors.index.json").write_text('{"weight_map": {}}')),
+        "model.safetensors.index.json cannot be read: it has no weight_map",
+    ),
     "an index without its files": (
         lambda d: (split_weights(d), (d / "model-00002-of-00002.safetensors").unlink()),
         "model.safetensors.index.json names 'model-00002-of-00002.safetensors', which is not in model",
@@ -186,7 +292,12 @@ WEIGHT_FAULTS = {
 }
 FAULTS = [
     pytest.param(damage, file, message, id=f"{file or 'weights'}: {name}")
-    for file, faults in ((CONFIG, CONFIG_FAULTS), (PROCESSOR, PROCESSOR_FAULTS), ("", WEIGHT_FAULTS))
+    for file, faults in (
+        (CONFIG, CONFIG_FAULTS),
+        (PROCESSOR, PROCESSOR_FAULTS),
+        (COMMON, COMMON_FAULTS),
+        ("", WEIGHT_FAULTS),
+    )
     for name, (damage, message) in faults.items()
 ]
 
@@ -206,6 +317,20 @@ def test_weights_in_several_files(folder):
     split_weights(folder)
     found = load_checkpoint("model", device="cpu")[0].state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_pickled_weights(folder):
+    expected = load_checkpoint("model", device="cpu")[0].state_dict()
+    pickle_weights(folder)
+    model = load_checkpoint("model", device="cpu")[0]
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.items())
+    assert model.name_or_path == "model"
+
+
+def test_a_processor_in_the_file_that_several_share(folder):
+    beside(folder, **json.loads((folder / PROCESSOR).read_text()) | {"image_mean": [0.25, 0.25, 0.25]})
+    (folder / PROCESSOR).unlink()
+    assert load_checkpoint("model", device="cpu")[1].image_mean == (0.25, 0.25, 0.25)
 
 
 def test_a_configuration_that_asks_for_tuples_is_predicted_with(folder):

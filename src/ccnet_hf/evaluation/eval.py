@@ -86,7 +86,7 @@ def _evaluate(arguments: EvalArguments, process: PartialState) -> dict[str, Any]
 
 
 def _examples(arguments: EvalArguments) -> datasets.Dataset | datasets.IterableDataset:
-    split = arguments.load_split(arguments.split)
+    split = arguments.load_split(arguments.split, "--split names another")
     prefix = arguments.name_prefix
     if not prefix:
         return split

@@ -75,7 +75,7 @@ def measure_receptive_field(arguments: ReceptiveFieldArguments) -> None:
         for module in model.modules():
             if isinstance(module, CrissCrossAttention):
                 torch.nn.init.zeros_(module.gamma)
-    split = load_split(arguments.dataset_name, arguments.split, label_column_name=None)
+    split = load_split(arguments.dataset_name, arguments.split, label_column_name=None, hint="--split names another")
     dataset = SegmentationDataset(
         split,
         model.config.num_labels,

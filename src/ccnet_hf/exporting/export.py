@@ -19,7 +19,7 @@ from ccnet_hf.errors import InputError
 from ccnet_hf.exporting import javascript
 from ccnet_hf.exporting.calibration import Pictures, make_quantizer
 from ccnet_hf.exporting.card import card
-from ccnet_hf.exporting.verification import equal_labels, run_folder, verify_logits
+from ccnet_hf.exporting.verification import check_logits, equal_labels, run_folder, verify_logits
 from ccnet_hf.files import atomic_folder, check_new, write_text
 from ccnet_hf.inference.images import find_images
 from ccnet_hf.inference.loading import load_checkpoint
@@ -88,6 +88,7 @@ def export(arguments: ExportArguments) -> None:
     require_packages(arguments.format)
     model, image_processor = load_checkpoint(arguments.model_name_or_path, "float32", "cpu")
     check_model(model)
+    check_logits(model)
     pictures = quantizer = None
     if arguments.int8:
         pictures = Pictures(find_images(arguments.calibration), image_processor, arguments.calibration_images)

@@ -9,6 +9,7 @@ import torch
 
 from ccnet_hf.deployment.fusion import Rewritable
 from ccnet_hf.deployment.programs import Network, float32_options, quiet
+from ccnet_hf.errors import InputError
 from ccnet_hf.exporting.calibration import Pictures
 from ccnet_hf.models.post_processing_ccnet import argmax_of_resized_logits
 
@@ -26,6 +27,18 @@ def run_folder(folder: Path, program_format: str) -> Network:
         options = float32_options(program_format)
         program = ExportedModel.from_pretrained(folder, device="cpu", trust_remote_code=True, **options)
     return lambda pixel_values: program(pixel_values=pixel_values).logits
+
+
+@torch.no_grad()
+def check_logits(model: Rewritable) -> None:
+    """Find out before the work that there is nothing to compare with.
+
+    Raises:
+        InputError: the checkpoint's own logits are not finite.
+    """
+    pixel_values = torch.randn(_SHAPES[0], generator=torch.Generator().manual_seed(0))
+    if not model(pixel_values=pixel_values).logits.isfinite().all():
+        raise InputError("the checkpoint's logits are not finite: its weights are damaged, or overflow in float32")
 
 
 @torch.no_grad()

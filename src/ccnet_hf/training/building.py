@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -11,14 +10,13 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ccnet_hf.data.loading import SegmentationDataset, class_names
-from ccnet_hf.errors import InputError, reading, using
+from ccnet_hf.errors import InputError, using
 from ccnet_hf.evaluation.tasks import TASKS, Task, find_task
 from ccnet_hf.inference.loading import (
-    check_finite,
     load_config,
     load_image_processor,
+    load_weights,
     require_backbone,
-    weight_headers,
 )
 from ccnet_hf.models.configuration_ccnet import CCNetConfig
 from ccnet_hf.models.modeling_ccnet_video import CCNetForVideoSegmentation
@@ -81,13 +79,7 @@ def _starting_config(source: str, model_class: type[PreTrainedModel]) -> PreTrai
 
 def _load_model(source: str, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """The model in `source`, in training's float32; parts that `config` adds or shapes otherwise start anew."""
-    if Path(source).is_dir():
-        weight_headers(Path(source))  # names the file that is damaged
-    with reading(source):
-        model, found = model_class.from_pretrained(
-            source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-        )
-        check_finite(model)
+    model, found = load_weights(model_class, source, config, torch.float32, is_partial=True)
     missing = [key for key in found["missing_keys"] if not key.startswith(_ADDED_PARTS) and ".attention." not in key]
     mismatched = [key for key, *_ in found["mismatched_keys"] if "classifier." not in key]
     if missing or mismatched:

@@ -28,6 +28,7 @@ _IGNORED_CLASSES = (
         for name in ("_reconstruct", "scalar")
     ),
 )
+_LONGEST_KEY = 200  # characters of one that is told
 _ACCEPTED = "and only tensors and plain containers are accepted"
 _PICKLES_OF_THE_OLD_FORMAT = 5  # magic number, version, sizes of types, content, names of storages
 
@@ -76,7 +77,8 @@ def read_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{checkpoint} holds no state dict")
     for key, value in state_dict.items():
         if not isinstance(key, str) or not _is_plain_tensor(value):
-            raise InputError(f"{checkpoint} holds no state dict: entry {reprlib.repr(key)} is no plain tensor")
+            dtype = f", but of dtype {value.dtype}" if isinstance(value, torch.Tensor) else ""
+            raise InputError(f"{checkpoint} holds no state dict: entry {_shown(key)} is no plain tensor{dtype}")
     _check_storages(checkpoint, state_dict)
     bare = {key.removeprefix("module."): value for key, value in state_dict.items()}
     if len(bare) < len(state_dict):
@@ -168,6 +170,11 @@ def _reason(error: Exception, kind: str) -> str:
     if forbidden:
         return f"its pickle asks for {forbidden[1]}, {_ACCEPTED}"
     return f"it is damaged or no {kind} ({type(error).__name__})"
+
+
+def _shown(key: Any) -> str:
+    """A key of a state dict as it is, but for one without end."""
+    return repr(key) if isinstance(key, str) and len(key) <= _LONGEST_KEY else reprlib.repr(key)
 
 
 def _is_plain_tensor(value: Any) -> bool:
