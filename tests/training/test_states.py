@@ -410,3 +410,34 @@ def test_damaged_scores_of_the_best_model_are_found_before_the_first_step(make_t
         file.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"scores\.json cannot be read"):
         make_trainer(recipe=recipe, evaluate=lambda model: scores, resume_from_checkpoint="last").run()
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (None, "holds no model.safetensors"),
+        (ODD_TENSORS["one is missing"], "1 weights are missing"),
+        (ODD_TENSORS["NaN"], "has values that are not finite"),
+        (ODD_TENSORS["bool"], "is of dtype BOOL, not F16"),
+        (ODD_TENSORS["transposed"], "has shape"),
+        ("cut", "cannot be read: "),
+        ("config.json", "holds no config.json"),
+    ],
+)
+def test_damaged_weights_of_the_best_model_are_found_before_the_first_step(
+    make_trainer, recipe, tmp_path, odd, message
+):
+    recipe = replace(recipe, eval_steps=2)
+    settings = {"evaluate": lambda model: {"eval_mean_iou": 0.5}, "load_best_model_at_end": True}
+    make_trainer(recipe=recipe, checkpointing_steps=2, **settings).run()
+    file = tmp_path / "checkpoint-best" / "model.safetensors"
+    if callable(odd):
+        save_file(odd(load_file(file)), file, metadata={"format": "pt"})
+    elif odd == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        (file.parent / (odd or file.name)).unlink()
+    trainer = make_trainer(recipe=recipe, resume_from_checkpoint="last", **settings)
+    with pytest.raises(InputError, match=message) as refused:
+        trainer.run()
+    assert "checkpoint-best" in str(refused.value) and trainer.state.step == 0
