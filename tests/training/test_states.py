@@ -1,7 +1,9 @@
 """Training states: nothing in them is run, nothing damaged is gone on from, and each refusal names the file."""
 
 import json
+import os
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -322,6 +324,32 @@ def test_odd_tensors_are_refused(checkpoint, name, odd):
     save_file(ODD_TENSORS[odd](tensors), file)
     sign(file.parent)
     assert str(file) in refusal(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("step", -5.0, "is -5, not one of the 2 steps"),
+        ("step", 0.0, "is 0, not one of the 2 steps"),
+        ("step", 1.5, "is 1.5, not one of the 2 steps"),
+        ("step", 1e9, r"is 1e\+09, not one of the 2 steps"),
+        ("exp_avg_sq", -1.0, "has negative values, and is a mean of squares"),
+    ],
+)
+def test_impossible_values_of_the_optimizer_are_refused(checkpoint, key, value, message):
+    file = checkpoint / "state" / "optimizer.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(f".{key}"))
+    save_file(tensors | {name: torch.full_like(tensors[name], value)}, file)
+    sign(file.parent)
+    assert re.search(rf"{re.escape(str(file))}, {re.escape(name)} {message}", refusal(checkpoint))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_in_the_place_of_a_file_is_named(checkpoint, name):
+    (checkpoint / "state" / name).unlink()
+    os.mkfifo(checkpoint / "state" / name)
+    assert f"{checkpoint / 'state' / name} cannot be read: it is no regular file" in refusal(checkpoint)
 
 
 def test_another_model_or_other_settings_are_refused(checkpoint):
