@@ -14,7 +14,7 @@
 """Video processor of CCNet: what the image processor does to an image, of every frame of a clip."""
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers.image_processing_base import BatchFeature
@@ -80,6 +80,7 @@ class CCNetVideoProcessor(CCNetProcessorMixin, BaseVideoProcessor):
         palette (`list[list[int]]`, *optional*): One RGB colour per class.
     """
 
+    remote_classes: ClassVar[dict[str, str]] = {"AutoVideoProcessor": "video_processing_ccnet.CCNetVideoProcessor"}
     model_input_names = ["pixel_values_videos"]
     valid_kwargs = CCNetVideoProcessorKwargs
     do_resize = True
@@ -103,10 +104,6 @@ class CCNetVideoProcessor(CCNetProcessorMixin, BaseVideoProcessor):
         useless |= {"do_pad", "pad_size", "image_processor_type", "disable_grouping"}
         known = {name: value for name, value in video_processor_dict.items() if name not in useless}
         return super().from_dict(known, **kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The processor as `video_preprocessor_config.json` holds it, with the class of the code saved beside it."""
-        return super().to_dict() | {"auto_map": {"AutoVideoProcessor": "video_processing_ccnet.CCNetVideoProcessor"}}
 
     def image_processor(self) -> CCNetImageProcessor:
         """The image processor that does the same to a single frame."""
