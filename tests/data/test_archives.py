@@ -4,7 +4,9 @@ import gzip
 import io
 import os
 import random
+import stat
 import tarfile
+import unicodedata
 import warnings
 import zipfile
 
@@ -133,6 +135,105 @@ def test_a_folder_may_have_two_names(tmp_path):
     (tmp_path / "source" / "leftImg8bit" / "again").symlink_to("..")  # without an end
     paths = {file.path for file in list_files([tmp_path / "source"], tmp_path / "scratch")}
     assert paths == {"leftImg8bit/one.png", "images/one.png"}
+
+
+def add_link(archive, name, target):
+    """Write a symbolic link into an open archive."""
+    if isinstance(archive, zipfile.ZipFile):
+        info = zipfile.ZipInfo(name)
+        info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, target)
+    else:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = tarfile.SYMTYPE, target
+        archive.addfile(info)
+
+
+def open_new(archive):
+    return zipfile.ZipFile(archive, "w") if archive.suffix == ".zip" else tarfile.open(archive, "w")
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar"])
+def test_links_that_lead_to_links_are_read_and_those_that_lead_nowhere_named(tmp_path, name):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "real.png").write_bytes(b"content")
+    (tmp_path / "source" / "lost.png").symlink_to("gone.png")
+    with open_new(tmp_path / name) as archive:
+        add_link(archive, "deep/second.png", "first.png")
+        add_link(archive, "deep/first.png", "../real.png")
+        add_link(archive, "lost.png", "second/gone.png")
+        add_link(archive, "outside.png", "/etc/passwd")
+        add_link(archive, "loop.png", "loop.png")
+        add = archive.write if name == "x.zip" else archive.add
+        add(tmp_path / "source" / "real.png", "real.png")
+    files = {file.path: file for file in list_files([tmp_path / name], tmp_path / "scratch")}
+    for path in ("real.png", "deep/first.png", "deep/second.png"):
+        assert files.pop(path).read() == b"content"
+    (files["on the disk"],) = [f for f in list_files([tmp_path / "source"], tmp_path / "scratch") if f.size == 0]
+    assert files.keys() == {"lost.png", "outside.png", "loop.png", "on the disk"}
+    for file in files.values():
+        with pytest.raises(InputError, match=r"\.png cannot be read: it is a link to \S+, where there is no file"):
+            file.read()
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar"])
+def test_a_link_to_a_folder_or_an_archive_that_is_not_there_is_named(tmp_path, name):
+    with open_new(tmp_path / name) as archive:
+        add_link(archive, "inner.zip", "gone.zip")
+    with pytest.raises(InputError, match=r"inner\.zip cannot be read: it is a link to gone\.zip, where"):
+        list_files([tmp_path / name], tmp_path / "scratch")
+    close_archives()
+    write(tmp_path, "one.png", b"content")
+    with open_new(tmp_path / name) as archive:
+        (archive.write if name == "x.zip" else archive.add)(tmp_path / "one.png", "store/one.png")
+        add_link(archive, "train", "store")
+    with pytest.raises(InputError, match=r"its member train is a link to the folder store; unpack the archive"):
+        list_files([tmp_path / name], tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tgz"])
+@pytest.mark.parametrize("kind", ["cut", "cut in a header", "cut in the end", "damaged", "concatenated"])
+def test_a_tar_file_without_a_right_end_is_refused(tmp_path, name, kind):
+    """`tarfile` takes for the end what it cannot read between two members."""
+    whole = write_members(tmp_path / "whole.tar", [("one", b"1"), ("two", b"2")]).read_bytes()
+    changed, message = {
+        "cut": (whole[:1024], "it has no end, but is cut off at byte 1,024"),
+        "cut in a header": (whole[:1300], "it is damaged at byte 1,024"),
+        "cut in the end": (whole[:2100], "it has no end, but is cut off at byte 2,048"),
+        "damaged": (whole[:1100] + b"\1" + whole[1101:], "it is damaged at byte 1,024"),
+        "concatenated": (whole + whole, "something follows its end at byte 2,048"),
+    }[kind]
+    for content in (whole, whole[: 5 * 512]):  # with one block of zeros as well
+        (tmp_path / name).write_bytes(gzip.compress(content) if name == "x.tgz" else content)
+        assert read_all([tmp_path / name], tmp_path / f"scratch {len(content)}") == {"one": b"1", "two": b"2"}
+    (tmp_path / name).write_bytes(gzip.compress(changed) if name == "x.tgz" else changed)
+    with pytest.raises(InputError, match=f"{name} cannot be read: {message}"):
+        list_files([tmp_path / name], tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("kind", ["folder", "x.zip", "x.tar"])
+def test_names_are_in_one_form_of_unicode(tmp_path, kind):
+    """macOS takes accents from their letters."""
+    forms = [unicodedata.normalize(form, "a/größe.png") for form in ("NFC", "NFD")]
+    source = tmp_path / kind
+    if kind == "folder":
+        write(source, forms[1], b"one")
+    else:
+        write_members(source, [(forms[1], b"one")])
+    assert read_all([source], tmp_path / "scratch") == {forms[0]: b"one"}
+    close_archives()
+    if kind != "folder":
+        write_members(source, [(forms[0], b"one"), (forms[1], b"two")])
+        with pytest.raises(InputError, match=rf"{kind} holds \S+ twice with different content"):
+            list_files([source], tmp_path / "scratch")
+
+
+def test_backslashes_of_old_packers_are_read_as_slashes(tmp_path):
+    info = zipfile.ZipInfo("x")
+    info.filename = "a\\b\\c.png"
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(info, b"content")
+    assert read_all([tmp_path / "x.zip"], tmp_path / "scratch") == {"a/b/c.png": b"content"}
 
 
 def write_members(archive, members):

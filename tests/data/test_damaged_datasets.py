@@ -76,6 +76,16 @@ def test_a_saved_dict_of_another_shape(tmp_path, streaming, content):
         read_all(tmp_path / "saved", streaming)
 
 
+def test_a_saved_split_without_rows_is_named(tmp_path, streaming):
+    split = make_split([LABEL])
+    datasets.DatasetDict(train=split, validation=split.select([])).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match="saved cannot be read: split validation has no rows"):
+        read_all(tmp_path / "saved", streaming)
+    split.select([]).save_to_disk(str(tmp_path / "one"))
+    with pytest.raises(InputError, match="one cannot be read: it has no rows"):
+        read_all(tmp_path / "one", streaming)
+
+
 def test_damage_anywhere_in_a_saved_file_is_named_and_harmless(tmp_path):
     """Its offsets are believed by whoever maps it into memory: a wrong one would end the process."""
     folder = save(tmp_path / "saved", copies=20)

@@ -1,5 +1,7 @@
-"""Human parsers, video models and Mask R-CNN, saved and loaded in fresh processes without the package."""
+"""Human parsers, video models, Mask R-CNN and attended backbones, saved and loaded in fresh processes without the
+package."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_instance_model, tiny_parsing_model, tiny_video_model
+from tiny_models import tiny_backbone_config, tiny_config, tiny_instance_model, tiny_parsing_model, tiny_video_model
 
 import ccnet_hf
 from ccnet_hf import (
+    CCNetBackbone,
+    CCNetBackboneConfig,
+    CCNetForSemanticSegmentation,
     CCNetImageProcessor,
     CCNetInstanceImageProcessor,
     CCNetVideoProcessor,
@@ -61,6 +66,30 @@ boxes = pipeline("object-detection", model="again", trust_remote_code=True)("ima
 results = [[(s["label"], s["score"]) for s in one("image.png", threshold=0.3)] for one in (segmenter, again)]
 names = [type(segmenter.model).__name__, type(segmenter.image_processor).__name__]
 print(json.dumps([names, results[0] == results[1], results[0], boxes[0]["score"]]))
+"""
+
+BACKBONE = """
+import json, sys
+sys.modules["ccnet_hf"] = None
+import numpy as np, torch
+from transformers import AutoConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+# AutoBackbone.from_pretrained takes names on the Hub alone.
+config = AutoConfig.from_pretrained("attended", trust_remote_code=True)
+backbone = get_class_from_dynamic_module(config.auto_map["AutoBackbone"], "attended").from_pretrained("attended")
+with torch.no_grad():
+    maps = backbone(torch.from_numpy(np.load("pixel_values.npy"))).feature_maps
+print(json.dumps([type(backbone).__name__, [feature_map.sum().item() for feature_map in maps]]))
+"""
+OF_A_USER = """
+from ccnet_hf import CCNetForSemanticSegmentation, CCNetImageProcessor
+
+class OwnModel(CCNetForSemanticSegmentation):
+    pass
+
+class OwnProcessor(CCNetImageProcessor):
+    pass
 """
 
 
@@ -123,6 +152,45 @@ def test_instances(tmp_path):
     assert [entry[0] for entry in found] == [model.config.id2label[info["label_id"]] for info in expected]
     assert [entry[1] for entry in found] == [info["score"] for info in expected] and found
     assert score == outputs.scores.max().item()
+
+
+def test_an_attended_backbone(tmp_path):
+    backbone = CCNetBackbone(CCNetBackboneConfig(backbone_config=tiny_backbone_config())).eval()
+    torch.nn.init.ones_(backbone.attention.gamma)
+    backbone.save_pretrained(tmp_path / "attended")
+    pixel_values = torch.rand(1, 3, 65, 97)
+    np.save(tmp_path / "pixel_values.npy", pixel_values.numpy())
+    with torch.no_grad():
+        expected = [feature_map.sum().item() for feature_map in backbone(pixel_values).feature_maps]
+    assert run(BACKBONE, tmp_path) == ["CCNetBackbone", expected]
+
+
+def saved_references(folder: Path, model: torch.nn.Module, processor) -> set[str]:
+    """The classes that the files of a saved folder name, of which every module is there."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    contents = [json.loads(file.read_text()) for file in folder.glob("*config.json")]
+    values = [value for content in contents for value in content.get("auto_map", {}).values()]
+    names = {name for value in values for name in ([value] if isinstance(value, str) else value)}
+    assert all((folder / f"{name.partition('.')[0]}.py").is_file() for name in names)
+    return names
+
+
+def test_subclasses_of_a_users_name_no_code_that_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / "of_a_user.py").write_text(OF_A_USER)
+    monkeypatch.syspath_prepend(tmp_path)
+    user = importlib.import_module("of_a_user")
+    model, processor = CCNetForSemanticSegmentation(tiny_config()), CCNetImageProcessor()
+    assert len(saved_references(tmp_path / "ours", model, processor)) == 5
+    for name, of_a_user in {
+        "new": (user.OwnModel(tiny_config()), user.OwnProcessor()),
+        "loaded": [kind.from_pretrained(tmp_path / "ours") for kind in (user.OwnModel, user.OwnProcessor)],
+    }.items():
+        assert saved_references(tmp_path / name, *of_a_user) == {"configuration_ccnet.CCNetConfig"}
+    user.OwnModel.register_for_auto_class("AutoModelForSemanticSegmentation")
+    user.OwnProcessor.register_for_auto_class()
+    names = saved_references(tmp_path / "registered", *of_a_user)
+    assert names == {"configuration_ccnet.CCNetConfig", "of_a_user.OwnModel", "of_a_user.OwnProcessor"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Training states: nothing in them is run, nothing damaged is gone on from, and each refusal names the file."""
 
 import json
+import os
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -324,6 +326,32 @@ def test_odd_tensors_are_refused(checkpoint, name, odd):
     assert str(file) in refusal(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("step", -5.0, "is -5, not one of the 2 steps"),
+        ("step", 0.0, "is 0, not one of the 2 steps"),
+        ("step", 1.5, "is 1.5, not one of the 2 steps"),
+        ("step", 1e9, r"is 1e\+09, not one of the 2 steps"),
+        ("exp_avg_sq", -1.0, "has negative values, and is a mean of squares"),
+    ],
+)
+def test_impossible_values_of_the_optimizer_are_refused(checkpoint, key, value, message):
+    file = checkpoint / "state" / "optimizer.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(f".{key}"))
+    save_file(tensors | {name: torch.full_like(tensors[name], value)}, file)
+    sign(file.parent)
+    assert re.search(rf"{re.escape(str(file))}, {re.escape(name)} {message}", refusal(checkpoint))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_in_the_place_of_a_file_is_named(checkpoint, name):
+    (checkpoint / "state" / name).unlink()
+    os.mkfifo(checkpoint / "state" / name)
+    assert f"{checkpoint / 'state' / name} cannot be read: it is no regular file" in refusal(checkpoint)
+
+
 def test_another_model_or_other_settings_are_refused(checkpoint):
     told = refusal(checkpoint, model=tiny_model(recurrence=0))
     assert "checkpoint-2 is of another model or other settings: in " in told and "model.safetensors" in told
@@ -410,3 +438,34 @@ def test_damaged_scores_of_the_best_model_are_found_before_the_first_step(make_t
         file.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"scores\.json cannot be read"):
         make_trainer(recipe=recipe, evaluate=lambda model: scores, resume_from_checkpoint="last").run()
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (None, "holds no model.safetensors"),
+        (ODD_TENSORS["one is missing"], "1 weights are missing"),
+        (ODD_TENSORS["NaN"], "has values that are not finite"),
+        (ODD_TENSORS["bool"], "is of dtype BOOL, not F16"),
+        (ODD_TENSORS["transposed"], "has shape"),
+        ("cut", "cannot be read: "),
+        ("config.json", "holds no config.json"),
+    ],
+)
+def test_damaged_weights_of_the_best_model_are_found_before_the_first_step(
+    make_trainer, recipe, tmp_path, odd, message
+):
+    recipe = replace(recipe, eval_steps=2)
+    settings = {"evaluate": lambda model: {"eval_mean_iou": 0.5}, "load_best_model_at_end": True}
+    make_trainer(recipe=recipe, checkpointing_steps=2, **settings).run()
+    file = tmp_path / "checkpoint-best" / "model.safetensors"
+    if callable(odd):
+        save_file(odd(load_file(file)), file, metadata={"format": "pt"})
+    elif odd == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        (file.parent / (odd or file.name)).unlink()
+    trainer = make_trainer(recipe=recipe, resume_from_checkpoint="last", **settings)
+    with pytest.raises(InputError, match=message) as refused:
+        trainer.run()
+    assert "checkpoint-best" in str(refused.value) and trainer.state.step == 0

@@ -10,7 +10,9 @@ import hashlib
 import os
 import posixpath
 import re
+import stat
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +33,8 @@ _MAX_DEPTH = 4  # archives in archives
 _MAX_RATIO = 100  # bytes unpacked from one of an archive's bytes,
 _ALWAYS_UNPACKED = 1 << 30  # unless it is no more than this anyway
 _BLOCK_BYTES = 1 << 20
+_MAX_LINKS = 40  # that lead to each other, as on Linux
+_MAX_LINK_BYTES = 4096  # of the path that a link leads to
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,15 @@ class RawFile:
     """A file on the disk or in an archive.
 
     Attributes:
-        path: its path inside the folder or the archive, with `/`.
+        path: its path inside the folder or the archive, with `/` and in Unicode's form NFC.
         container: the file itself, or the zip or tar file that holds it.
         size: number of bytes.
         offset: where its bytes start in a tar file; `None` elsewhere.
         archive: what people call the archive that holds it; `None` if there is none.
         stamp: what changes with its content and is known without reading it: on the disk the modification time in ns,
             in a zip file the checksum, in a tar file the modification time in s that it states.
+        member: its name in a zip file, as it is written there; `None` elsewhere.
+        target: where a link leads at whose end there is no file; `None` where there is one.
     """
 
     path: str
@@ -53,16 +59,20 @@ class RawFile:
     offset: int | None = None
     archive: str | None = None
     stamp: float = 0
+    member: str | None = None
+    target: str | None = None
 
     def read(self) -> bytes:
-        """Read the bytes; `InputError` naming the file if it is damaged, larger than 1 GiB or has changed."""
+        """Read the bytes; `InputError` naming the file if it is damaged, larger than 1 GiB, has changed, or is a link
+        that leads nowhere."""
         with reading(str(self)):
+            self.check_target()
             if self.size > _MAX_FILE_BYTES:
                 raise ValueError(f"it has {self.size:,} bytes, and at most {_MAX_FILE_BYTES:,} are read")
             if self.archive is None:
                 content = self.container.read_bytes()
             elif self.offset is None:
-                content = _open_zip(self.container).read(self.path)
+                content = _open_zip(self.container).read(self.member)
             else:
                 with open(self.container, "rb") as archive:
                     archive.seek(self.offset)
@@ -70,6 +80,11 @@ class RawFile:
             if len(content) != self.size:
                 raise ValueError(f"it has {len(content):,} bytes where {self.size:,} were listed")
         return content
+
+    def check_target(self) -> None:
+        """Raise ValueError if it is a link that leads nowhere."""
+        if self.target is not None:
+            raise ValueError(f"it is a link to {self.target}, where there is no file")
 
     def __str__(self) -> str:
         return str(self.container) if self.archive is None else f"{self.archive}:{self.path}"
@@ -108,8 +123,8 @@ def list_files(sources: Sequence[str | Path], scratch: Path) -> list[RawFile]:
 
     Raises:
         InputError: a source is missing or is no archive, or an archive is damaged, encrypted, points out of itself,
-            holds one name twice with different content, unpacks to more than 100 times its size (and 1 GiB), or is
-            nested more than four deep.
+            holds one name twice with different content or a link to a folder, unpacks to more than 100 times its size
+            (and 1 GiB), or is nested more than four deep.
         OSError: `scratch` cannot be written.
     """
     check_sources(sources)
@@ -141,13 +156,27 @@ def _walk(folder: Path) -> Iterator[RawFile]:
         for name in sorted(names):
             file = Path(parent, name)
             path = file.relative_to(folder)
-            if not _is_hidden(path) and file.is_file():
+            if _is_hidden(path):
+                continue
+            if file.is_file():
                 yield _on_disk(path.as_posix(), file)
+            elif file.is_symlink():
+                yield RawFile(normal_form(path.as_posix()), file, size=0, target=os.readlink(file))
 
 
 def _on_disk(path: str, file: Path) -> RawFile:
     state = file.stat()
-    return RawFile(path, file, state.st_size, stamp=state.st_mtime_ns)
+    return RawFile(normal_form(path), file, state.st_size, stamp=state.st_mtime_ns)
+
+
+def normal_form(name: str) -> str:
+    """A name in Unicode's form NFC: macOS takes accents from their letters, and the same name would be another."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _member_path(name: str) -> str:
+    """The path of a member of an archive, which old packers for Windows write with backslashes."""
+    return normal_form(name.replace("\\", "/"))
 
 
 def _list_archive(archive: Path, name: str, scratch: Path, depth: int = 1) -> list[RawFile]:
@@ -158,11 +187,11 @@ def _list_archive(archive: Path, name: str, scratch: Path, depth: int = 1) -> li
         archive = _copy_once(_gzip_blocks(archive), archive, name, scratch, ".tar")
     with reading(name):
         members = _zip_members(archive, name) if _archive_suffix(name) == ".zip" else _tar_members(archive, name)
-        members = list(_each_once(members, name))
+        members = list(_each_once(_followed(members), name))
     files = []
     for member in members:
         # Members are never written under their own names, but an archive that tries this is not the official one.
-        parts = PurePosixPath(member.path.replace("\\", "/"))
+        parts = PurePosixPath(member.path)
         if not parts.parts:  # the folder itself
             continue
         if parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", parts.parts[0]):
@@ -178,7 +207,7 @@ def _list_archive(archive: Path, name: str, scratch: Path, depth: int = 1) -> li
 
 
 def _zip_members(archive: Path, name: str) -> Iterator[tuple[RawFile, int | None]]:
-    """The members of a zip file with their checksums."""
+    """The members of a zip file with their checksums; links by their `target`."""
     for info in _open_zip(archive).infolist():
         if info.is_dir():
             continue
@@ -189,30 +218,85 @@ def _zip_members(archive: Path, name: str) -> Iterator[tuple[RawFile, int | None
                 f"its member {info.filename} is compressed by method {info.compress_type}, which is not known here; "
                 "unpack the archive"
             )
-        yield RawFile(info.filename, archive, info.file_size, archive=name, stamp=info.CRC), info.CRC
+        path, target = _member_path(info.filename), None
+        if stat.S_ISLNK(info.external_attr >> 16):
+            if info.file_size > _MAX_LINK_BYTES:
+                raise ValueError(f"its member {info.filename} is a link of {info.file_size:,} bytes")
+            target = _link_target(path, os.fsdecode(_open_zip(archive).read(info)))
+        file = RawFile(path, archive, info.file_size, None, name, info.CRC, member=info.filename, target=target)
+        yield file, info.CRC
 
 
 def _tar_members(archive: Path, name: str) -> Iterator[tuple[RawFile, int | None]]:
-    """The members of a tar file, which has no checksums; a link is a member with the content of its target."""
+    """The members of a tar file, which has no checksums; links by their `target`."""
     length = archive.stat().st_size
-    files, links = {}, []
     with tarfile.open(archive, "r:") as tar:
         for info in tar:
             if info.issparse():
                 raise ValueError(f"its member {info.name} is stored as a sparse file; pack it without --sparse")
+            path, target = _member_path(info.name), None
             if info.isfile():
                 if info.offset_data + info.size > length:
                     raise tarfile.ReadError(f"it ends within {info.name}")
-                file = RawFile(info.name, archive, info.size, info.offset_data, name, info.mtime)
-                files[posixpath.normpath(info.name)] = file
-                yield file, None
             elif info.islnk():
-                links.append((info.name, info.linkname))
+                target = _link_target("", info.linkname)
             elif info.issym():
-                links.append((info.name, posixpath.join(posixpath.dirname(info.name), info.linkname)))
-    for path, target in links:
-        if file := files.get(posixpath.normpath(target)):
-            yield replace(file, path=path), None
+                target = _link_target(path, info.linkname)
+            else:
+                continue
+            yield RawFile(path, archive, info.size, info.offset_data, name, info.mtime, target=target), None
+        _check_end(archive, tar.offset)
+
+
+def _check_end(archive: Path, offset: int) -> None:
+    """Raise ValueError unless a tar file has nothing but zeros, and a block of them, where `tarfile` has ended. That
+    takes damage between two members, or a cut there, for the end."""
+    with open(archive, "rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+        if any(block):
+            raise ValueError(f"it is damaged at byte {offset:,}")
+        if len(block) < tarfile.BLOCKSIZE:
+            raise ValueError(f"it has no end, but is cut off at byte {offset:,}")
+        while block := file.read(_BLOCK_BYTES):
+            if any(block):
+                raise ValueError(f"something follows its end at byte {offset:,}")
+
+
+def _link_target(path: str, target: str) -> str:
+    """Where a link in an archive leads, by the path from its top."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(path), _member_path(target)))
+
+
+def _followed(members: Iterable[tuple[RawFile, int | None]]) -> Iterator[tuple[RawFile, int | None]]:
+    """Members of an archive, links with the content of the file that they lead to. One that leads to none is left as
+    it is: reading it, if anybody does, tells.
+
+    Raises:
+        ValueError: a link leads to a folder.
+    """
+    files: dict[str, tuple[RawFile, int | None]] = {}
+    links: list[RawFile] = []
+    for member, checksum in members:
+        if member.target is not None:
+            links.append(member)
+        else:
+            files[posixpath.normpath(member.path)] = member, checksum
+            yield member, checksum
+    targets = {posixpath.normpath(link.path): link.target for link in links}
+    folders = {str(folder) for path in files for folder in PurePosixPath(path).parents} if links else set()
+    for link in links:
+        target = link.target
+        for _ in range(_MAX_LINKS):
+            if target not in files:
+                target = targets.get(target, target)
+        if target in files:
+            file, checksum = files[target]
+            yield replace(file, path=link.path), checksum
+        elif target not in folders:
+            yield link, None
+        elif not _is_hidden(PurePosixPath(link.path)):
+            raise ValueError(f"its member {link.path} is a link to the folder {target}; unpack the archive")
 
 
 def _each_once(members: Iterable[tuple[RawFile, int | None]], name: str) -> Iterator[RawFile]:
@@ -223,7 +307,7 @@ def _each_once(members: Iterable[tuple[RawFile, int | None]], name: str) -> Iter
     """
     found: dict[str, tuple[RawFile, int | None]] = {}
     for member, checksum in members:
-        path = posixpath.normpath(member.path.replace("\\", "/"))
+        path = posixpath.normpath(member.path)
         first, first_checksum = found.setdefault(path, (member, checksum))
         if first is member:
             yield member
@@ -242,8 +326,9 @@ def _gzip_blocks(archive: Path) -> Iterator[bytes]:
 
 
 def _member_blocks(member: RawFile) -> Iterator[bytes]:
+    member.check_target()
     if member.offset is None:
-        with _open_zip(member.container).open(member.path) as stream:
+        with _open_zip(member.container).open(member.member) as stream:
             while block := stream.read(_BLOCK_BYTES):
                 yield block
     else:
@@ -265,7 +350,8 @@ def _copy_once(blocks: Iterator[bytes], archive: Path, name: str, scratch: Path,
         scratch: folder for the copy.
         suffix: of the copy's name.
     """
-    state = archive.stat()
+    with reading(name):
+        state = archive.stat()
     key = hashlib.sha256(os.fsencode(f"{archive} {name} {state.st_size} {state.st_mtime_ns}")).hexdigest()[:16]
     copy = scratch / f"{key}{suffix}"
     if not copy.exists():

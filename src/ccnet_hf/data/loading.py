@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from math import inf
@@ -85,6 +86,10 @@ def _load(
             return datasets.load_dataset(dataset_name, config_name, revision=revision, streaming=streaming)
         except datasets.exceptions.DatasetGenerationError as error:
             raise error.__cause__ or error from None  # its own text says nothing
+    folder = Path(dataset_name)
+    for state in filter(Path.is_file, (folder / "state.json", *sorted(folder.glob("*/state.json")))):
+        if json.loads(state.read_bytes()).get("_data_files") == []:  # which `datasets` writes, but does not read
+            raise ValueError(f"{'it' if state.parent == folder else f'split {state.parent.name}'} has no rows")
     saved = datasets.load_from_disk(dataset_name)
     # A part without a name gets the one that `load_dataset` would give it.
     splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}

@@ -74,8 +74,18 @@ class CCNetModelConfigMixin(CCNetConfigMixin):
         cls._auto_class = None  # else transformers would copy a user's own module into the folders it saves
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as `config.json` holds it, with the classes that can be loaded from the code beside it."""
-        return super().to_dict() | {"auto_map": dict(self.remote_classes)}
+        """The configuration as `config.json` holds it, with the classes that can be loaded from the code beside it. Of
+        a subclass of a user's, no code is there but what transformers saves where the subclass is registered."""
+        output = super().to_dict()
+        auto_map = self.remote_classes
+        classes = {name.rpartition(".")[2] for name in auto_map.values()}
+        if not {type(self).__name__, *(self.architectures or ())} <= classes:
+            elsewhere = {name for name in auto_map.values() if not name.endswith(f".{type(self).__name__}")}
+            registered = output.pop("auto_map", None) or {}
+            auto_map = {
+                kind: name for kind, name in registered.items() if isinstance(name, str) and name not in elsewhere
+            }
+        return output | ({"auto_map": dict(auto_map)} if auto_map else {})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

@@ -144,5 +144,6 @@ class CCNetBackboneConfig(CCNetConfigMixin, BackboneConfigMixin, PreTrainedConfi
 
 
 AutoConfig.register(CCNetBackboneConfig.model_type, CCNetBackboneConfig, exist_ok=True)
+CCNetBackboneConfig.register_for_auto_class()
 
 __all__ = ["CCNetBackboneConfig"]

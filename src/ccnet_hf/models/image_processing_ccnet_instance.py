@@ -15,7 +15,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,7 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
             Whether to convert images of other modes and grey or four-channel arrays to RGB.
     """
 
+    remote_classes: ClassVar[dict[str, list[str]]] = {"AutoImageProcessor": list(INSTANCE_IMAGE_PROCESSORS)}
     valid_kwargs = CCNetInstanceImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
     do_convert_rgb = True
@@ -126,10 +127,6 @@ class CCNetInstanceImageProcessor(CCNetProcessorMixin, InstancePostProcessingMix
                 "width."
             )
         return 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The processor as `preprocessor_config.json` holds it, with its class in the code that is saved beside it."""
-        return super().to_dict() | {"auto_map": {"AutoImageProcessor": list(INSTANCE_IMAGE_PROCESSORS)}}
 
     def preprocess(
         self,

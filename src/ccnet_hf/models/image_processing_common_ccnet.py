@@ -15,11 +15,12 @@
 maps."""
 
 import base64
+import copy
 import io
 import math
 import os
 from collections.abc import Iterable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import httpx
 import numpy as np
@@ -94,7 +95,11 @@ class CCNetImageProcessorKwargs(ImagesKwargs, total=False):
 
 class CCNetProcessorMixin:
     """What CCNet's processors of images and of video share beyond transformers' own: names that look like an
-    argument's but are not are refused in Python and kept, with a warning, from a file."""
+    argument's but are not are refused in Python and kept, with a warning, from a file; and the names of the code that
+    a saved folder holds."""
+
+    # Where transformers finds the classes of such a folder, if the package is not installed.
+    remote_classes: ClassVar[dict[str, str | list[str]]] = {}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -103,6 +108,18 @@ class CCNetProcessorMixin:
     def __init__(self, **kwargs):
         refuse(type(self), self._mistaken_names(kwargs))
         super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The processor as its file holds it, with the classes that can be loaded from the code beside it. Of a
+        subclass of a user's, no code is there but what transformers saves where the subclass is registered."""
+        output = super().to_dict()
+        values = self.remote_classes.values()
+        names = [name for value in values for name in ([value] if isinstance(value, str) else value)]
+        if type(self).__name__ in {name.rpartition(".")[2] for name in names}:
+            output["auto_map"] = copy.deepcopy(self.remote_classes)
+        elif output.get("auto_map") == self.remote_classes:
+            del output["auto_map"]
+        return output
 
     @classmethod
     def _mistaken_names(cls, names: Iterable[str]) -> dict[str, str]:
@@ -147,6 +164,8 @@ class CCNetProcessorMixin:
 class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin):
     """All of a CCNet image processor but its backend. See [`CCNetImageProcessor`]."""
 
+    # transformers takes the second where torchvision is installed.
+    remote_classes: ClassVar[dict[str, list[str]]] = {"AutoImageProcessor": list(IMAGE_PROCESSORS)}
     model_input_names = ["pixel_values"]
     do_convert_rgb = True
     do_resize = True
@@ -175,11 +194,6 @@ class CCNetImageProcessorMixin(CCNetProcessorMixin, SemanticPostProcessingMixin)
                 "height and width."
             )
         return 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The processor as `preprocessor_config.json` holds it, with the classes of the code that is saved beside it:
-        transformers takes the second where torchvision is installed."""
-        return super().to_dict() | {"auto_map": {"AutoImageProcessor": list(IMAGE_PROCESSORS)}}
 
     def fetch_images(self, images: Any) -> Any:
         """Images for the paths, addresses and base64 texts among `images`, by Pillow in both backends. Files come in

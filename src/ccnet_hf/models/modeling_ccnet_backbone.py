@@ -127,6 +127,7 @@ class CCNetBackbone(CheckedConfigMixin, BackboneMixin, PreTrainedModel):
 
 
 AutoBackbone.register(CCNetBackboneConfig, CCNetBackbone, exist_ok=True)
+CCNetBackbone.register_for_auto_class("AutoBackbone")
 # transformers' shared tests tell a backbone by this plain dictionary of class names, not by the registered classes.
 MODEL_FOR_BACKBONE_MAPPING_NAMES[CCNetBackboneConfig.model_type] = CCNetBackbone.__name__
 

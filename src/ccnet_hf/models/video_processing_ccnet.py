@@ -15,7 +15,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import PIL.Image
 import torch
@@ -86,6 +86,7 @@ class CCNetVideoProcessor(CCNetProcessorMixin, BaseVideoProcessor):
         palette (`list[list[int]]`, *optional*): One RGB colour per class.
     """
 
+    remote_classes: ClassVar[dict[str, str]] = {"AutoVideoProcessor": "video_processing_ccnet.CCNetVideoProcessor"}
     model_input_names = ["pixel_values_videos"]
     valid_kwargs = CCNetVideoProcessorKwargs
     do_resize = True
@@ -109,10 +110,6 @@ class CCNetVideoProcessor(CCNetProcessorMixin, BaseVideoProcessor):
         useless |= {"do_pad", "pad_size", "image_processor_type", "disable_grouping"}
         known = {name: value for name, value in video_processor_dict.items() if name not in useless}
         return super().from_dict(known, **kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The processor as `video_preprocessor_config.json` holds it, with the class of the code saved beside it."""
-        return super().to_dict() | {"auto_map": {"AutoVideoProcessor": "video_processing_ccnet.CCNetVideoProcessor"}}
 
     def image_processor(self) -> CCNetImageProcessor:
         """The image processor that does the same to a single frame."""

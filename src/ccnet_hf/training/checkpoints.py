@@ -23,6 +23,7 @@ from ccnet_hf.files import (
     remove_folder,
     unfinished_name,
 )
+from ccnet_hf.inference.loading import load_config, load_model
 from ccnet_hf.remote_code import CONFIG_FILE
 from ccnet_hf.training.distributed import from_main_process, together
 from ccnet_hf.training.training_state import TrainingState
@@ -175,23 +176,29 @@ class Checkpoints:
                 write_scores(unfinished, self.state.step, scores)
 
     def check_best(self) -> bool:
-        """Whether there is a best model, whose scores can be read; raises InputError where they cannot."""
+        """Whether there is a best model that can be the result; raises InputError where one is damaged."""
         with together():
             if self._best.is_dir():
-                read_scores(self._best)
+                self._read_best()
         return self._best.is_dir()
 
     def save_trained(self, best: bool) -> dict[str, float]:
         """Write the model in `output_dir`: as it is, or as the best one was, whose scores are returned."""
-        model, scores = self.state.trained_model, {}
+        scores = {}
         if best:
-            with reading(self._best):
-                model.load_state_dict(type(model).from_pretrained(self._best).state_dict())
-            _, scores = read_scores(self._best)
+            weights, scores = self._read_best()
+            self.state.trained_model.load_state_dict(weights)
         weights = self.state.weights()
         with whole_model(self.output_dir, self.state.accelerator) as unfinished:
             self._save_model(unfinished, weights)
         return scores
+
+    def _read_best(self) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Weights of the best model, checked as those of any checkpoint that is loaded, and its scores."""
+        _, scores = read_scores(self._best)
+        load_config(str(self._best))
+        model = self.state.trained_model
+        return load_model(str(self._best), model.config, model.dtype).state_dict(), scores
 
     def _save_model(self, folder: Path, weights: Mapping[str, torch.Tensor] | None) -> None:
         if self.state.accelerator.is_main_process:

@@ -109,6 +109,10 @@ def optimizer_misfit(
         shape = () if key == "step" else learning[name].shape
         if tensor.shape != shape or not tensor.is_floating_point():
             return f"{full_name} is {tensor.dtype} {tuple(tensor.shape)}, not floats {tuple(shape)}"
+        if key == "step" and tensor.item() not in range(1, step + 1):
+            return f"{full_name} is {tensor.item():g}, not one of the {step} steps"
+        if key == "exp_avg_sq" and (tensor < 0).any():
+            return f"{full_name} has negative values, and is a mean of squares"
     return None
 
 

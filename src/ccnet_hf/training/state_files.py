@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST_FILE, {"format": _FORMAT, "files": digests})
 
 
+def _content(file: Path) -> bytes:
+    """The bytes of a file; ValueError for what is none, such as a pipe, which would be waited for."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise ValueError("it is no regular file")
+    return file.read_bytes()
+
+
 class StateReader:
     """Reads the files of a training state, each of which is what was saved, or refused by its name.
 
@@ -62,7 +70,7 @@ class StateReader:
                 f"(--model_name_or_path {folder.parent})"
             )
         with reading(file):
-            manifest = json.loads(file.read_text(encoding="utf-8"))
+            manifest = json.loads(_content(file).decode())
             if manifest["format"] not in range(_OLDEST_FORMAT, _FORMAT + 1):
                 known = f"{_OLDEST_FORMAT} to {_FORMAT}"
                 raise ValueError(f"it is of format {manifest['format']}, and this version reads {known}")
@@ -107,7 +115,7 @@ class StateReader:
         if name not in self._digests:
             raise InputError(f"{file} cannot be read: {self.folder / MANIFEST_FILE} does not name it")
         with reading(file):
-            content = file.read_bytes()
+            content = _content(file)
         if hashlib.sha256(content).hexdigest() != self._digests[name]:
             raise InputError(f"{file} is damaged: it has changed since it was saved")
         return content

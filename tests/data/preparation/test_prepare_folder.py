@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -105,6 +106,28 @@ def test_one_folder_may_hold_both_where_masks_have_a_suffix(tmp_path):
         file.rename(arguments["images"] / file.name)
     arguments["masks"] = arguments["images"]
     assert sum(prepare_folder(**arguments, mask_suffix="_mask").num_examples.values()) == len(NAMES)
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    arguments = write_pairs(tmp_path, NAMES)
+    for file in (arguments["images"] / "bb.jpg", arguments["masks"] / "bb.png"):
+        file.unlink()
+        file.symlink_to(tmp_path / "gone" / file.name)
+    with pytest.raises(InputError, match=r"bb\.\w+ cannot be read: it is a link to \S+gone/bb\.\w+, where there"):
+        prepare_folder(**arguments)
+    prepared = prepare_folder(**arguments, skip_corrupt=True)
+    assert sum(prepared.num_examples.values()) == len(NAMES) - 1 and "bb" in str(prepared.skipped)
+
+
+def test_a_name_is_one_name_in_either_form_of_unicode(tmp_path):
+    arguments = write_pairs(tmp_path, NAMES)
+    forms = [unicodedata.normalize(form, "größe") for form in ("NFC", "NFD")]
+    (arguments["images"] / "bb.jpg").rename(arguments["images"] / f"{forms[1]}.jpg")
+    (arguments["masks"] / "bb.png").rename(arguments["masks"] / f"{forms[0]}.png")
+    assert sum(prepare_folder(**arguments).num_examples.values()) == len(NAMES)
+    (arguments["masks"] / "ccc.png").rename(arguments["masks"] / f"{forms[1]}.png")
+    with pytest.raises(InputError, match="have the same name but for what it ends in, or how its letters are encoded"):
+        prepare_folder(**arguments)
 
 
 def test_what_does_not_fit_is_named(tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ccnet_hf.data.archives import RawFile
+from ccnet_hf.data.archives import RawFile, normal_form
 from ccnet_hf.data.benchmarks.layout import LabelFormat, NameList, RawLayout
 from ccnet_hf.errors import InputError, reading
 
@@ -89,7 +89,7 @@ def _read_names(files: Sequence[RawFile], pattern: str) -> list[str] | None:
         return None
     content = read_same(lists)
     with reading(str(lists[0])):
-        lines = content.decode().splitlines()
+        lines = normal_form(content.decode()).splitlines()
     return [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 
-from ccnet_hf.data.archives import RawFile, check_sources, close_archives, list_files
+from ccnet_hf.data.archives import RawFile, check_sources, close_archives, list_files, normal_form
 from ccnet_hf.data.benchmarks.layout import LabelFormat, RawLayout
 from ccnet_hf.data.benchmarks.record import Benchmark
 from ccnet_hf.data.images import check_max_pixels
@@ -79,6 +79,7 @@ def prepare_folder(
     check_range("--validation_fraction", validation_fraction, 0, 0.9)
     check_max_pixels(max_image_pixels)
     label_format = _label_format(classes, mask_values, ignored_values)
+    mask_suffix = normal_form(mask_suffix)
     check_sources([images])
     check_sources([masks])
     output_dir = Path(output_dir)
@@ -167,7 +168,9 @@ def _by_name(files: Sequence[RawFile], suffix: str = "", without: str = "") -> d
         with reading(f"the name of {file}"):
             name.encode()  # file systems and archives allow names that are no text
         if name in found:
-            raise InputError(f"{found[name]} and {file} have the same name but for what it ends in")
+            raise InputError(
+                f"{found[name]} and {file} have the same name but for what it ends in, or how its letters are encoded"
+            )
         found[name] = file
     return found
 
