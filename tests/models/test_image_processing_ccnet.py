@@ -235,7 +235,7 @@ def test_encoded_images_come_in_as_files_do(processor_class, kind, monkeypatch):
         content = turned[address.rpartition("/")[2]]
         return httpx.Response(200, content=content, request=httpx.Request("GET", address))
 
-    monkeypatch.setattr(httpx, "get", get)
+    monkeypatch.setattr(common, "get_session", lambda: SimpleNamespace(get=get))
     forms = {
         "base64": lambda name: base64.encodebytes(turned[name]).decode(),
         "data address": lambda name: "data:image/png;base64," + base64.b64encode(turned[name]).decode(),
@@ -267,7 +267,7 @@ def test_what_cannot_be_had_is_named(processor_class, source, message, monkeypat
             raise httpx.ConnectError("no route")
         return httpx.Response(404, request=httpx.Request("GET", address))
 
-    monkeypatch.setattr(httpx, "get", get)
+    monkeypatch.setattr(common, "get_session", lambda: SimpleNamespace(get=get))
     with pytest.raises(ValueError, match=message):
         processor_class()(source)
 

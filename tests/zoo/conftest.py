@@ -90,6 +90,8 @@ def small_checkpoint(small_variant) -> dict[str, torch.Tensor]:
     for tensor in state_dict.values():
         if tensor.is_floating_point():
             tensor.uniform_(0.1, 1)
+        if tensor.dim() == 4:
+            tensor.div_(tensor[0].numel())  # so that no logit overflows
     gamma = "model.head.attention.gamma"
     state_dict[gamma] = state_dict[gamma].reshape(())
     return {mmsegmentation_key(key): tensor for key, tensor in state_dict.items()}

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ccnet_hf.errors import InputError, describe, using
+from ccnet_hf.errors import InputError, describe
 from ccnet_hf.models import image_transforms_ccnet as transforms
 
 
@@ -113,27 +113,6 @@ def upright_image(image: InputImage) -> PIL.Image.Image | np.ndarray | torch.Ten
             f"`image` must be a PIL image, an array, a tensor or the path of a file, got {type(image).__name__}"
         )
     return image
-
-
-def drawable(image: InputImage) -> PIL.Image.Image:
-    """An image to draw on, as the results of it lie: what `upright_image` gives, as 8-bit RGB.
-
-    Raises:
-        InputError: it is no image, or an array of other values than integers from 0 to 255; and as `read_image`.
-    """
-    image = upright_image(image)
-    with using("image"):
-        if isinstance(image, PIL.Image.Image):
-            return transforms.convert_to_rgb(image)
-        transforms.image_size(image)  # refuses what has not two or three axes
-        pixels = transforms.image_to_array(image, do_convert_rgb=True)
-        pixels = pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels
-        if pixels.dtype != np.uint8 or len(pixels) != 3:
-            raise ValueError(
-                f"what is drawn on has 1, 3 or 4 channels of integers from 0 to 255, got {pixels.dtype} of shape "
-                f"{tuple(image.shape)}"
-            )
-        return PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def label_ids(image: PIL.Image.Image) -> np.ndarray:

@@ -22,11 +22,11 @@ import os
 from collections.abc import Iterable
 from typing import Any, BinaryIO, ClassVar
 
-import httpx
 import numpy as np
 import PIL.Image
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import get_session
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -373,7 +373,7 @@ def _file_of(source: str | os.PathLike) -> str | os.PathLike | BinaryIO:
         return source
     text = str(source)
     if text.startswith(("http://", "https://")):
-        return io.BytesIO(httpx.get(text, follow_redirects=True).raise_for_status().content)
+        return io.BytesIO(get_session().get(text, follow_redirects=True).raise_for_status().content)
     try:
         encoded = text.partition(",")[2] if text.startswith("data:image/") else text
         return io.BytesIO(base64.b64decode("".join(encoded.split()), validate=True))

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ccnet_hf.data.images import InputImage, drawable
 from ccnet_hf.errors import InputError, enough_memory, using
 from ccnet_hf.limits import check_integer
+from ccnet_hf.visualization.canvas import AnyImage, drawable
 from ccnet_hf.visualization.segmentation import INK, PAPER
 
 
@@ -135,7 +135,7 @@ def _is_inside(position: tuple[int, int], height: int, width: int) -> bool:
     return is_pair and all(isinstance(i, int) and 0 <= i < n for i, n in zip(position, (height, width), strict=True))
 
 
-def draw_attention(image: InputImage, weights: torch.Tensor, position: tuple[int, int]) -> Image.Image:
+def draw_attention(image: AnyImage, weights: torch.Tensor, position: tuple[int, int]) -> Image.Image:
     """An image in pale grey under its attention: the larger the weight of a pixel, the stronger its orange.
 
     Args:
@@ -155,7 +155,7 @@ def draw_attention(image: InputImage, weights: torch.Tensor, position: tuple[int
     return _mark(drawn, position, tuple(weights.shape))
 
 
-def draw_attention_ratio(image: InputImage, ratio: torch.Tensor, position: tuple[int, int]) -> Image.Image:
+def draw_attention_ratio(image: AnyImage, ratio: torch.Tensor, position: tuple[int, int]) -> Image.Image:
     """An image in pale grey under `attention_ratio`: orange where the position looks more than evenly, blue where it
     looks less, full at 16 times as much and at a sixteenth.
 
@@ -172,7 +172,7 @@ def draw_attention_ratio(image: InputImage, ratio: torch.Tensor, position: tuple
     return _mark(_tint(drawn, -ratio / _MOST_RATIO, _COLD), position, tuple(ratio.shape))
 
 
-def _pale(image: InputImage) -> Image.Image:
+def _pale(image: AnyImage) -> Image.Image:
     image = drawable(image)
     return Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, PAPER), 0.5)
 
@@ -200,7 +200,7 @@ def _mark(drawn: Image.Image, position: tuple[int, int], size: tuple[int, int]) 
     return drawn
 
 
-def captioned_grid(rows: Sequence[Mapping[str, InputImage]]) -> Image.Image:
+def captioned_grid(rows: Sequence[Mapping[str, AnyImage]]) -> Image.Image:
     """Images of one size in rows, each above its caption; a column is as wide as its image or the longest caption.
 
     Raises:

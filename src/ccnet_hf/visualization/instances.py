@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ccnet_hf.data.images import InputImage, drawable
+from ccnet_hf.visualization.canvas import AnyImage, drawable
 from ccnet_hf.visualization.segmentation import generate_palette
 
 
@@ -27,7 +27,7 @@ class DrawnInstances(Protocol):
 
 
 def draw_instances(
-    image: InputImage, instances: DrawnInstances, names: Mapping[int, str], with_scores: bool = True
+    image: AnyImage, instances: DrawnInstances, names: Mapping[int, str], with_scores: bool = True
 ) -> Image.Image:
     """Draw instances over their image, those with higher scores on top.
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ccnet_hf.data.images import InputImage, drawable
 from ccnet_hf.errors import InputError, using
 from ccnet_hf.limits import check_integer
 from ccnet_hf.models.configuration_ccnet import MAX_NUM_LABELS
 from ccnet_hf.models.image_arguments_ccnet import check_palette
 from ccnet_hf.models.image_transforms_ccnet import segmentation_map_to_array
+from ccnet_hf.visualization.canvas import AnyImage, drawable
 
 
 Color = tuple[int, int, int]
@@ -79,7 +79,7 @@ def class_shares(label_map: LabelMap, num_labels: int) -> np.ndarray:
     return counts / max(labels.size, 1)
 
 
-def blend(image: InputImage, label_map: LabelMap, palette: Sequence[Color], alpha: float = 0.5) -> Image.Image:
+def blend(image: AnyImage, label_map: LabelMap, palette: Sequence[Color], alpha: float = 0.5) -> Image.Image:
     """Tint an image with the colours of its classes and draw a thin light line where classes meet.
 
     Args:
@@ -140,7 +140,7 @@ def _borders(labels: np.ndarray, width: int) -> np.ndarray:
 
 
 def overlay(
-    image: InputImage,
+    image: AnyImage,
     label_map: LabelMap,
     palette: Sequence[Color],
     class_names: Sequence[str],
