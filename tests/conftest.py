@@ -1,16 +1,22 @@
 """Fixtures every part of the suite may use."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 import ccnet_hf  # noqa: F401  registers the Auto classes
 
 
 # Of transformers' own tests, see models/test_transformers_mixins.py.
 _MARKERS = ("accelerate_tests", "flash_attn_3_test", "flash_attn_4_test", "flash_attn_test", "torch_compile_test")
+
+
+# tqdm's own lock is shared with forked processes, and stays locked where a test kills one that holds it.
+tqdm.set_lock(threading.RLock())
 
 
 def pytest_configure(config):
