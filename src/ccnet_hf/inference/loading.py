@@ -455,11 +455,11 @@ def _parts(index: Path, folder: Path) -> list[Path]:
     names = content.get("weight_map")
     if not names or not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise InputError(f"{index} cannot be read: it has no weight_map of tensors' names to files' names")
-    if not isinstance(content.get("metadata"), dict):
-        raise InputError(f"{index} cannot be read: it has no metadata, which may be {{}}")
     for name in sorted(set(names.values())):
         if Path(name).name != name or not (folder / name).is_file():
             raise InputError(f"{index} names {name!r}, which is not in {folder}")
+    if not isinstance(content.get("metadata"), dict):
+        raise InputError(f"{index} cannot be read: it has no metadata, which may be {{}}")
     return [folder / name for name in sorted(set(names.values()))]
 
 
